@@ -1,0 +1,74 @@
+"""Where output goes: results to stdout, everything else to stderr, plain text when not a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+_PLAIN_WIDTH = 200
+
+
+def stdout() -> Console:
+    """For results."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """For progress and messages."""
+    return _console(stderr=True)
+
+
+def _console(stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=width is not None)
+
+
+def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> Table:
+    """A table whose first ``left`` columns are text and whose others are numbers."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if i < left else "right", no_wrap=i >= left)
+    for row in rows:
+        drawn.add_row(*(str(cell) for cell in row))
+    return drawn
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A loss or a change; ``–`` where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" if abs(value) >= 10.0**-digits or value == 0 else f"{value:.1e}"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction as a percentage."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def overrides(settings: Sequence[str]) -> Mapping[str, Any]:
+    """``PATH=VALUE`` texts as a mapping; values are read as YAML."""
+    from prunekit.errors import SpecError
+    from prunekit.spec.text import parse_value
+
+    found: dict[str, Any] = {}
+    problems = []
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals or not path:
+            problems.append(f"--set {setting}: must be PATH=VALUE, such as prune.scheduler.steps=14")
+        elif path in found:
+            problems.append(f"--set {path}: given twice")
+        else:
+            try:
+                found[path] = parse_value(value)
+            except Exception:
+                problems.append(f"--set {setting}: the value is not valid YAML")
+    if problems:
+        raise SpecError(problems)
+    return found

@@ -1,0 +1,45 @@
+"""``prunekit export``: weights and masks as safetensors. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def export(
+    file: Path, weights: Path | None, masks: Path | None, phase: str | None, step: int | None, overwrite: bool
+) -> None:
+    """Write what was asked for."""
+    from prunekit.errors import ResultsError, SpecError
+    from prunekit.results import open_results
+
+    if weights is None and masks is None:
+        raise SpecError("export writes --weights FILE, --masks FILE or both; neither is given")
+    for path in (weights, masks):
+        if path is not None and path.exists() and not overwrite:
+            raise ResultsError(f"{path}: exists; use --overwrite to replace it")
+    with open_results(file) as results:
+        if weights is not None:
+            there = [p for p in ("dense", "pruned", "finetuned") if results.summary[p]]
+            chosen = phase or (there[-1] if there else "dense")
+            _save(weights, results.weights(chosen))
+            print(f"{chosen} weights in {weights}")
+        if masks is not None:
+            last = len(results.summary["steps"]) if step is None else step
+            _save(masks, results.masks(last))
+            print(f"masks after step {last} in {masks}")
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    import numpy as np
+    from safetensors.numpy import save
+
+    from prunekit.errors import ResultsError
+
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,193 @@
+"""The app and its error handling. Commands import what they need when they run, so help is instant."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="prunekit",
+    help="Prune neural networks by a model of how their loss will change.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+plugins_app = typer.Typer(help="List what is installed, from where, and what failed to load.")
+app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A results file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Set one value, such as prune.scheduler.steps=14. Repeatable."
+    ),
+]
+Block = Annotated[
+    list[str] | None, typer.Option("--block", metavar="PLUGIN", help="Leave a plugin out. Repeatable.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    spec: Spec,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Results file. Default: the spec's name with .h5, here."),
+    ] = None,
+    set_: Set = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1 or auto.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished output; start one that is absent.")
+    ] = False,
+    overwrite: Overwrite = False,
+    block: Block = None,
+) -> None:
+    """Train, prune, fine-tune and probe as the spec says; write a results file."""
+    from prunekit_cli.run import run as command
+
+    command(spec, out, set_ or [], device, resume, overwrite, block or [])
+
+
+@app.command()
+def inspect(
+    file: File,
+    as_json: AsJSON = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Show the sparsity of every layer.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="PNG|PDF|SVG", help="Draw the run into this file.")
+    ] = None,
+) -> None:
+    """Show a results file, also while its run goes on."""
+    from prunekit_cli.inspect import inspect as command
+
+    command(file, as_json, layers, plot)
+
+
+@app.command()
+def validate(spec: Spec, set_: Set = None, block: Block = None) -> None:
+    """Check a spec and report every problem with its place."""
+    from prunekit_cli.spec import validate as command
+
+    command(spec, set_ or [], block or [])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec, with every installed plugin's options, for editors."""
+    from prunekit_cli.spec import schema as command
+
+    command()
+
+
+@app.command()
+def export(
+    file: File,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="F", help="Write weights here.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", metavar="F", help="Write masks here, True = kept.")
+    ] = None,
+    phase: Annotated[
+        str | None, typer.Option("--phase", help="dense, pruned or finetuned. Default: the last there is.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", help="Masks after this step. Default: the last.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write weights and masks of a results file as safetensors."""
+    from prunekit_cli.export import export as command
+
+    command(file, weights, masks, phase, step, overwrite)
+
+
+@plugins_app.callback()
+def plugins(context: typer.Context, as_json: AsJSON = False) -> None:
+    """List what is installed, from where, and what failed to load."""
+    if context.invoked_subcommand is None:
+        from prunekit_cli.plugins import listing
+
+        listing(as_json)
+
+
+@plugins_app.command("show")
+def show(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: AsJSON = False) -> None:
+    """Show one component: where it comes from and its options with types and defaults."""
+    from prunekit_cli.plugins import show as command
+
+    command(name, as_json)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from prunekit import __version__
+
+        print(f"prunekit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: run the app and turn what happens into an exit code."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run the app on some arguments.
+
+    Returns:
+        0 done; 2 for what the user can mend (usage, spec, data, file); 1 a failed run or a bug of ours; 130
+        interrupted.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    command: Any = typer.main.get_command(app)
+    try:
+        result = command.main(arguments, prog_name="prunekit", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; go on with --resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`); nothing is left to say to it.
+        sys.stdout = None
+        return 0
+    except Exception as error:
+        return _report(error)
+
+
+def _report(error: Any) -> int:
+    if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of the parser
+        error.show()
+        return int(error.exit_code)
+    from prunekit.errors import PrunekitError
+
+    if isinstance(error, PrunekitError):
+        for line in str(error).splitlines():
+            print(line, file=sys.stderr)
+        return error.exit_code
+    traceback.print_exception(error)
+    print("this is a bug in prunekit or a plugin; please report it with the lines above", file=sys.stderr)
+    return 1
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,134 @@
+"""Tables of a results file, shared by ``run`` and ``inspect``. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+
+from prunekit_cli.console import number, percent, table
+
+if TYPE_CHECKING:
+    from prunekit.results import Results
+
+_MANY_STEPS = 30
+_PHASES = (("dense", "dense"), ("pruned", "pruned"), ("finetuned", "fine-tuned"))
+
+
+def overview(results: Results) -> Iterator[RenderableType]:
+    """Head line, networks side by side, steps, probes."""
+    summary = results.summary
+    yield _head(summary)
+    yield from _networks(summary)
+    yield from _steps(summary["steps"])
+    for name, found in summary["probes"].items():
+        yield from _probe(name, found)
+
+
+def layers(results: Results) -> Iterator[RenderableType]:
+    """The sparsity of every layer after the last step."""
+    steps = results.summary["steps"]
+    if not steps:
+        yield "No steps yet."
+        return
+    masks = results.masks(len(steps))
+    rows = [
+        [name, "×".join(map(str, mask.shape)), mask.size, int(mask.sum()), percent(1 - mask.mean(), 3)]
+        for name, mask in masks.items()
+    ]
+    rows.append(
+        [
+            "all",
+            "",
+            sum(m.size for m in masks.values()),
+            steps[-1]["remaining"],
+            percent(steps[-1]["sparsity"], 3),
+        ]
+    )
+    yield table(
+        f"Layers after step {len(steps)}", ["tensor", "shape", "weights", "kept", "sparsity"], rows, left=2
+    )
+    empty = [name for name, mask in masks.items() if not mask.any()]
+    if empty:
+        yield f"Whole layers are gone: {', '.join(empty)}. Nothing passes through them; see selector ceilings."
+
+
+def _head(summary: dict[str, Any]) -> str:
+    spec = summary["spec"]
+    criterion = spec["prune"]["criterion"]
+    lam = f", λ = {criterion['lambda']:g}" if criterion["lambda"] else ""
+    scheduler = spec["prune"]["scheduler"]
+    text = (
+        f"{spec['name']}: {spec['model']['name']} on {spec['dataset']['name']}, criterion {criterion['name']}{lam}, "
+        f"scheduler {scheduler['name']}; {summary['prunable']:,} prunable weights; {summary['status']}"
+    )
+    error = summary["environment"].get("error")
+    return f"{text} ({error})" if error and summary["status"] in ("failed", "interrupted") else text
+
+
+def _networks(summary: dict[str, Any]) -> Iterator[RenderableType]:
+    there = [(key, title) for key, title in _PHASES if summary[key]]
+    if not there:
+        yield "Nothing measured yet."
+        return
+    rows = []
+    last = summary["steps"][-1] if summary["steps"] else None
+    if last is not None:
+        kept = {"dense": summary["prunable"], "pruned": last["remaining"], "finetuned": last["remaining"]}
+        rows.append(["weights kept", *(f"{kept[key]:,}" for key, _ in there)])
+        rows.append(["sparsity", *(percent(1 - kept[key] / summary["prunable"], 3) for key, _ in there)])
+    for split in ("train", "valid", "test"):
+        for kind in ("loss", "error"):
+            name = f"{split}_{kind}"
+            values = [summary[key].get(name) for key, _ in there]
+            if any(v is not None for v in values):
+                rows.append(
+                    [name.replace("_", " "), *(number(v) if kind == "loss" else percent(v) for v in values)]
+                )
+    yield table("Networks", ["", *(title for _, title in there)], rows)
+
+
+def _steps(steps: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    if not steps:
+        return
+    shown = steps
+    title = "Steps"
+    if len(steps) > _MANY_STEPS:
+        every = -(-len(steps) // 20)
+        shown = [s for i, s in enumerate(steps) if i % every == 0 or i == len(steps) - 1]
+        title = f"Steps (every {every}th of {len(steps)}; all with --json)"
+    with_error = "test_error" in steps[0]
+    columns = [
+        "step",
+        "sparsity",
+        "kept",
+        "predicted Δloss",
+        "measured Δloss",
+        "train loss",
+        "valid loss",
+        "test loss",
+    ]
+    columns += ["test error"] if with_error else []
+    rows = []
+    for s in shown:
+        row = [s["step"], percent(s["sparsity"], 3), f"{s['remaining']:,}", number(s["predicted_delta_loss"])]
+        row += [number(s[k]) for k in ("delta_loss", "train_loss", "valid_loss", "test_loss")]
+        row += [percent(s["test_error"])] if with_error else []
+        rows.append([*row, f"{s['seconds']:.2f}"])
+    yield table(title, [*columns, "seconds"], rows, left=0)
+
+
+def _probe(name: str, found: dict[str, Any]) -> Iterator[RenderableType]:
+    rows = []
+    for key, value in found.items():
+        if isinstance(value, dict):
+            for label, inner in value.items():
+                shown = number(inner) if isinstance(inner, int | float) else inner
+                rows.append([key.replace("_", " "), label.replace("_", " "), shown])
+        else:
+            rows.append(
+                [key.replace("_", " "), "", number(value) if isinstance(value, int | float) else value]
+            )
+    if rows:
+        yield table(f"Probe {name}", ["where", "what", "value"], rows, left=2)

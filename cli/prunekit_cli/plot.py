@@ -1,0 +1,134 @@
+"""``prunekit inspect --plot``: the run in one figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import ResultsError, SpecError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from prunekit.results import Results
+
+_FORMATS = (".png", ".pdf", ".svg")
+_SPLITS = (("train", "C0"), ("valid", "C1"), ("test", "C2"))
+
+
+def draw(results: Results, path: Path) -> None:
+    """Draw losses, predicted against measured change, layer sparsities and the line probe.
+
+    Raises:
+        SpecError: If the file name is not one of a picture.
+        ResultsError: If there are no steps to draw, or the file cannot be written.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise SpecError(f"--plot {path}: must end in {', '.join(_FORMATS)}")
+    steps = results.summary["steps"]
+    if not steps:
+        raise ResultsError(f"{results.path}: no steps yet, so there is nothing to draw")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    line = results.probe("line") if "line" in results.summary["probes"] else {}
+    count = 3 + len(line)
+    columns = 2 if count == 4 else 3
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(4.6 * columns, 3.6 * rows), layout="constrained", squeeze=False
+    )
+    axes = list(grid.flat)
+    _losses(axes[0], results.summary)
+    _changes(axes[1], steps)
+    _layers(axes[2], steps)
+    for axis, (key, arrays) in zip(axes[3:], line.items(), strict=False):
+        _line(axis, key, arrays)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    spec = results.summary["spec"]
+    figure.suptitle(
+        f"{spec['name']}: {spec['model']['name']} on {spec['dataset']['name']}, {spec['prune']['criterion']['name']}"
+    )
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        plt.close(figure)
+
+
+def _sparsities(axis: Axes, steps: list[dict[str, Any]]) -> list[float]:
+    axis.set_xlabel("sparsity (%)")
+    axis.grid(alpha=0.3)
+    return [100 * s["sparsity"] for s in steps]
+
+
+def _values(steps: list[dict[str, Any]], key: str) -> list[float]:
+    return [float("nan") if s.get(key) is None else s[key] for s in steps]
+
+
+def _losses(axis: Axes, summary: dict[str, Any]) -> None:
+    steps = summary["steps"]
+    x = _sparsities(axis, steps)
+    for split, colour in _SPLITS:
+        y = _values(steps, f"{split}_loss")
+        if any(v == v for v in y):
+            start = (summary["dense"] or {}).get(f"{split}_loss")
+            axis.plot(
+                [0, *x], [float("nan") if start is None else start, *y], ".-", color=colour, label=split
+            )
+            tuned = (summary["finetuned"] or {}).get(f"{split}_loss")
+            if tuned is not None:
+                axis.plot(x[-1], tuned, "*", color=colour, markersize=11, label=f"{split}, fine-tuned")
+    axis.set_ylabel("loss")
+    axis.set_title("Loss while pruning")
+    axis.legend(fontsize="small")
+
+
+def _changes(axis: Axes, steps: list[dict[str, Any]]) -> None:
+    x = _sparsities(axis, steps)
+    measured = _values(steps, "delta_loss")
+    predicted = _values(steps, "predicted_delta_loss")
+    axis.plot(x, measured, ".-", color="C3", label="measured")
+    if any(v == v for v in predicted):
+        axis.plot(x, predicted, ".--", color="C4", label="predicted")
+    finite = [abs(v) for v in (*measured, *predicted) if v == v and v != 0]
+    if finite and max(finite) / min(finite) > 30:
+        # Changes span orders of magnitude and both signs.
+        axis.set_yscale("symlog", linthresh=max(min(finite), max(finite) * 1e-4))
+    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.set_ylabel("change of the loss in a step")
+    axis.set_title("Predicted and measured change")
+    axis.legend(fontsize="small")
+
+
+def _layers(axis: Axes, steps: list[dict[str, Any]]) -> None:
+    import matplotlib.pyplot as plt
+
+    x = _sparsities(axis, steps)
+    names = list(steps[0]["layers"])
+    colours = plt.get_cmap("viridis")
+    for i, name in enumerate(names):
+        y = [100 * s["layers"][name] for s in steps]
+        shade = colours(0.9 * i / max(1, len(names) - 1))
+        axis.plot([0, *x], [0, *y], color=shade, linewidth=1.2, label=name)
+    axis.plot([0, 100], [0, 100], ":", color="grey", linewidth=0.8)
+    axis.set_ylabel("sparsity of the layer (%)")
+    axis.set_title("Layers, first (dark) to last (light)")
+    if len(names) <= 8:
+        axis.legend(fontsize="x-small")
+
+
+def _line(axis: Axes, key: str, arrays: dict[str, Any]) -> None:
+    first, second = (part.replace("finetuned", "fine-tuned") for part in key.split("_to_"))
+    for split, colour in _SPLITS:
+        if f"{split}_loss" in arrays:
+            axis.plot(arrays["place"], arrays[f"{split}_loss"], ".-", color=colour, label=split)
+    axis.set_xlabel(f"0 = {first}, 1 = {second}")
+    axis.set_ylabel("loss")
+    axis.set_title(f"Along the line from {first} to {second}")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")

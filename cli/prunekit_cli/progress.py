@@ -1,0 +1,133 @@
+"""Progress on stderr: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from prunekit.engine.events import Listener, StepRecord
+from prunekit_cli.console import number, percent
+
+_TITLES = {"train": "train", "prune": "prune", "finetune": "fine-tune", "probes": "probes"}
+
+
+def _epoch_text(row: Mapping[str, float | None]) -> str:
+    text = f"running loss {number(row.get('running_loss'))}"
+    if row.get("valid_loss") is not None:
+        text += f"  valid loss {number(row['valid_loss'])}"
+    if row.get("valid_error") is not None:
+        text += f"  valid error {percent(row['valid_error'])}"
+    return text
+
+
+def _step_text(step: StepRecord) -> str:
+    text = f"sparsity {percent(step.sparsity, 3)}"
+    if step.train_loss is not None:
+        text += f"  train loss {number(step.train_loss)}"
+    text += f"  Δloss {number(step.delta_loss)}"
+    if step.predicted_delta_loss is not None:
+        text += f" (predicted {number(step.predicted_delta_loss)})"
+    return text
+
+
+class RichProgress(Listener):
+    """One live line per phase."""
+
+    def __init__(self, screen: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:>9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=screen,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """Start the phase's line."""
+        if total:
+            self._task = self._progress.add_task(_TITLES[name], total=total, completed=done, text="")
+
+    def epoch(self, phase: str, row: Mapping[str, float | None]) -> None:
+        """Advance."""
+        self._advance(_epoch_text(row))
+
+    def step(self, record: StepRecord) -> None:
+        """Advance."""
+        self._advance(_step_text(record))
+
+    def probe(self, name: str) -> None:
+        """Advance."""
+        self._advance(name)
+
+    def _advance(self, text: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, advance=1, text=text)
+
+
+class PlainProgress(Listener):
+    """Lines for a log: every step, and an epoch every few seconds."""
+
+    def __init__(self, screen: Console, every: float = 5.0) -> None:
+        self._screen = screen
+        self._every = every
+        self._total = 0
+        self._done = 0
+        self._last = 0.0
+        self._name = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def phase(self, name: str, total: int, done: int) -> None:
+        """Remember the phase."""
+        self._name, self._total, self._done = _TITLES[name], total, done
+        self._started, self._first = time.monotonic(), done
+
+    def epoch(self, phase: str, row: Mapping[str, float | None]) -> None:
+        """Print, but not too often; always the last."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last >= self._every or self._done == self._total:
+            self._last = now
+            self._print(_epoch_text(row))
+
+    def step(self, record: StepRecord) -> None:
+        """Print."""
+        self._done += 1
+        self._print(_step_text(record))
+
+    def probe(self, name: str) -> None:
+        """Print."""
+        self._done += 1
+        self._print(name)
+
+    def _print(self, text: str) -> None:
+        pace = (time.monotonic() - self._started) / max(1, self._done - self._first)
+        left = pace * (self._total - self._done)
+        self._screen.print(f"{self._name} {self._done}/{self._total}  {text}  {left:.0f} s left")

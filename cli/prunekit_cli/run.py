@@ -1,0 +1,41 @@
+"""``prunekit run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prunekit_cli import console
+from prunekit_cli.overview import overview
+from prunekit_cli.progress import PlainProgress, RichProgress
+
+
+def run(
+    spec: Path,
+    out: Path | None,
+    settings: list[str],
+    device: str | None,
+    resume: bool,
+    overwrite: bool,
+    block: list[str],
+) -> None:
+    """Run a spec, follow it on stderr, and print the result's overview on stdout."""
+    import prunekit
+    from prunekit.errors import SpecError
+
+    overrides = dict(console.overrides(settings))
+    if device is not None:
+        if "device" in overrides:
+            raise SpecError("--device and --set device=… are given both; one is enough")
+        overrides["device"] = device
+    screen = console.stderr()
+    listener = RichProgress(screen) if screen.is_terminal else PlainProgress(screen)
+    with listener:
+        results = prunekit.run(
+            spec, out, overrides, resume=resume, overwrite=overwrite, block=block, listener=listener
+        )
+    with results:
+        for part in overview(results):
+            console.stdout().print(part)
+        console.stdout().print(
+            f"Results in {results.path}; look closer with: prunekit inspect {results.path}"
+        )

@@ -1,0 +1,30 @@
+"""``prunekit validate`` and ``prunekit schema``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from prunekit_cli import console
+
+
+def validate(spec: Path, settings: list[str], block: list[str]) -> None:
+    """Check a spec; problems go to stderr and make the exit code 2."""
+    from prunekit.plugins import PluginManager, default_manager
+    from prunekit.spec import load
+
+    manager = PluginManager(block=block) if block else default_manager()
+    found = load(spec, console.overrides(settings), manager)
+    part = found.part("prune", "scheduler")
+    levels = len(part.build().levels()) if part is not None else 0
+    print(
+        f"{spec}: valid: {found.data['model']['name']} on {found.data['dataset']['name']}, "
+        f"criterion {found.data['prune']['criterion']['name']}, {levels} pruning step{'s' if levels != 1 else ''}"
+    )
+
+
+def schema() -> None:
+    """Print the JSON Schema."""
+    from prunekit.spec import json_schema
+
+    print(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,340 @@
+"""The public functions. Each imports what it needs when it is called, so reading results needs no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import DataError, ResultsError, SpecError
+from prunekit.requests import Estimates, Statistic
+from prunekit.results import Results, open_results
+from prunekit.spec.prunable import Prunable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from prunekit.components import Criterion, Loss, Scheduler, Selector
+    from prunekit.engine.events import Listener, StepRecord
+    from prunekit.masks import Attachment
+    from prunekit.plugins import PluginManager
+
+Batches = Iterable[tuple[Any, Any]]
+
+
+def statistics(
+    model: nn.Module,
+    batches: Batches | Callable[[], Batches],
+    requests: Iterable[str | Statistic],
+    loss: str | Mapping[str, Any] | Loss | Callable[..., Tensor] = "cross_entropy",
+    parameters: str | Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    memory: int | None = None,
+) -> Estimates:
+    """Compute statistics of the loss at the model's weights, in one pass, in eval mode.
+
+    Args:
+        model: Left as it was found, also on error.
+        batches: ``(input, target)`` pairs on the model's device; sums are accumulated, so batch sizes do
+            not matter. Inputs are a tensor, a tuple of arguments or a mapping of keyword arguments.
+        requests: Names or :class:`prunekit.Statistic` with options.
+        loss: A name, a mapping, an object, or a function that returns the mean over a batch's examples.
+        parameters: ``None`` for the prunable weights, ``"all"`` for every parameter, or name patterns.
+        seed: For statistics that draw.
+        memory: Bytes for activations and products; larger batches are cut.
+
+    Returns:
+        Request to ``{parameter name: tensor}``; zeros for parameters that the loss does not depend on.
+
+    Raises:
+        PrunekitError: If something is unknown or cannot be computed, by name.
+    """
+    from prunekit.engine.choose import estimators
+    from prunekit.engine.losses import as_loss
+    from prunekit.engine.seeds import generator
+    from prunekit.estimation import estimate
+
+    wanted = [requests] if isinstance(requests, str | Statistic) else list(requests)
+    found = estimate(
+        model,
+        _fresh(batches),
+        estimators(wanted),
+        as_loss(loss),
+        _parameters(model, parameters),
+        generator(seed, "statistics", 0),
+        memory,
+    )
+    return found.statistics
+
+
+def saliency(
+    model: nn.Module,
+    batches: Batches | Callable[[], Batches],
+    criterion: str | Mapping[str, Any] | Criterion = "qm",
+    lam: float | None = None,
+    loss: str | Mapping[str, Any] | Loss | Callable[..., Tensor] = "cross_entropy",
+    masks: Mapping[str, Tensor] | None = None,
+    parameters: str | Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    memory: int | None = None,
+) -> dict[str, Tensor]:
+    """Compute a criterion's saliencies, the λ term included; higher = keep.
+
+    Args:
+        model: Left as it was found, also on error.
+        batches: As for :func:`statistics`.
+        criterion: A name, a mapping with the spec's keys, or an object.
+        lam: Locality weight λ (default 0).
+        loss: As for :func:`statistics`.
+        masks: Evaluate at the masked weights; ``True`` = kept.
+        parameters: ``None`` for the prunable weights, ``"all"`` or name patterns.
+        seed: For statistics that draw.
+        memory: Bytes for activations and products.
+
+    Returns:
+        One tensor per parameter, in its shape; nats per example for the loss models.
+    """
+    import torch
+
+    from prunekit.engine.choose import criterion_with_lambda, estimators
+    from prunekit.engine.losses import as_loss
+    from prunekit.engine.seeds import generator
+    from prunekit.engine.step import saliencies
+    from prunekit.estimation import estimate
+    from prunekit.masks import apply_masks
+
+    chosen, task = criterion_with_lambda(criterion, lam), as_loss(loss)
+    selected = _parameters(model, parameters)
+    everything = {name: p.detach().clone() for name, p in model.named_parameters()} if masks else {}
+    try:
+        apply_masks(model, masks or {})
+        found = estimate(
+            model,
+            _fresh(batches),
+            estimators(chosen.requires),
+            task,
+            selected,
+            generator(seed, "statistics", 0),
+            memory,
+        )
+        weights = {
+            n: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+            for n, p in selected.items()
+        }
+    finally:
+        with torch.no_grad():
+            for name, value in everything.items():
+                model.get_parameter(name).copy_(value)
+    kept = {n: torch.ones_like(p, dtype=torch.bool) for n, p in selected.items()}
+    return saliencies(chosen, weights, found.statistics, kept)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What :func:`prune` did.
+
+    Attributes:
+        model: The pruned model.
+        masks: Bool tensors, ``True`` = kept.
+        steps: A record per step, readable by attribute or key; metrics of splits are ``None``.
+    """
+
+    model: nn.Module
+    masks: dict[str, Tensor]
+    steps: list[StepRecord]
+
+    @property
+    def sparsity(self) -> float:
+        """Pruned fraction of the prunable weights."""
+        return self.steps[-1].sparsity
+
+    def attach(self, optimizer: Optimizer) -> Attachment:
+        """Keep the pruned weights at zero after each of the optimizer's steps; undo with ``.remove()``."""
+        from prunekit.masks import attach
+
+        return attach(self.model, optimizer, self.masks)
+
+
+def prune(
+    model: nn.Module,
+    batches: Batches | Callable[[], Batches],
+    criterion: str | Mapping[str, Any] | Criterion = "qm",
+    sparsity: float | None = None,
+    steps: int | None = None,
+    scheduler: str | Mapping[str, Any] | Scheduler = "exponential",
+    selector: str | Mapping[str, Any] | Selector = "global",
+    lam: float | None = None,
+    loss: str | Mapping[str, Any] | Loss | Callable[..., Tensor] = "cross_entropy",
+    prunable: Mapping[str, Any] | Prunable | None = None,
+    *,
+    seed: int = 0,
+    memory: int | None = None,
+) -> Pruning:
+    """Prune a model in place, re-estimating its statistics at every step. Weights are not trained between.
+
+    Args:
+        model: Any module; only its prunable weights change.
+        batches: As for :func:`statistics`; a callable gives a fresh sample for each step.
+        criterion: A name, a mapping with the spec's keys, or an object.
+        sparsity: Target fraction of the prunable weights, in [0, 1).
+        steps: Number of steps (14 where the scheduler has steps and none are given).
+        scheduler: A name, mapping or object; a value given both here and as an argument is an error.
+        selector: A name, mapping or object.
+        lam: Locality weight λ (default 0).
+        loss: As for :func:`statistics`.
+        prunable: ``{include, exclude, biases, norms}``; default every Linear and Conv weight.
+        seed: For criteria and statistics that draw.
+        memory: Bytes for activations and products.
+
+    Raises:
+        PrunekitError: If an argument is not acceptable (the model is then unchanged) or a step fails.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(8, 3)
+        >>> batch = (torch.randn(20, 8), torch.randint(3, (20,)))
+        >>> pruning = prune(model, [batch], "lm", sparsity=0.5, steps=2)
+        >>> int((model.weight == 0).sum()), pruning.steps[-1].pruned
+        (12, 12)
+    """
+    from prunekit.engine.choose import component, criterion_with_lambda, options_of
+    from prunekit.engine.losses import as_loss
+    from prunekit.engine.seeds import generator
+    from prunekit.engine.step import Pruner
+
+    given = {"sparsity": sparsity, "steps": steps}
+    levels = component("scheduler", scheduler, given=given).levels()
+    if isinstance(prunable, Mapping):
+        prunable = options_of(Prunable, prunable, "prunable")
+    pruner = Pruner(
+        model,
+        as_loss(loss),
+        criterion_with_lambda(criterion, lam),
+        levels,
+        component("selector", selector),
+        prunable,
+        memory,
+    )
+    if not callable(batches):
+        batches = _fresh(batches)
+    records = [
+        pruner.step(i, _fresh(batches), generator(seed, "statistics", i)) for i in range(len(pruner.levels))
+    ]
+    return Pruning(model, pruner.masks, records)
+
+
+def apply_masks(model: nn.Module, masks: Mapping[str, Any]) -> None:
+    """Zero a model's masked weights in place, once; masks are bool tensors or arrays, ``True`` = kept."""
+    from prunekit.masks import apply_masks as apply
+
+    apply(model, masks)
+
+
+def run(
+    spec: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    block: Iterable[str] = (),
+    listener: Listener | None = None,
+) -> Results:
+    """Run a spec and return its results.
+
+    Args:
+        spec: A file, or a mapping of the same shape.
+        out: The results file; default the spec's name with ``.h5`` in the current folder.
+        overrides: Dotted path to value, as ``--set``.
+        resume: Go on with an unfinished output; start an absent one; leave a complete one alone.
+        overwrite: Replace an output that is there.
+        block: Plugins to leave out.
+        listener: Follows the progress.
+
+    Raises:
+        SpecError: With every problem of the spec.
+        ResultsError: If the output exists, or cannot be resumed.
+        RunError: If the run fails; its file then says so and can be resumed.
+    """
+    from prunekit.engine.run import execute, state_path
+    from prunekit.engine.state import State
+    from prunekit.plugins import PluginManager, default_manager
+    from prunekit.spec import load
+
+    blocked = list(block)
+    manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
+    resolved = load(spec, overrides, manager)
+    if not any(part.cls.name == "hdf5" for part in resolved.listed("recorders")):
+        raise SpecError("recorders: the list must hold hdf5, which writes the results file")
+    path = Path(out) if out is not None else Path(f"{resolved.run.name}.h5")
+    if not path.parent.is_dir():
+        raise ResultsError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise ResultsError(f"{path}: is a folder; the output is a file")
+    if resume and overwrite:
+        raise SpecError("--resume and --overwrite contradict each other")
+    if not os.access(path.parent, os.W_OK):
+        raise ResultsError(f"{path}: the folder {path.parent} is not writable")
+    state: State | None = None
+    leftover = state_path(path)
+    if resume:
+        if path.exists():
+            with open_results(path) as results:
+                _check_same_spec(path, results.summary["spec"], resolved.data)
+                complete = results.summary["status"] == "complete"
+            if complete:
+                leftover.unlink(missing_ok=True)
+                return open_results(path)
+        if leftover.exists() or path.exists():
+            state = State.load(leftover)
+            _check_same_spec(leftover, state.spec, resolved.data)
+    elif path.exists() and not overwrite:
+        raise ResultsError(f"{path}: exists; use --overwrite to replace it, or --resume to go on with it")
+    elif leftover.exists() and not overwrite:
+        raise ResultsError(
+            f"{leftover}: an unfinished run's state is there; use --resume to go on with it, or --overwrite"
+        )
+    execute(resolved, path, state, manager, listener)
+    return open_results(path)
+
+
+def open(path: str | Path) -> Results:
+    """Open a results file read-only; needs numpy and h5py, not torch. See :func:`prunekit.results.open_results`."""
+    return open_results(path)
+
+
+def _check_same_spec(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on with another spec. A loss left to its default is known only once the data is read."""
+    keys = [k for k in wanted if not (k == "loss" and wanted[k] is None)]
+    different = [k for k in keys if recorded.get(k) != wanted[k]]
+    if different:
+        raise ResultsError(
+            f"{path}: belongs to another spec (differs in {', '.join(different)}); "
+            "resume with the same spec, or use --overwrite to start again"
+        )
+
+
+def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dict[str, Tensor]:
+    from prunekit.masks import prunable_parameters
+
+    if parameters is None:
+        return prunable_parameters(model)
+    if parameters == "all":
+        return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    patterns = (parameters,) if isinstance(parameters, str) else tuple(parameters)
+    return prunable_parameters(model, Prunable(include=patterns, biases=True, norms=True))
+
+
+def _fresh(batches: Batches | Callable[[], Batches]) -> Batches:
+    """Batches that can be read more than once; an iterator is read into a list."""
+    found = batches() if callable(batches) else batches
+    if isinstance(found, Iterator):
+        return list(found)
+    if isinstance(found, tuple) and len(found) == 2 and hasattr(found[0], "shape"):
+        raise DataError("batches must be an iterable of (input, target) pairs; for a single pair use [pair]")
+    return found

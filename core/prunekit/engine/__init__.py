@@ -1,0 +1,1 @@
+"""The run: its phases, its steps, its state, and what is measured."""

@@ -1,0 +1,86 @@
+"""Read weights from a file; a file from a stranger never executes code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import CheckpointError
+
+_NESTED = ("state_dict", "model_state_dict", "model")
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Read a ``.safetensors`` or torch (``.pt``, ``.pth``) checkpoint.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or not a mapping of names to tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path}: no such file")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"checkpoint {path}: not a complete safetensors file: {error}") from None
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several kinds for damaged and for unsafe files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {path}: not a complete torch checkpoint that holds only tensors "
+            f"(nothing else is loaded, since it could run code): {reason}"
+        ) from None
+    for key in _NESTED:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+            break
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise CheckpointError(f"checkpoint {path}: must hold names and tensors; found {type(found).__name__}")
+    return dict(found)
+
+
+def load_into(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint whose tensors must be just the model's.
+
+    Raises:
+        CheckpointError: Naming the tensors that are missing, unexpected, of another shape or not finite.
+    """
+    found = read(path)
+    expected = model.state_dict()
+    # A file may hold a tied tensor once, under any of its names.
+    aliases: dict[int, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(tensor), []).append(name)
+    for names in aliases.values():
+        source = next((n for n in names if n in found), None)
+        if source is not None:
+            for name in names:
+                if name in expected:
+                    found.setdefault(name, found[source])
+    # An export also holds buffers that are not saved with a model (constants made when it is built).
+    for name, _ in model.named_buffers():
+        if name not in expected:
+            found.pop(name, None)
+    problems = [f"{n}: missing" for n in expected if n not in found]
+    problems += [f"{n}: not in the model" for n in found if n not in expected]
+    for name, tensor in expected.items():
+        if name in found and found[name].shape != tensor.shape:
+            problems.append(
+                f"{name}: {list(found[name].shape)} in the file, {list(tensor.shape)} in the model"
+            )
+        elif (
+            name in found and found[name].is_floating_point() and not bool(torch.isfinite(found[name]).all())
+        ):
+            problems.append(f"{name}: holds values that are not finite")
+    if problems:
+        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        raise CheckpointError(f"checkpoint {path} does not fit the model: " + "; ".join(shown))
+    model.load_state_dict(found)

@@ -1,0 +1,71 @@
+"""A loss from what users may give: a name, a mapping, an object, or a plain function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import hessian, vmap
+
+from prunekit.components import Loss
+from prunekit.engine.choose import component
+from prunekit.errors import UnsupportedError
+from prunekit.plugins import PluginManager
+
+
+class CallableLoss(Loss):
+    """A function ``(outputs, targets) -> mean over the batch's examples``, such as ``nn.MSELoss()``.
+
+    Its GGN factor comes from the Hessian of each example's loss in its outputs, by autograd; the function
+    must give an example the same loss alone as within a batch.
+    """
+
+    name = "callable"
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean, times the number of examples."""
+        return self._function(outputs, targets) * len(outputs)
+
+    def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
+        """Number of examples."""
+        return float(len(outputs))
+
+    def ggn_factor(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """Scaled eigenvectors of each example's Hessian.
+
+        Raises:
+            UnsupportedError: If the loss is not convex in the outputs, or not twice differentiable.
+        """
+        flat = outputs.flatten(1)
+
+        def one(output: Tensor, target: Tensor) -> Tensor:
+            return self._function(output.view(1, *outputs.shape[1:]), target.unsqueeze(0))
+
+        try:
+            matrices = vmap(hessian(one))(flat, targets)
+        except Exception as error:
+            raise UnsupportedError(
+                f"no GGN: the loss function has no Hessian in its outputs ({error})"
+            ) from error
+        values, vectors = torch.linalg.eigh(matrices.to(torch.promote_types(flat.dtype, torch.float32)))
+        if bool((values < -1e-4 * values.abs().amax(1, keepdim=True)).any()):
+            raise UnsupportedError("no GGN: the loss function is not convex in the outputs")
+        scaled = vectors * values.clamp(min=0).sqrt().unsqueeze(1)
+        for k in range(flat.shape[1]):
+            yield scaled[:, :, k].to(outputs.dtype).view_as(outputs)
+
+
+def as_loss(loss: Any, manager: PluginManager | None = None) -> Loss:
+    """Build a loss from a name, a mapping, an object or a function."""
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str | Mapping):
+        built: Loss = component("loss", loss, manager)
+        return built
+    return CallableLoss(loss)

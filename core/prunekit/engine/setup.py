@@ -1,0 +1,157 @@
+"""From a resolved spec to the things themselves: device, data, network, loss."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit import __version__
+from prunekit.components import Criterion, Loss, Selector
+from prunekit.data import Splits
+from prunekit.engine.seeds import derived
+from prunekit.errors import DataError, DeviceError, SpecError
+from prunekit.estimation.quiet import preserved_rng
+from prunekit.spec.resolve import Part, Spec, check_levels
+
+_DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "mse"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything built, nothing run."""
+
+    model: nn.Module
+    splits: Splits
+    loss: Loss
+    criterion: Criterion
+    levels: list[float]
+    selector: Selector
+    device: torch.device
+    dtype: torch.dtype
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first CUDA device where there is one, else the CPU.
+
+    Raises:
+        DeviceError: If the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+            raise DeviceError(f"device {name!r} is not there; this machine has {there}")
+    return device
+
+
+def build(spec: Spec) -> Plan:
+    """Load the data, build the network, read its checkpoint, resolve the default loss into the spec.
+
+    Raises:
+        DataError, CheckpointError, DeviceError, SpecError: If something is missing or does not fit.
+    """
+    device, dtype = choose_device(spec.run.device), getattr(torch, spec.run.dtype)
+    splits: Splits = _part(spec, "dataset").build().load(spec.run.seed)
+    _check_data(splits, str(spec.data["dataset"]["name"]))
+    info = splits.info
+    splits = splits.to(device, dtype)
+    if spec.part("loss") is None:
+        spec.data["loss"] = _DEFAULT_LOSS[splits.task]
+    part = _part(spec, "model")
+    with preserved_rng():
+        torch.manual_seed(derived(spec.run.seed, "model"))
+        model: nn.Module = part.build().build(info)
+    checkpoint = part.engine["checkpoint"]
+    if checkpoint is not None:
+        from prunekit.engine.checkpoint import load_into
+
+        load_into(model, part.base / checkpoint)
+    model = model.to(device, dtype)
+    model.eval()
+    loss = _loss(spec)
+    _check_fit(model, splits, loss)
+    criterion: Criterion = _part(spec, "prune", "criterion").build()
+    criterion.lam = _part(spec, "prune", "criterion").engine["lambda"]
+    levels = check_levels(_part(spec, "prune", "scheduler").build().levels())
+    return Plan(
+        model, splits, loss, criterion, levels, _part(spec, "prune", "selector").build(), device, dtype
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a result depends on besides the spec."""
+    found: dict[str, Any] = {
+        "prunekit": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent and other buffers, tied ones once, detached copies."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: t.detach().clone() for name, t in named}
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put :func:`state_of` back."""
+    with torch.no_grad():
+        for name, t in [*model.named_parameters(), *model.named_buffers()]:
+            t.copy_(state[name])
+
+
+def _part(spec: Spec, *path: str | int) -> Part:
+    part = spec.part(*path)
+    assert part is not None, path
+    return part
+
+
+def _loss(spec: Spec) -> Loss:
+    from prunekit.engine.choose import component
+
+    part = spec.part("loss")
+    loss: Loss = part.build() if part is not None else component("loss", spec.data["loss"])
+    spec.data["loss"] = {"name": loss.name, **loss.options.model_dump(mode="json")}
+    return loss
+
+
+def _check_data(splits: Splits, name: str) -> None:
+    for which, split in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
+        if split is None:
+            continue
+        if len(split.x) != len(split.y):
+            raise DataError(
+                f"dataset {name!r}: the {which} split has {len(split.x)} examples and {len(split.y)} targets"
+            )
+        for what, t in (("inputs", split.x), ("targets", split.y)):
+            if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+                raise DataError(f"dataset {name!r}: the {which} split's {what} are not all finite")
+    if not len(splits.train):
+        raise DataError(f"dataset {name!r}: the training split is empty")
+
+
+def _check_fit(model: nn.Module, splits: Splits, loss: Loss) -> None:
+    """Run one example through network and loss, so that a mismatch is told before any work."""
+    from prunekit.engine.measure import measure
+
+    try:
+        measure(model, [(splits.train.x[:1], splits.train.y[:1])], loss)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise SpecError(
+            f"model, dataset and loss do not fit: one example of shape {tuple(splits.train.x.shape[1:])} with a "
+            f"target of shape {tuple(splits.train.y.shape[1:])} ({splits.train.y.dtype}) under loss "
+            f"{loss.name!r} fails with: {error}"
+        ) from error

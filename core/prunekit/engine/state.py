@@ -1,0 +1,97 @@
+"""What resuming needs, beside the results file while the run is unfinished.
+
+Written to a temporary file and renamed, so that a kill at any moment leaves the old or the new state,
+never half of one. The state is written before the recorders hear of a step and holds all that they would
+have written, so what is in the state is finished and what is not never happened.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit.engine.events import Metrics, StepRecord
+from prunekit.errors import ResultsError, RunError
+
+FORMAT = "prunekit-state"
+VERSION = 1
+
+
+@dataclass
+class State:
+    """A run between two boundaries.
+
+    Attributes:
+        spec: The resolved spec that the run follows.
+        phase: ``train``, ``prune``, ``finetune``, ``probes``.
+        done: Epochs, steps or probes of this phase that are finished.
+        current: The model's parameters and buffers.
+        masks: Masks after the last step.
+        optimizer: Its state, in the middle of a training phase.
+        best: The best epoch so far, in the middle of a training phase: value, epoch, weights.
+        weights: ``dense`` and ``pruned``: parameters and buffers of finished phases.
+        metrics: Of finished phases.
+        steps: The table so far.
+        history: Training epochs so far.
+        examples: Training indices of the last step.
+        probes: Finished probes.
+    """
+
+    spec: dict[str, Any]
+    phase: str = "train"
+    done: int = 0
+    current: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    steps: list[StepRecord] = field(default_factory=list)
+    history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
+    examples: Tensor | None = None
+    probes: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write atomically.
+
+        Raises:
+            RunError: If it cannot be written; the old state is then still whole.
+        """
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["steps"] = [asdict(step) for step in self.steps]
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            torch.save({"format": FORMAT, "version": VERSION, **data}, temporary)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise RunError(f"{path}: the state cannot be written: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> State:
+        """Read; the file cannot execute code.
+
+        Raises:
+            ResultsError: If it is missing, damaged or of another version.
+        """
+        if not path.is_file():
+            raise ResultsError(
+                f"{path}: what resuming needs lay there and is gone; use --overwrite to start again"
+            )
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises several kinds for damaged files
+            raise ResultsError(
+                f"{path}: damaged ({type(error).__name__}); use --overwrite to start again"
+            ) from None
+        if data.pop("format", None) != FORMAT or data.pop("version", None) != VERSION:
+            raise ResultsError(
+                f"{path}: not a state that this prunekit wrote; use --overwrite to start again"
+            )
+        data["steps"] = [StepRecord(**step) for step in data["steps"]]
+        return cls(**data)

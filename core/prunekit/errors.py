@@ -1,0 +1,59 @@
+"""What can go wrong, and what the command line makes of it.
+
+Every error that a user can cause derives from :class:`PrunekitError` and from the builtin that it is.
+The command line prints these without a traceback and exits with :attr:`PrunekitError.exit_code`;
+anything else is our bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class PrunekitError(Exception):
+    """Base of all errors that prunekit raises on purpose."""
+
+    exit_code = 2
+
+
+class SpecError(PrunekitError, ValueError):
+    """A spec, an option or an argument is not acceptable. Holds one line per problem."""
+
+    def __init__(self, problems: str | list[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class PluginError(PrunekitError, LookupError):
+    """A plugin is missing, ambiguous or broken."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class DataError(PrunekitError, ValueError):
+    """A data set is missing, truncated, corrupt or does not fit the model."""
+
+
+class CheckpointError(PrunekitError, ValueError):
+    """A checkpoint cannot be read or does not fit the model."""
+
+
+class DeviceError(PrunekitError, RuntimeError):
+    """The device asked for is not there."""
+
+
+class ResultsError(PrunekitError, OSError):
+    """A results file cannot be read, written or resumed."""
+
+
+class UnsupportedError(PrunekitError, NotImplementedError):
+    """A statistic cannot be computed for this model; names the parameter or module."""
+
+
+class RunError(PrunekitError, RuntimeError):
+    """The run itself failed: a loss or a saliency that is not finite, a full disk."""
+
+    exit_code = 1
+
+
+class PrunekitWarning(UserWarning):
+    """A setting has no effect, or something is likely not what was meant."""

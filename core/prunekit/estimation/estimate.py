@@ -1,0 +1,99 @@
+"""One pass over the batches that serves every statistic asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from prunekit.components import Estimator, Loss
+from prunekit.errors import DataError
+from prunekit.estimation.layout import Layout, examine
+from prunekit.estimation.problem import Problem, count, forward, pieces
+from prunekit.estimation.quiet import evaluating, refuse_batch_statistics
+from prunekit.requests import Estimates
+
+DEFAULT_BUDGET = 512 << 20
+"""Bytes for activations and products when the caller sets no budget."""
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """Statistics with the loss on the same examples, which comes with the forward pass.
+
+    Attributes:
+        statistics: Request to ``{parameter: tensor}``.
+        loss: The loss on all batches together; ``None`` if no statistic needed the data.
+    """
+
+    statistics: Estimates
+    loss: float | None
+
+
+def estimate(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    estimators: Mapping[Any, Estimator],
+    loss: Loss,
+    parameters: Mapping[str, Tensor],
+    generator: Generator,
+    budget: int | None = None,
+) -> Estimated:
+    """Compute statistics of the loss at the current weights, in eval mode.
+
+    Args:
+        model: Left as it was found: parameters, buffers, ``.grad``, modes, ``requires_grad``, random state;
+            also on error.
+        batches: ``(input, target)`` pairs, read once.
+        estimators: Request to estimator; all share each batch's forward pass.
+        loss: Its terms and normalisers are summed, so batch sizes do not matter.
+        parameters: For which the statistics are wanted.
+        generator: For estimators that draw.
+        budget: Bytes for activations and products; larger batches are cut into slices.
+
+    Raises:
+        UnsupportedError: If something cannot be computed, by name.
+        DataError: If there are no examples.
+    """
+    problem = Problem(model, parameters, loss, generator, budget or DEFAULT_BUDGET)
+    normaliser, total = 0.0, 0.0
+    layouts: dict[Any, Layout] = {}
+    working = [e for e in estimators.values() if e.needs_data]
+    capture = any(e.captures for e in working)
+    if working:
+        refuse_batch_statistics(model)
+    with evaluating(model, tuple(parameters)), torch.enable_grad():
+        for estimator in estimators.values():
+            estimator.start(problem)
+        seen = 0
+        for batch_inputs, batch_targets in batches if working else ():
+            shapes = _shapes(batch_inputs)
+            if count(batch_inputs) == 0:
+                continue
+            if shapes not in layouts:
+                layouts[shapes] = examine(problem, batch_inputs, batch_targets, capture)
+            layout = layouts[shapes]
+            size = max(1, problem.budget // layout.bytes_per_example)
+            for inputs, targets in pieces(batch_inputs, batch_targets, size):
+                batch, uses = forward(problem, inputs, targets, capture)
+                if capture:
+                    batch.uses, batch.others = layout.sort(uses, batch.outputs, parameters)
+                for estimator in working:
+                    estimator.add(batch)
+                seen += count(inputs)
+                normaliser += batch.normaliser
+                total += float(batch.total.detach())
+        if working and not seen:
+            raise DataError(
+                "the batches hold no examples; a re-iterable or a callable is needed, not a spent iterator"
+            )
+        statistics = Estimates({key: e.finish(normaliser) for key, e in estimators.items()})
+    return Estimated(statistics, total / normaliser if working else None)
+
+
+def _shapes(inputs: Any) -> Sequence[Any]:
+    return tuple((t.shape[1:], t.dtype) for t in tree_leaves(inputs) if isinstance(t, Tensor))

@@ -1,0 +1,150 @@
+"""Which captured uses can be trusted, and how much memory an example takes: asked of three examples.
+
+Three examples go through the network once. A random vector is sent back, and for each parameter the
+product of its captured activations and returned gradients must give autograd's own gradient: then the
+uses are all there and their geometry is understood. The same vector with only its first example kept must
+reach nothing but the first row of every use: then the first axis is the example. Whatever fails goes to
+the per-example fallback, so a network that folds, transposes or normalises in its own way costs time,
+never correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from prunekit.estimation.capture import Use
+from prunekit.estimation.contraction import gradient
+from prunekit.estimation.problem import Problem, count, forward
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What was found for inputs of one shape.
+
+    Attributes:
+        trusted: Parameter to the signatures of its uses.
+        unused: Parameters that the outputs do not depend on.
+        bytes_per_example: Activations kept for a backward pass, with room for what is made from them.
+    """
+
+    trusted: Mapping[str, tuple[Any, ...]]
+    unused: frozenset[str]
+    bytes_per_example: int
+
+    def sort(
+        self, uses: Sequence[Use], outputs: Tensor, parameters: Mapping[str, Tensor]
+    ) -> tuple[dict[str, list[Use]], list[str]]:
+        """Split the parameters of a real pass into captured ones and ones for the fallback."""
+        by_name = _by_name(uses)
+        n = outputs.shape[0]
+        captured, others = {}, []
+        for name in parameters:
+            found = by_name.get(name, [])
+            known = bool(found) and self.trusted.get(name) == tuple(u.signature for u in found)
+            if known and all(u.intact and u.input.shape[0] == u.output_shape[0] == n for u in found):
+                captured[name] = found
+            elif found or name not in self.unused:
+                others.append(name)
+        idle = set(parameters) - set(captured) - set(others)
+        if idle:
+            # What three examples do not use, others may (a mixture's experts): ask this pass's graph.
+            reached = _reached(outputs)
+            others = [n for n in parameters if n in others or (n in idle and id(parameters[n]) in reached)]
+        return captured, others
+
+
+def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layout:
+    """Find the layout for inputs of this shape, with three of its examples."""
+    n = count(inputs)
+    few = torch.arange(_EXAMPLES) % n
+
+    def pick(data: Any) -> Any:
+        return tree_map(lambda t: t[few.to(t.device)] if isinstance(t, Tensor) and t.ndim else t, data)
+
+    seen: dict[int, int] = {}
+    known = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
+
+    def weigh(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in known:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
+        batch, uses = forward(problem, pick(inputs), pick(targets), capture)
+    saved = sum(seen.values())
+    # Gradients that come back, and the unfolded inputs that products are formed from.
+    products = sum(
+        use.output_shape.numel() * 2 + use.input.numel() * max(1, torch.Size(use.geometry.kernel).numel())
+        for use in uses
+        if not use.geometry.bias
+    )
+    size = (2 * saved + products * batch.outputs.element_size()) // _EXAMPLES + 1
+    if not capture:
+        return Layout({}, frozenset(), size)
+
+    names = list(problem.parameters)
+    generator = torch.Generator().manual_seed(0)
+    column = torch.randn(batch.outputs.shape, generator=generator, dtype=torch.float64)
+    column = column.to(batch.outputs)
+    truth = dict(
+        zip(
+            names,
+            torch.autograd.grad(
+                batch.outputs, list(problem.parameters.values()), column, retain_graph=True, allow_unused=True
+            ),
+            strict=True,
+        )
+    )
+    batch.uses = _by_name(uses)
+    full = batch.backward(column)
+    alone = column.clone()  # what arrives at the last layer is the column itself
+    alone[1:] = 0
+    first = batch.backward(alone)
+    trusted = {}
+    for name, found in batch.uses.items():
+        expected = truth[name]
+        example_first = all(
+            use.input.shape[0] == use.output_shape[0] == _EXAMPLES and not bool(g[1:].any())
+            for use, g in zip(found, first[name], strict=True)
+        )
+        same_kind = len({(u.geometry.transposed, u.geometry.bias) for u in found}) == 1
+        if expected is None or not example_first or not same_kind:
+            continue
+        got = gradient(found, full[name], expected.shape)
+        tolerance = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
+        if float((got - expected).abs().max()) <= tolerance:
+            trusted[name] = tuple(use.signature for use in found)
+    return Layout(trusted, frozenset(n for n in names if truth[n] is None), size)
+
+
+def _by_name(uses: Sequence[Use]) -> dict[str, list[Use]]:
+    grouped: dict[str, list[Use]] = {}
+    for use in uses:
+        grouped.setdefault(use.name, []).append(use)
+    return grouped
+
+
+def _reached(outputs: Tensor) -> set[int]:
+    """Identities of the leaves that a graph leads to."""
+    seen: set[Any] = set()
+    leaves: set[int] = set()
+    waiting: list[Any] = [outputs.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            leaves.add(id(leaf))
+        waiting += [following for following, _ in node.next_functions]
+    return leaves

@@ -1,0 +1,133 @@
+"""What a statistic is computed from: a model, a loss, some parameters, and one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from prunekit.estimation.capture import Capture, Use
+
+if TYPE_CHECKING:
+    from prunekit.components import Loss
+
+
+def call(model: nn.Module, inputs: Any) -> Tensor:
+    """Run the model on a tensor, a tuple of positional arguments or a mapping of keyword arguments."""
+    if isinstance(inputs, Tensor):
+        outputs = model(inputs)
+    elif isinstance(inputs, Mapping):
+        outputs = model(**inputs)
+    else:
+        outputs = model(*inputs)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"the model returned {type(outputs).__name__}; prunekit needs the tensor that the loss takes "
+            "(wrap the model in a module that returns it)"
+        )
+    return outputs
+
+
+def count(inputs: Any) -> int:
+    """Number of examples: the first axis of the first tensor."""
+    return int(next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)).shape[0])
+
+
+def rows(data: Any, start: int, stop: int) -> Any:
+    """Slice the first axis of every tensor."""
+    return tree_map(lambda t: t[start:stop] if isinstance(t, Tensor) else t, data)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that stays the same during one estimation.
+
+    Attributes:
+        model: In eval mode, with ``requires_grad`` set on just the parameters asked for.
+        parameters: Name to parameter, in ``named_parameters()`` order.
+        loss: The task loss.
+        generator: CPU generator for estimators that draw.
+        budget: Bytes for activations and intermediate products.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, Tensor]
+    loss: Loss
+    generator: Generator
+    budget: int
+
+    def dtype(self, parameter: Tensor) -> torch.dtype:
+        """In which sums are accumulated: float32 at least."""
+        return torch.promote_types(parameter.dtype, torch.float32)
+
+    def zeros(self) -> dict[str, Tensor]:
+        """An accumulator per parameter."""
+        return {
+            name: torch.zeros(p.shape, dtype=self.dtype(p), device=p.device)
+            for name, p in self.parameters.items()
+        }
+
+
+@dataclass
+class ForwardPass:
+    """One batch after the network has run, with its graph alive.
+
+    Attributes:
+        problem: What the batch belongs to.
+        inputs: The batch's inputs.
+        targets: The batch's targets.
+        outputs: What the model returned, in the graph.
+        total: Sum of the loss terms, in the graph.
+        normaliser: What the sum of the terms is divided by.
+        uses: Parameter to its uses, for parameters whose uses are known to be all and example-first.
+        others: Parameters in use that need the general, per-example fallback.
+    """
+
+    problem: Problem
+    inputs: Any
+    targets: Any
+    outputs: Tensor
+    total: Tensor
+    normaliser: float
+    uses: Mapping[str, Sequence[Use]] = field(default_factory=dict)
+    others: Sequence[str] = ()
+
+    def backward(self, column: Tensor) -> dict[str, list[Tensor]]:
+        """Send a vector back from the outputs; return what arrives at each use of each parameter."""
+        edges = {use.edge: use for uses in self.uses.values() for use in uses}
+        if not edges:
+            return {}
+        arrived = torch.autograd.grad(self.outputs, list(edges), column, retain_graph=True, allow_unused=True)
+        found = {
+            edge: g if g is not None else self.outputs.new_zeros(use.output_shape)
+            for (edge, use), g in zip(edges.items(), arrived, strict=True)
+        }
+        return {name: [found[use.edge] for use in uses] for name, uses in self.uses.items()}
+
+
+def forward(problem: Problem, inputs: Any, targets: Any, capture: bool) -> tuple[ForwardPass, list[Use]]:
+    """Run the network once."""
+    uses: list[Use] = []
+    if capture:
+        with Capture(problem.parameters) as recorder:
+            outputs = call(problem.model, inputs)
+        uses = recorder.uses
+    else:
+        outputs = call(problem.model, inputs)
+    total = problem.loss.total(outputs, targets)
+    normaliser = problem.loss.normaliser(outputs, targets)
+    return ForwardPass(problem, inputs, targets, outputs, total, normaliser), uses
+
+
+def pieces(inputs: Any, targets: Any, size: int) -> Iterator[tuple[Any, Any]]:
+    """Cut a batch into slices of at most ``size`` examples."""
+    n = count(inputs)
+    if n <= size:
+        yield inputs, targets
+        return
+    for start in range(0, n, size):
+        yield rows(inputs, start, start + size), rows(targets, start, start + size)

@@ -1,0 +1,35 @@
+"""Import an object by a path that a user wrote."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import SpecError
+
+
+def import_from(target: str, where: str) -> Any:
+    """Import ``package.module:name``; modules in the current folder are found too.
+
+    Raises:
+        SpecError: If the module does not import or has no such name; ``where`` says which setting.
+    """
+    module_name, _, attribute = target.partition(":")
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        found: Any = import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f"{where}: {target!r} cannot be imported: {error}") from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    if not callable(found):
+        raise SpecError(f"{where}: {target!r} is {type(found).__name__}, and must be callable")
+    return found

@@ -1,0 +1,56 @@
+"""Naming a statistic and its options, as criteria and users do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Statistic:
+    """A request for a statistic with options; hashable, equal by name and options.
+
+    Example:
+        >>> Statistic("ggn_mc_diagonal", draws=4)
+        Statistic('ggn_mc_diagonal', draws=4)
+        >>> Statistic("gradient") == Statistic("gradient")
+        True
+    """
+
+    __slots__ = ("name", "options")
+
+    def __init__(self, name: str, **options: Any) -> None:
+        self.name = name
+        self.options = options
+
+    @classmethod
+    def of(cls, request: str | Statistic) -> Statistic:
+        """Return the request itself, or the one of that name without options."""
+        return request if isinstance(request, Statistic) else cls(request)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Statistic) and (self.name, self.options) == (other.name, other.options)
+
+    def __hash__(self) -> int:
+        return hash((self.name, tuple(sorted(self.options.items()))))
+
+    def __repr__(self) -> str:
+        options = "".join(f", {k}={v!r}" for k, v in self.options.items())
+        return f"Statistic({self.name!r}{options})"
+
+
+class Estimates(dict[Any, Any]):
+    """Statistics by request; a plain name also finds the only request of that name.
+
+    Example:
+        >>> found = Estimates({Statistic("ggn_mc_diagonal", draws=4): {"w": 1.0}})
+        >>> found["ggn_mc_diagonal"]
+        {'w': 1.0}
+    """
+
+    def __missing__(self, key: str | Statistic) -> Any:
+        wanted = Statistic.of(key)
+        same = [k for k in self if Statistic.of(k).name == wanted.name]
+        exact = [k for k in same if Statistic.of(k) == wanted]
+        matches = exact or (same if isinstance(key, str) else [])
+        if len(matches) == 1:
+            return self[matches[0]]
+        raise KeyError(f"{key!r}; there are {', '.join(map(repr, self)) or 'none'}")

@@ -1,0 +1,7 @@
+"""The results file: HDF5, written atomically, read with numpy and h5py alone."""
+
+from prunekit.results.format import FORMAT, FORMAT_VERSION
+from prunekit.results.reader import Results, open_results
+from prunekit.results.writer import ResultsWriter
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "Results", "ResultsWriter", "open_results"]

@@ -1,0 +1,29 @@
+"""Names and numbers that writer and reader share; ``docs/format.md`` is the specification."""
+
+from __future__ import annotations
+
+FORMAT = "prunekit-results"
+FORMAT_VERSION = 1
+
+PHASES = ("dense", "pruned", "finetuned")
+STATUSES = ("running", "complete", "failed", "interrupted")
+
+INTEGER_COLUMNS = ("step", "pruned", "remaining")
+FLOAT_COLUMNS = ("target_sparsity", "sparsity", "predicted_delta_loss", "delta_loss", "seconds")
+METRIC_COLUMNS = ("train_loss", "valid_loss", "test_loss", "train_error", "valid_error", "test_error")
+
+UNITS = {
+    "target_sparsity": "fraction of prunable weights",
+    "sparsity": "fraction of prunable weights",
+    "pruned": "weights",
+    "remaining": "weights",
+    "seconds": "s",
+    "epoch": "epochs",
+}
+
+
+def units(column: str) -> str:
+    """Units of a column: fractions for errors, the loss's own for losses (nats for cross-entropy)."""
+    if column.endswith("_error"):
+        return "fraction of predictions"
+    return UNITS.get(column, "loss" if "loss" in column else "")

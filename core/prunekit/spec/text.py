@@ -1,0 +1,129 @@
+"""Read YAML 1.2 into plain data and remember where every value stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from prunekit.errors import SpecError
+
+Path = tuple[str | int, ...]
+
+_MAX_NODES = 100_000  # a spec has dozens of values; nested aliases can make billions
+
+
+@dataclass
+class Document:
+    """Plain data with positions.
+
+    Attributes:
+        data: Mappings, lists, strings, numbers, booleans and None.
+        source: Name shown in messages.
+        marks: Path of a value to (line, column) of its key or, in a list, of the value; from 1.
+        text: The text itself.
+    """
+
+    data: Any
+    source: str
+    marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    text: str = ""
+
+    def where(self, path: Path) -> str:
+        """``source:line:column`` of a path, or of the nearest parent that is there."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.marks:
+                line, column = self.marks[path[:end]]
+                return f"{self.source}:{line}:{column}"
+        return self.source
+
+
+def parse(text: str, source: str) -> Document:
+    """Parse YAML 1.2: ``no`` is a string, ``1e-3`` a number, a key given twice an error.
+
+    Raises:
+        SpecError: With line and column.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.version = (1, 2)
+    document = Document(None, source, text=text)
+    try:
+        node = yaml.compose(text)
+        document.data = _Builder(document).build(node, ()) if node is not None else {}
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        raise SpecError(f"{where}: not valid YAML: {error.problem or error.context}") from None
+    except YAMLError as error:
+        raise SpecError(f"{source}: not valid YAML: {error}") from None
+    if not isinstance(document.data, dict):
+        raise SpecError(
+            f"{source}:1:1: a spec is a mapping (version, model, dataset, prune, …), "
+            f"found {type(document.data).__name__}"
+        )
+    return document
+
+
+def parse_value(text: str) -> Any:
+    """Read one value, as on the right of ``--set PATH=VALUE``."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.version = (1, 2)
+    node = yaml.compose(text)
+    return _Builder(Document(None, "")).build(node, ()) if node is not None else None
+
+
+class _Builder:
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.nodes = 0
+
+    def build(self, node: Node, path: Path) -> Any:
+        self.nodes += 1
+        if self.nodes > _MAX_NODES:
+            raise SpecError(f"{self.document.source}: holds more than {_MAX_NODES} values")
+        self.document.marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
+        if isinstance(node, MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, SequenceNode):
+            return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+        assert isinstance(node, ScalarNode)
+        return _scalar(node)
+
+    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            mark = key_node.start_mark.line + 1, key_node.start_mark.column + 1
+            if key in result:
+                raise SpecError(
+                    f"{self.document.source}:{mark[0]}:{mark[1]}: {dotted((*path, key))}: this key is given twice"
+                )
+            self.document.marks[(*path, key)] = mark
+            result[key] = self.build(value_node, (*path, key))
+        return result
+
+
+def _scalar(node: ScalarNode) -> Any:
+    tag, text = str(node.tag).rsplit(":", 1)[-1], node.value
+    if tag == "null":
+        return None
+    if tag == "bool":
+        return text.lower() == "true"
+    try:
+        if tag == "int":
+            return int(text.replace("_", ""), 0)
+        if tag == "float":
+            return float(
+                text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").replace(".NaN", "nan")
+            )
+    except ValueError:
+        pass
+    return text
+
+
+def dotted(path: Path) -> str:
+    """``("prune", "scheduler", "steps")`` as ``prune.scheduler.steps``."""
+    return ".".join(str(part) for part in path)

@@ -1,0 +1,110 @@
+"""One epoch at a time over tensors that live on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.components import Loss
+from prunekit.data import Splits
+from prunekit.engine.seeds import derived, generator
+from prunekit.errors import RunError
+from prunekit.estimation.quiet import preserved_rng
+from prunekit.masks import attach
+from prunekit.spec.schema import Train
+from prunekit.training.optimizers import learning_rate, optimizer
+
+
+class Trainer:
+    """Trains a model in place; all its randomness comes from the seed, the phase and the epoch.
+
+    Args:
+        model: Its trainable parameters are optimized.
+        splits: Batches are drawn from the training split, on its device.
+        loss: The task loss.
+        settings: Epochs, batch size, optimizer, learning rates.
+        seed: The run's seed.
+        phase: ``dense`` or ``finetuned``; separates the random draws of the two.
+        masks: Weights to hold at exactly zero, or ``None``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        splits: Splits,
+        loss: Loss,
+        settings: Train,
+        seed: int,
+        phase: str,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.splits = splits
+        self.loss = loss
+        self.settings = settings
+        self.seed = seed
+        self.phase = phase
+        self.optimizer = optimizer(settings.optimizer, (p for p in model.parameters() if p.requires_grad))
+        self._attachment = attach(model, self.optimizer, masks) if masks is not None else None
+
+    def epoch(self, index: int) -> float:
+        """Train one epoch (from 0).
+
+        Returns:
+            The mean of the batches' losses while the weights were changing.
+
+        Raises:
+            RunError: If the loss is not finite.
+        """
+        settings, train = self.settings, self.splits.train
+        rate = learning_rate(settings.lr_scheduler, settings.optimizer.lr, index, settings.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        order = torch.randperm(len(train), generator=generator(self.seed, self.phase, "order", index))
+        order = order.to(train.x.device)
+        augment = self.splits.augment if settings.augment else None
+        noise = generator(self.seed, self.phase, "augment", index)
+        total = torch.zeros((), dtype=torch.float32, device=train.x.device)
+        batches = 0
+        was_training = self.model.training
+        try:
+            with preserved_rng(self.model), torch.enable_grad():
+                torch.manual_seed(derived(self.seed, self.phase, "model", index))
+                self.model.train()
+                for indices in torch.split(order, settings.batch_size):
+                    x = train.x.index_select(0, indices)
+                    if augment is not None:
+                        x = augment(x, noise)
+                    value = self.loss.mean(self.model(x), train.y.index_select(0, indices))
+                    self.optimizer.zero_grad(set_to_none=True)
+                    value.backward()  # type: ignore[no-untyped-call]
+                    self.optimizer.step()
+                    total += value.detach()
+                    batches += 1
+        finally:
+            self.model.train(was_training)
+            self.optimizer.zero_grad(set_to_none=True)
+        mean = float(total) / batches
+        if not math.isfinite(mean):
+            raise RunError(
+                f"the training loss is {mean} in epoch {index + 1} of the {self.phase} network, at learning rate {rate:g}; "
+                "a lower learning rate usually helps"
+            )
+        return mean
+
+    def close(self) -> None:
+        """Let go of the optimizer."""
+        if self._attachment is not None:
+            self._attachment.remove()
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's state, for resuming."""
+        return self.optimizer.state_dict()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up the optimizer's state again."""
+        self.optimizer.load_state_dict(state)

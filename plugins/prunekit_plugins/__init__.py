@@ -1,0 +1,1 @@
+"""The built-in plugins: a folder per kind, one method per file; they use nothing a stranger could not."""

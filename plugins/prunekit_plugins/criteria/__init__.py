@@ -1,0 +1,14 @@
+"""Pruning criteria: formulas from weights and statistics to saliencies."""
+
+from prunekit import Criterion, hookimpl
+from prunekit_plugins.criteria.lm import LinearModel
+from prunekit_plugins.criteria.magnitude import Magnitude
+from prunekit_plugins.criteria.obd import OptimalBrainDamage
+from prunekit_plugins.criteria.qm import QuadraticModel
+from prunekit_plugins.criteria.random import Random
+
+
+@hookimpl
+def prunekit_register_criteria() -> list[type[Criterion]]:
+    """The built-in criteria."""
+    return [Magnitude, LinearModel, QuadraticModel, OptimalBrainDamage, Random]

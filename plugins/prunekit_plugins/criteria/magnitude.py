@@ -1,0 +1,27 @@
+"""Magnitude pruning: the smallest weights go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prunekit import Criterion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Magnitude(Criterion):
+    """½θ²: isotropic curvature, no gradient (MP). Same ranking as |θ| for every λ.
+
+    Models no loss, so it predicts no change.
+    Reference: Laurent et al. (2020), section 3, with g = 0 and d = 1.
+    """
+
+    name = "magnitude"
+
+    def saliency(
+        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """½θ² per weight."""
+        return {k: 0.5 * w.square() for k, w in weights.items()}

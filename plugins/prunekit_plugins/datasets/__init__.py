@@ -1,0 +1,14 @@
+"""Data sets."""
+
+from prunekit import Dataset, hookimpl
+from prunekit_plugins.datasets.cifar10 import CIFAR10
+from prunekit_plugins.datasets.digits import Digits
+from prunekit_plugins.datasets.mnist import MNIST, FashionMNIST
+from prunekit_plugins.datasets.npz import Arrays
+from prunekit_plugins.datasets.python import PythonDataset
+
+
+@hookimpl
+def prunekit_register_datasets() -> list[type[Dataset]]:
+    """The built-in datasets."""
+    return [Digits, MNIST, FashionMNIST, CIFAR10, Arrays, PythonDataset]

@@ -1,0 +1,124 @@
+"""MNIST and Fashion-MNIST from their IDX files."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from prunekit import DataError, Dataset, Options
+
+if TYPE_CHECKING:
+    from prunekit import Splits
+
+_FILES = {
+    "train_x": "train-images-idx3-ubyte",
+    "train_y": "train-labels-idx1-ubyte",
+    "test_x": "t10k-images-idx3-ubyte",
+    "test_y": "t10k-labels-idx1-ubyte",
+}
+
+
+class MNISTOptions(Options):
+    """Options.
+
+    Attributes:
+        root: Folder that holds the files, ``MNIST/raw/`` or ``raw/`` with them, gzipped or not.
+        valid: Validation examples, drawn from the 60,000 training images.
+        split_seed: Draws the split; default the run's seed, as in the paper.
+    """
+
+    root: Path = Path("data")
+    valid: int = Field(default=10_000, ge=0, lt=60_000)
+    split_seed: int | None = Field(default=None, ge=0)
+
+
+class MNIST(Dataset):
+    """70,000 handwritten digits, ``[N, 1, 28, 28]``: 50,000 train, 10,000 validation, 10,000 test.
+
+    As in the paper: the training images are permuted by ``torch.randperm`` with the seed and the first
+    50,000 train; pixels are standardised by their mean and standard deviation. Nothing is downloaded.
+    """
+
+    name = "mnist"
+    Options = MNISTOptions
+    folder: ClassVar[str] = "MNIST"
+
+    def load(self, seed: int) -> Splits:
+        """Read the four files."""
+        import torch
+
+        from prunekit_plugins.datasets._images import split_and_standardise
+
+        root: Path = self.options.root
+        arrays = {key: read_idx(self._find(root, name)) for key, name in _FILES.items()}
+        for which in ("train", "test"):
+            images, labels = arrays[f"{which}_x"], arrays[f"{which}_y"]
+            if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+                raise DataError(
+                    f"dataset {self.name!r}: the {which} files do not belong together: "
+                    f"images {images.shape}, labels {labels.shape}"
+                )
+        x = torch.from_numpy(arrays["train_x"]).float().unsqueeze(1)
+        y = torch.from_numpy(arrays["train_y"]).long()
+        draw = seed if self.options.split_seed is None else self.options.split_seed
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(draw))
+        train = len(x) - self.options.valid
+        if train <= 0:
+            raise DataError(
+                f"dataset {self.name!r}: {len(x)} training images, valid takes {self.options.valid}"
+            )
+        test = (
+            torch.from_numpy(arrays["test_x"]).float().unsqueeze(1),
+            torch.from_numpy(arrays["test_y"]).long(),
+        )
+        return split_and_standardise(x[order], y[order], train, test, 10)
+
+    def _find(self, root: Path, name: str) -> Path:
+        folders = [root / self.folder / "raw", root / "raw", root]
+        for folder in folders:
+            for candidate in (folder / name, folder / f"{name}.gz", folder / name.replace("-idx", ".idx")):
+                if candidate.is_file():
+                    return candidate
+        expected = ", ".join(f"{n}[.gz]" for n in _FILES.values())
+        raise DataError(
+            f"dataset {self.name!r}: {name} (or {name}.gz) is not in any of {', '.join(map(str, folders))}. "
+            f"Put {expected} there, or set dataset.root; nothing is downloaded."
+        )
+
+
+class FashionMNIST(MNIST):
+    """70,000 images of clothing in the format of MNIST, split and standardised in the same way."""
+
+    name = "fashion_mnist"
+    folder = "FashionMNIST"
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, gzipped or not.
+
+    Raises:
+        DataError: If it is damaged or truncated.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: damaged or truncated ({error})") from None
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
+        raise DataError(f"{path}: not an IDX file of unsigned bytes")
+    dims = raw[3]
+    if len(raw) < 4 + 4 * dims:
+        raise DataError(f"{path}: truncated in its header")
+    shape = struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims])
+    body = raw[4 + 4 * dims :]
+    size = 1
+    for n in shape:
+        size *= n
+    if len(body) != size:
+        raise DataError(f"{path}: holds {len(body)} values and its header says {size}; truncated or damaged")
+    return np.frombuffer(bytearray(body), dtype=np.uint8).reshape(shape)

@@ -1,0 +1,91 @@
+"""Arrays of the user's own."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prunekit import DataError, Dataset, Options
+
+if TYPE_CHECKING:
+    from prunekit import Split, Splits
+
+
+class ArraysOptions(Options):
+    """Options.
+
+    Attributes:
+        path: A ``.npz`` file with ``train_x``, ``train_y`` and, where there are such splits, ``valid_x``,
+            ``valid_y``, ``test_x``, ``test_y``.
+    """
+
+    path: Path
+
+
+class Arrays(Dataset):
+    """The arrays of a ``.npz`` file, used as they are: no shuffling, no scaling.
+
+    Integer targets with one value per example make it classification; floating-point targets, regression.
+    Floating-point arrays take the run's dtype. Pickled objects in the file are refused.
+    """
+
+    name = "npz"
+    Options = ArraysOptions
+
+    def load(self, seed: int) -> Splits:
+        """Read the arrays."""
+        from prunekit import Splits
+
+        path: Path = self.options.path
+        if not path.is_file():
+            raise DataError(f"dataset 'npz': {path}: no such file")
+        arrays: dict[str, np.ndarray] = {}
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                for key in file.files:
+                    arrays[key] = file[key]
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+            raise DataError(f"dataset 'npz': {path}: not a complete .npz of plain arrays ({error})") from None
+        splits = {name: self._split(path, arrays, name) for name in ("train", "valid", "test")}
+        train = splits["train"]
+        if train is None:
+            raise DataError(f"dataset 'npz': {path}: no train_x; it holds {', '.join(arrays) or 'nothing'}")
+        regression = train.y.is_floating_point()
+        if not regression:
+            lowest = min(int(s.y.min()) for s in splits.values() if s is not None and len(s))
+            if lowest < 0:
+                raise DataError(f"dataset 'npz': {path}: class indices start at 0; found {lowest}")
+        return Splits(
+            train, splits["valid"], splits["test"], "regression" if regression else "classification"
+        )
+
+    def _split(self, path: Path, arrays: dict[str, np.ndarray], name: str) -> Split | None:
+        import torch
+
+        from prunekit import Split
+
+        x, y = arrays.get(f"{name}_x"), arrays.get(f"{name}_y")
+        if x is None and y is None:
+            return None
+        if x is None or y is None:
+            lacking = f"{name}_x" if x is None else f"{name}_y"
+            raise DataError(f"dataset 'npz': {path}: {lacking} is missing")
+        for key, array in ((f"{name}_x", x), (f"{name}_y", y)):
+            if array.ndim == 0 or array.dtype.kind not in "fiub":
+                raise DataError(
+                    f"dataset 'npz': {path}: {key} is {array.dtype} of shape {array.shape}; "
+                    "needs numbers with one row per example"
+                )
+        if len(x) != len(y):
+            raise DataError(f"dataset 'npz': {path}: {name}_x has {len(x)} rows and {name}_y has {len(y)}")
+        targets = torch.from_numpy(np.ascontiguousarray(y))
+        if not targets.is_floating_point():
+            targets = targets.long()
+        inputs = torch.from_numpy(np.ascontiguousarray(x))
+        if inputs.dtype in (torch.uint8, torch.bool):  # pixels; tokens are wider integers and stay
+            inputs = inputs.float()
+        return Split(inputs, targets)

@@ -1,0 +1,43 @@
+"""Data of the user's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from prunekit import Dataset, Options, SpecError
+from prunekit.imports import import_from
+
+if TYPE_CHECKING:
+    from prunekit import Splits
+
+
+class PythonOptions(Options):
+    """Options.
+
+    Attributes:
+        factory: ``package.module:function``; called with ``kwargs``, returns a :class:`prunekit.Splits`.
+        kwargs: Keyword arguments.
+    """
+
+    factory: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    kwargs: dict[str, Any] = {}
+
+
+class PythonDataset(Dataset):
+    """Whatever a function of the user's returns. Modules are also found in the current folder."""
+
+    name = "python"
+    Options = PythonOptions
+
+    def load(self, seed: int) -> Splits:
+        """Import and call the factory."""
+        from prunekit import Splits
+
+        found = import_from(self.options.factory, "dataset.factory")(**self.options.kwargs)
+        if not isinstance(found, Splits):
+            raise SpecError(
+                f"dataset.factory: {self.options.factory} returned {type(found).__name__}, not a prunekit.Splits"
+            )
+        return found

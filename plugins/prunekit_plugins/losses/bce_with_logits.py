@@ -1,0 +1,48 @@
+"""Binary cross-entropy of independent outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prunekit import Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class BinaryCrossEntropy(Loss):
+    """``binary_cross_entropy_with_logits`` in nats, averaged over examples and outputs.
+
+    Targets are 0/1 or probabilities, in the shape of the logits (an extra axis of length 1 is allowed).
+    """
+
+    name = "bce_with_logits"
+
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the terms."""
+        import torch.nn.functional as F
+
+        return F.binary_cross_entropy_with_logits(
+            outputs, targets.view_as(outputs).to(outputs.dtype), reduction="sum"
+        )
+
+    def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
+        """Number of outputs over all examples."""
+        return float(outputs.numel())
+
+    def ggn_factor(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """√(σ(1−σ)) on the diagonal."""
+        import torch
+
+        # σ(o)σ(−o) keeps the small factor exact where 1 − σ would cancel.
+        root = (outputs.sigmoid() * (-outputs).sigmoid()).sqrt().flatten(1)
+        for k in range(root.shape[1]):
+            column = torch.zeros_like(root)
+            column[:, k] = root[:, k]
+            yield column.view_as(outputs)
+
+    def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        """Outputs on the wrong side of one half, and all outputs."""
+        wrong = (outputs > 0) != (targets.view_as(outputs) > 0.5)
+        return wrong.sum(), outputs.numel()

@@ -1,0 +1,130 @@
+"""Softmax cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from prunekit import Loss, Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CrossEntropyOptions(Options):
+    """Options.
+
+    Attributes:
+        label_smoothing: Share of the target mass that is spread evenly over the classes.
+        weight: A weight per class.
+        ignore_index: Targets that do not count.
+    """
+
+    label_smoothing: float = Field(default=0.0, ge=0, le=1)
+    weight: tuple[float, ...] | None = None
+    ignore_index: int = -100
+
+
+class CrossEntropy(Loss):
+    """``torch.nn.functional.cross_entropy``, in nats.
+
+    Outputs are logits ``[N, C]`` or ``[N, C, d1, …]``; targets class indices ``[N, …]`` or probabilities
+    in the shape of the outputs. Averaged as torch does: over non-ignored targets, by class weight where
+    there is one; over all targets for probabilities.
+    """
+
+    name = "cross_entropy"
+    Options = CrossEntropyOptions
+
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the terms."""
+        return self._reduced(outputs, targets, "sum")
+
+    def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Torch's own mean, which on CUDA need not wait for a count."""
+        return self._reduced(outputs, targets, "mean")
+
+    def _reduced(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        import torch.nn.functional as F
+
+        return F.cross_entropy(
+            outputs,
+            targets,
+            weight=self._weight(outputs),
+            ignore_index=self.options.ignore_index,
+            reduction=reduction,
+            label_smoothing=self.options.label_smoothing,
+        )
+
+    def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
+        """Number of targets that count, or the sum of their classes' weights."""
+        if targets.is_floating_point():
+            return float(outputs.numel() // outputs.shape[1])
+        counted = targets != self.options.ignore_index
+        weight = self._weight(outputs)
+        if weight is None:
+            return float(counted.sum())
+        return float(weight.double()[targets[counted]].sum())
+
+    def ggn_rank(self, outputs: Tensor, targets: Tensor) -> int:
+        """Classes − 1 for every position."""
+        return (outputs.shape[1] - 1) * (outputs.numel() // (outputs.shape[0] * outputs.shape[1]))
+
+    def ggn_factor(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """Columns of the Cholesky factor of m (diag(p) − ppᵀ), position by position.
+
+        m is the target mass of a term (1 without class weights). The matrix has rank C − 1 and its factor a
+        closed form: with r_j the probability beyond class j, L_jj² = p_j r_j / r_{j−1} and
+        L_ij = −p_i √(p_j / (r_{j−1} r_j)) for i > j. Reference: Tanabe & Sagae (1992), for multinomial
+        covariances. Sums over the tail, not one minus the head, keep r exact when one class has nearly all.
+        """
+        import torch
+
+        n, classes = outputs.shape[:2]
+        p = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).softmax(1).reshape(n, classes, -1)
+        scale = self._mass(outputs, targets).to(p).sqrt()
+        tail = p.flip(1).cumsum(1).flip(1)  # r_{j-1}: class j and all beyond
+        for position in range(p.shape[2]):
+            q, r, m = p[..., position], tail[..., position], scale[:, position]
+            for j in range(classes - 1):
+                before, after = r[:, j], r[:, j + 1]
+                column = torch.zeros_like(p)
+                # A tail that has underflowed to 0 has nothing left to share: 0/0 stands for 0.
+                share = m * (q[:, j] / before).sqrt().nan_to_num(0.0)
+                column[:, j, position] = share * after.sqrt()
+                below = (q[:, j + 1 :] / after.sqrt().unsqueeze(1)).nan_to_num(0.0)
+                column[:, j + 1 :, position] = -below * share.unsqueeze(1)
+                yield column.view_as(outputs).to(outputs.dtype)
+
+    def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        """Wrong and all predictions, by the largest logit; ignored targets do not count."""
+        truth = targets.argmax(1) if targets.is_floating_point() else targets
+        counted = truth != self.options.ignore_index
+        return ((outputs.argmax(1) != truth) & counted).sum(), int(counted.sum())
+
+    def _weight(self, outputs: Tensor) -> Tensor | None:
+        import torch
+
+        if self.options.weight is None:
+            return None
+        return torch.tensor(self.options.weight, dtype=outputs.dtype, device=outputs.device)
+
+    def _mass(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the smoothed, weighted target distribution of each term, ``[N, positions]``."""
+        import torch
+
+        n, classes = outputs.shape[:2]
+        smoothing = self.options.label_smoothing
+        weight = self._weight(outputs)
+        w = torch.ones(classes, device=outputs.device) if weight is None else weight
+        if targets.is_floating_point():
+            soft = targets.reshape(n, classes, -1)
+            soft = (1 - smoothing) * soft + smoothing / classes
+            return torch.einsum("nct,c->nt", soft, w.to(soft))
+        flat = targets.reshape(n, -1)
+        counted = flat != self.options.ignore_index
+        own = w[flat.clamp(min=0)]
+        mass: Tensor = ((1 - smoothing) * own + smoothing * w.mean()) * counted
+        return mass

@@ -1,0 +1,75 @@
+"""The loss along straight lines between the networks of a run."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from prunekit import Options, Probe, ProbeRecord, Series
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from prunekit.engine.landscape import Landscape
+
+
+class LineOptions(Options):
+    """Options.
+
+    Attributes:
+        points: Places along each line, both ends included.
+        examples: The first so many examples of each split; null = all.
+    """
+
+    points: int = Field(default=21, ge=2)
+    examples: int | None = Field(default=1000, ge=1)
+
+
+class Line(Probe):
+    """L((1 − α)·a + α·b) for α in [0, 1], from dense to pruned and from pruned to fine-tuned.
+
+    All parameters and floating-point buffers (BatchNorm's running statistics) are interpolated; integer
+    buffers are those of the start. Reference: Goodfellow, Vinyals & Saxe (2015), section 3.
+    """
+
+    name = "line"
+    Options = LineOptions
+
+    def measure(self, landscape: Landscape, generator: Generator) -> ProbeRecord:
+        """Measure train and validation loss at every point of every line."""
+        points = self.options.points
+        places = [i / (points - 1) for i in range(points)]
+        splits = {
+            name: split
+            for name in ("train", "valid")
+            if (split := landscape.split(name, self.options.examples)) is not None
+        }
+        groups, summary = {}, {}
+        phases = landscape.phases
+        for first, second in pairwise(phases):
+            start, end = landscape.weights(first), landscape.weights(second)
+            losses = {
+                name: [landscape.loss(_between(start, end, place), split) for place in places]
+                for name, split in splits.items()
+            }
+            key = f"{first}_to_{second}"
+            groups[key] = {
+                "place": Series(places, ("point",), "fraction of the way"),
+                **{f"{n}_loss": Series(v, ("point",), "loss") for n, v in losses.items()},
+            }
+            summary[key] = {
+                f"{name}_{what}": value
+                for name, v in losses.items()
+                for what, value in (("start", v[0]), ("end", v[-1]), ("highest", max(v)), ("lowest", min(v)))
+            }
+        return ProbeRecord(groups, summary, attributes={f"{n}_examples": len(s) for n, s in splits.items()})
+
+
+def _between(start: dict[str, Tensor], end: dict[str, Tensor], place: float) -> dict[str, Tensor]:
+    import torch
+
+    return {
+        name: torch.lerp(a, end[name], place) if a.is_floating_point() else a for name, a in start.items()
+    }

@@ -1,0 +1,27 @@
+"""Everything at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prunekit import Scheduler
+from prunekit_plugins.schedulers._levels import Target
+
+
+class OneShot(Scheduler):
+    """κ₁ = κ."""
+
+    name = "one_shot"
+
+    class Options(Target):
+        """Options.
+
+        Attributes:
+            steps: Only 1, so that every scheduler can be given a number of steps.
+        """
+
+        steps: Literal[1] = 1
+
+    def levels(self) -> list[float]:
+        """The levels κ₁ … κ_π; the last is the target itself, untouched by rounding."""
+        return [self.options.sparsity]

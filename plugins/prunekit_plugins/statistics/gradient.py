@@ -1,0 +1,53 @@
+"""The gradient of the loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prunekit import Estimator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.estimation import ForwardPass, Problem
+
+
+class Gradient(Estimator):
+    """∂L/∂θ, L the mean loss over all examples: sums of terms and normalisers over batches, one division.
+
+    Cost: one backward pass per batch.
+    """
+
+    name = "gradient"
+
+    def start(self, problem: Problem) -> None:
+        """Keep the parameters; the first batch's gradients become the accumulators."""
+        self._problem = problem
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, batch: ForwardPass) -> None:
+        """Add the gradient of the batch's total loss."""
+        import torch
+
+        parameters = self._problem.parameters
+        gradients = torch.autograd.grad(
+            batch.total, list(parameters.values()), retain_graph=True, allow_unused=True
+        )
+        for (name, parameter), g in zip(parameters.items(), gradients, strict=True):
+            if g is None:
+                continue
+            if name in self._sums:
+                self._sums[name] += g
+            else:
+                self._sums[name] = g.to(self._problem.dtype(parameter))
+
+    def finish(self, normaliser: float) -> dict[str, Tensor]:
+        """Divide by the normaliser; zeros for a parameter that the loss does not depend on."""
+        import torch
+
+        return {
+            name: self._sums[name] / normaliser
+            if name in self._sums
+            else torch.zeros_like(p, dtype=self._problem.dtype(p), requires_grad=False)
+            for name, p in self._problem.parameters.items()
+        }
