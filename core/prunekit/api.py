@@ -56,7 +56,7 @@ def statistics(
     from prunekit.engine.choose import estimators
     from prunekit.engine.losses import as_loss
     from prunekit.engine.seeds import generator
-    from prunekit.estimation import estimate
+    from prunekit.estimation.estimate import estimate
 
     wanted = [requests] if isinstance(requests, str | Statistic) else list(requests)
     found = estimate(
@@ -105,7 +105,7 @@ def saliency(
     from prunekit.engine.losses import as_loss
     from prunekit.engine.seeds import generator
     from prunekit.engine.step import saliencies
-    from prunekit.estimation import estimate
+    from prunekit.estimation.estimate import estimate
     from prunekit.masks import apply_masks
 
     chosen, task = criterion_with_lambda(criterion, lam), as_loss(loss)

@@ -20,11 +20,11 @@ from prunekit.requests import Statistic
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
+    from prunekit.budget import Layer
     from prunekit.data import DataInfo, Splits
     from prunekit.engine.events import RunView, StepRecord
     from prunekit.engine.landscape import Landscape
     from prunekit.estimation import ForwardPass, Problem
-    from prunekit.masks.budget import Layer
 
 Tensors = Mapping[str, "Tensor"]
 """Parameter name to tensor."""

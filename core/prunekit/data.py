@@ -92,6 +92,13 @@ class Splits:
                 outputs = self.train.y[0].numel()
         return DataInfo(tuple(self.train.x.shape[1:]), outputs, self.task)
 
+    def limited(self, train: int | None, test: int | None) -> Splits:
+        """The same with at most so many training and test examples, the first ones."""
+        shorter = replace(self, train=Split(self.train.x[:train], self.train.y[:train]))
+        if self.test is None:
+            return shorter
+        return replace(shorter, test=Split(self.test.x[:test], self.test.y[:test]))
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Splits:
         """Move every split."""
 

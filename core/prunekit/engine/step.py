@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from prunekit.budget import Layer, pruned_count
 from prunekit.components import Criterion, Loss, Selector
 from prunekit.engine.choose import estimators
 from prunekit.engine.events import StepRecord
 from prunekit.engine.measure import measure
 from prunekit.errors import RunError, SpecError
-from prunekit.estimation import estimate
-from prunekit.masks import Layer, prunable_parameters, pruned_count, zero
+from prunekit.estimation.estimate import estimate
+from prunekit.masks import prunable_parameters, zero
 from prunekit.plugins import PluginManager
 from prunekit.requests import Estimates
 from prunekit.spec.prunable import Prunable

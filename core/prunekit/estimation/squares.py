@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from prunekit.components import Estimator
-from prunekit.estimation.contraction import SquareSum
-from prunekit.estimation.fallback import squared_columns
-from prunekit.estimation.problem import ForwardPass, Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.estimation.problem import ForwardPass, Problem
 
 
 class SquaredColumns(Estimator):
@@ -33,6 +34,9 @@ class SquaredColumns(Estimator):
 
     def add(self, batch: ForwardPass) -> None:
         """Send every column back and add its squares."""
+        from prunekit.estimation.contraction import SquareSum
+        from prunekit.estimation.fallback import squared_columns
+
         count, columns = self.columns(batch)
         squares = {name: SquareSum(uses, count, self._sums[name].dtype) for name, uses in batch.uses.items()}
         kept = []

@@ -31,10 +31,14 @@ class CIFAR10Options(Options):
     Attributes:
         root: Folder that holds ``cifar-10-batches-bin/``, or that folder itself.
         valid: Validation examples, the last of the 50,000 training images.
+        train: Use only the first so many training examples of the split; null = all.
+        test: Use only the first so many test examples; null = all.
     """
 
     root: Path = Path("data")
     valid: int = Field(default=5_000, ge=0, lt=50_000)
+    train: int | None = Field(default=None, ge=1)
+    test: int | None = Field(default=None, ge=1)
 
 
 class CIFAR10(Dataset):
@@ -68,13 +72,15 @@ class CIFAR10(Dataset):
             return Split(scaled, torch.from_numpy(labels).long())
 
         count = len(x) - self.options.valid
-        return Splits(
+        splits = Splits(
             train=split(x[:count], y[:count]),
             valid=split(x[count:], y[count:]) if self.options.valid else None,
             test=split(test_x, test_y),
             outputs=10,
             augment=partial(crop_and_flip, black=[-m / d for m, d in zip(_MEAN, _DEVIATION, strict=True)]),
         )
+
+        return splits.limited(self.options.train, self.options.test)
 
     def _folder(self) -> Path:
         root: Path = self.options.root

@@ -30,11 +30,15 @@ class MNISTOptions(Options):
     Attributes:
         root: Folder that holds the files, ``MNIST/raw/`` or ``raw/`` with them, gzipped or not.
         valid: Validation examples, drawn from the 60,000 training images.
+        train: Use only the first so many training examples of the split; null = all.
+        test: Use only the first so many test examples; null = all.
         split_seed: Draws the split; default the run's seed, as in the paper.
     """
 
     root: Path = Path("data")
     valid: int = Field(default=10_000, ge=0, lt=60_000)
+    train: int | None = Field(default=None, ge=1)
+    test: int | None = Field(default=None, ge=1)
     split_seed: int | None = Field(default=None, ge=0)
 
 
@@ -77,7 +81,8 @@ class MNIST(Dataset):
             torch.from_numpy(arrays["test_x"]).float().unsqueeze(1),
             torch.from_numpy(arrays["test_y"]).long(),
         )
-        return split_and_standardise(x[order], y[order], train, test, 10)
+        splits = split_and_standardise(x[order], y[order], train, test, 10)
+        return splits.limited(self.options.train, self.options.test)
 
     def _find(self, root: Path, name: str) -> Path:
         folders = [root / self.folder / "raw", root / "raw", root]

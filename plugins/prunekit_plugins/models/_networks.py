@@ -65,7 +65,7 @@ class LeNet(nn.Module):
 
 
 class VGG(nn.Module):
-    """VGG-11 with a 512-512-classes head."""
+    """VGG-11 with a head of two layers of 512 units."""
 
     def __init__(self, channels: int, classes: int, batch_norm: bool) -> None:
         super().__init__()
@@ -80,7 +80,9 @@ class VGG(nn.Module):
             layers.append(nn.ReLU())
             channels = int(width)
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, classes))
+        self.classifier = nn.Sequential(
+            nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, classes)
+        )
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:

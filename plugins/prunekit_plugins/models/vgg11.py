@@ -23,7 +23,8 @@ class VGG11Options(Options):
 
 
 class VGG11(Model):
-    """The paper's VGG11: 3×3 convolutions 64-M-128-M-256-256-M-512-512-M-512-512-M, then 512-512-classes.
+    """The paper's VGG11: 3×3 convolutions 64-M-128-M-256-256-M-512-512-M-512-512-M, then two
+    fully connected layers of 512 units and the classes.
 
     ReLU, biases, Kaiming-normal weights; 9,747,136 prunable weights on CIFAR-10.
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from prunekit import Options, SpecError
-from prunekit.masks.budget import Layer, apportion
+from prunekit.budget import Layer, apportion
 
 if TYPE_CHECKING:
     from torch import Tensor
