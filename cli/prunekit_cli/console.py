@@ -26,7 +26,15 @@ def stderr() -> Console:
 def _console(stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PLAIN_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=width is not None)
+    # Names of files and tensors may look like markup: [b], :x:.
+    return Console(
+        stderr=stderr,
+        width=width,
+        highlight=False,
+        soft_wrap=width is not None,
+        markup=False,
+        emoji=False,
+    )
 
 
 def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> Table:
@@ -66,9 +74,9 @@ def overrides(settings: Sequence[str]) -> Mapping[str, Any]:
             problems.append(f"--set {path}: given twice")
         else:
             try:
-                found[path] = parse_value(value)
-            except Exception:
-                problems.append(f"--set {setting}: the value is not valid YAML")
+                found[path] = parse_value(value, f"--set {path}")
+            except SpecError as error:
+                problems += error.problems
     if problems:
         raise SpecError(problems)
     return found

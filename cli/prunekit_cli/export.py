@@ -15,7 +15,11 @@ def export(
 
     if weights is None and masks is None:
         raise SpecError("export writes --weights FILE, --masks FILE or both; neither is given")
+    if weights is not None and masks is not None and weights.resolve() == masks.resolve():
+        raise SpecError(f"--weights and --masks are both {weights}; each needs a file of its own")
     for path in (weights, masks):
+        if path is not None and path.resolve() == file.resolve():
+            raise SpecError(f"{path}: is the results file itself; choose another name")
         if path is not None and path.exists() and not overwrite:
             raise ResultsError(f"{path}: exists; use --overwrite to replace it")
     with open_results(file) as results:
@@ -38,7 +42,7 @@ def _save(path: Path, arrays: dict[str, Any]) -> None:
 
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_bytes(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
+        temporary.write_bytes(save({name: np.asarray(a, order="C") for name, a in arrays.items()}))
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ def inspect(file: Path, as_json: bool, layers: bool, plot: Path | None) -> None:
 
             draw(results, plot)
         if as_json:
-            print(json.dumps(results.summary, indent=1, ensure_ascii=False))
+            print(json.dumps(results.summary, indent=1))
             return
         from prunekit_cli import overview
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 import traceback
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +22,8 @@ app = typer.Typer(
 )
 plugins_app = typer.Typer(help="List what is installed, from where, and what failed to load.")
 app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
+
+_INTERRUPTED = 130
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A results file.")]
@@ -159,19 +164,26 @@ def invoke(arguments: list[str]) -> int:
         interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a λ must not end a run on a terminal that has none
+            stream.reconfigure(errors="backslashreplace")
     command: Any = typer.main.get_command(app)
     try:
         result = command.main(arguments, prog_name="prunekit", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; go on with --resume", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output is gone (`| head`); nothing is left to say to it.
-        sys.stdout = None
+        result = _INTERRUPTED
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader of our output is gone (`| head`); nothing is left to say to it. Typer makes it an exit.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
         return 0
     except Exception as error:
         return _report(error)
+    if result == _INTERRUPTED:
+        print("interrupted" + ("; go on with --resume" if arguments[0] == "run" else ""), file=sys.stderr)
+    return result if isinstance(result, int) else 0
 
 
 def _report(error: Any) -> int:
@@ -184,6 +196,9 @@ def _report(error: Any) -> int:
         for line in str(error).splitlines():
             print(line, file=sys.stderr)
         return error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        print(f"{error.filename or 'output'}: cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     traceback.print_exception(error)
     print("this is a bug in prunekit or a plugin; please report it with the lines above", file=sys.stderr)
     return 1

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from prunekit_cli import console
+
+if TYPE_CHECKING:
+    from prunekit.components import Component
+    from prunekit.plugins import Plugin, PluginManager
 
 
 def listing(as_json: bool) -> None:
@@ -17,150 +25,224 @@ def listing(as_json: bool) -> None:
     manager = default_manager()
     rows: list[dict[str, Any]] = []
     for plugin in manager.plugins:
-        source = {
-            "plugin": plugin.name,
-            "module": plugin.module,
-            "distribution": plugin.distribution,
-            "version": plugin.version,
-        }
         for component in plugin.components:
-            conflict = len(manager.providers(component.kind, component.name)) > 1
-            rows.append(
-                {
-                    "kind": component.kind,
-                    "name": component.name,
-                    **source,
-                    "status": "conflict" if conflict else plugin.status,
-                    "error": _conflict(manager, component.kind, component.name) if conflict else None,
-                }
-            )
+            conflict = _conflict(manager, component.kind, component.name)
+            row = _origin(plugin) | {"status": "conflict" if conflict else plugin.status, "error": conflict}
+            rows.append({"kind": component.kind, "name": component.name, **row})
         if not plugin.components:
-            rows.append(
-                {"kind": None, "name": None, **source, "status": plugin.status, "error": plugin.error or None}
-            )
-    rows.sort(key=lambda r: (r["kind"] or "~", r["name"] or ""))
+            row = _origin(plugin) | {"status": plugin.status, "error": plugin.error or None}
+            rows.append({"kind": None, "name": None, **row})
+    rows.sort(key=lambda r: (r["kind"] or "~", r["name"] or "", r["distribution"], r["plugin"]))
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     columns = ["kind", "name", "plugin", "distribution", "version", "status"]
-    console.stdout().print(
-        console.table(None, columns, [[r[c] or "–" for c in columns] for r in rows], left=len(columns))
-    )
-    for text in sorted({f"{r['plugin']} ({r['distribution']}): {r['error']}" for r in rows if r["error"]}):
+    _table(columns, [[r[c] or "–" for c in columns] for r in rows])
+    conflicts = dict.fromkeys(r["error"] for r in rows if r["status"] == "conflict")
+    for text in [*conflicts, *_troubles(manager)]:
         print(text, file=sys.stderr)
 
 
-def _conflict(manager: Any, kind: str, name: str) -> str:
+def show(name: str, as_json: bool) -> None:
+    """A component's documentation, origin and options; or what became of a plugin."""
+    from prunekit.components import KINDS
+    from prunekit.errors import PluginError
+    from prunekit.plugins import default_manager, did_you_mean
+
+    manager = default_manager()
+    found = [(p, c) for kind in KINDS for p, c in manager.providers(kind, name)]
+    named = [] if found else [p for p in manager.plugins if name in p.names]
+    if not found and not named:
+        names = {n for kind in KINDS for n in manager.names(kind)} | {
+            n for p in manager.plugins for n in p.names
+        }
+        first = f"nothing is called {name!r}{did_you_mean(name, sorted(names)) or '.'}"
+        raise PluginError(
+            "\n".join([f"{first} `prunekit plugins` lists what there is.", *_troubles(manager)])
+        )
+    described = [_component(p, c) for p, c in found] + [_plugin(p) for p in named]
+    if as_json:
+        print(json.dumps(described, indent=1))
+        return
+    for i, item in enumerate(described):
+        if i:
+            print()
+        (_print_component if found else _print_plugin)(item)
+    for kind in dict.fromkeys(c.kind for _, c in found):
+        conflict = _conflict(manager, kind, name)
+        if conflict:
+            print(f"\n{conflict}", file=sys.stderr)
+
+
+def _component(plugin: Plugin, component: type[Component]) -> dict[str, Any]:
+    return {
+        "kind": component.kind,
+        "name": component.name,
+        "class": plugin.provides(component),
+        **_origin(plugin),
+        "description": inspect.getdoc(component) or "",
+        "requires": _requires(component),
+        "options": _options(component),
+    }
+
+
+def _plugin(plugin: Plugin) -> dict[str, Any]:
+    return {
+        **_origin(plugin),
+        "status": plugin.status,
+        "error": plugin.error or None,
+        "traceback": plugin.trace or None,
+        "components": [{"kind": c.kind, "name": c.name} for c in plugin.components],
+    }
+
+
+def _print_component(item: dict[str, Any]) -> None:
+    print(f"{item['kind']} {item['name']}")
+    print(f"from {item['class']}, plugin {item['plugin']!r} of {item['distribution']} {item['version']}")
+    if item["description"]:
+        print(f"\n{_plain(item['description'])}")
+    if item["requires"]:
+        print(f"\nStatistics: {', '.join(item['requires'])}")
+    if not item["options"]:
+        print("\nNo options.")
+        return
+    print("\nOptions:")
+    columns = ["name", "type", "default", "description"]
+    rows = [[o[c] for c in columns] for o in item["options"]]
+    _table(["option", "type", "default", "meaning"], rows)
+
+
+def _print_plugin(item: dict[str, Any]) -> None:
+    print(f"plugin {item['plugin']}: {item['status']}")
+    print(f"from module {item['module']} of {item['distribution']} {item['version']}")
+    if item["components"]:
+        supplied = [f"{c['kind']} {c['name']}" for c in item["components"]]
+        print(f"\nSupplies: {', '.join(supplied)}")
+    if item["error"]:
+        print(f"\nIt {item['error']}")
+    if item["traceback"]:
+        print(f"\n{item['traceback'].rstrip()}")
+
+
+def _origin(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "plugin": plugin.name,
+        "module": plugin.module,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+    }
+
+
+def _troubles(manager: PluginManager) -> list[str]:
+    lines = []
+    for plugin in manager.plugins:
+        if plugin.status == "broken":
+            more = f" `prunekit plugins show {plugin.name}` shows the traceback." if plugin.trace else ""
+            lines.append(plugin.trouble + more)
+    return lines
+
+
+def _conflict(manager: PluginManager, kind: str, name: str) -> str | None:
     from prunekit.errors import PluginError
 
     try:
         manager.get(kind, name)
     except PluginError as error:
         return str(error)
-    return ""
+    return None
 
 
-def show(name: str, as_json: bool) -> None:
-    """A component's documentation, origin and options."""
-    from prunekit.components import KINDS
-    from prunekit.errors import PluginError
-    from prunekit.plugins import default_manager, did_you_mean
-
-    manager = default_manager()
-    found = [(kind, p, c) for kind in KINDS for p, c in manager.providers(kind, name)]
-    if not found:
-        names = sorted({n for kind in KINDS for n in manager.names(kind)})
-        broken = "".join(f" Plugin {p.name!r} {p.error}." for p in manager.plugins if p.status == "broken")
-        raise PluginError(
-            f"nothing is called {name!r}{did_you_mean(name, names)} `prunekit plugins` lists what there is.{broken}"
-        )
-    described: list[dict[str, Any]] = [
-        {
-            "kind": kind,
-            "name": name,
-            "plugin": p.name,
-            "class": p.provides(c),
-            "distribution": p.distribution,
-            "version": p.version,
-            "description": inspect.getdoc(c) or "",
-            "options": _options(kind, c),
-        }
-        for kind, p, c in found
-    ]
-    if as_json:
-        print(json.dumps(described, indent=1))
-        return
-    screen = console.stdout()
-    for item in described:
-        screen.print(f"{item['kind']} {name}   {item['class']} ({item['distribution']} {item['version']})")
-        screen.print(f"\n{item['description']}\n", markup=False)
-        options = item["options"]
-        if options:
-            rows = [[o["name"], o["type"], o["default"], o["description"]] for o in options]
-            screen.print(console.table("Options", ["option", "type", "default", "meaning"], rows, left=4))
-        else:
-            screen.print("No options.")
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    console.stdout().print(console.table(None, columns, list(rows), left=len(columns)))
 
 
-def _options(kind: str, component: Any) -> list[dict[str, str]]:
+def _requires(component: type[Component]) -> list[str]:
+    """Statistics that a criterion asks for with its default options; they may depend on these."""
+    from prunekit import Statistic
+
+    if component.kind != "criterion":
+        return []
+    try:
+        requires: Any = component().requires  # type: ignore[attr-defined]
+    except Exception:  # an option has no default
+        return []
+    found = map(Statistic.of, requires)
+    return sorted(" ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())]) for s in found)
+
+
+def _options(component: type[Component]) -> list[dict[str, str]]:
     from prunekit.spec.schema import ENGINE_KEYS
 
-    meanings = _meanings(inspect.getdoc(component.Options) or "")
+    meanings = _meanings(component.Options)
     rows = [
         {
             "name": key,
-            "type": str(schema["type"]).replace("'", "").strip("[]").replace(", ", " | "),
+            "type": {"lambda": "float ≥ 0", "checkpoint": "path | null"}.get(key, "any"),
             "default": json.dumps(schema["default"]),
-            "description": "taken by the engine",
+            "description": schema["description"],
         }
-        for key, schema in ENGINE_KEYS.get(kind, {}).items()
+        for key, schema in ENGINE_KEYS.get(component.kind, {}).items()
     ]
     for key, field in component.Options.model_fields.items():
-        default = "required" if field.is_required() else json.dumps(field.default, default=str)
-        limits = [
-            f"{sign} {getattr(m, attribute)}"
-            for m in field.metadata
-            for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-            if getattr(m, attribute, None) is not None
-        ]
-        annotation = inspect.formatannotation(field.annotation).replace("typing.", "").replace("pathlib.", "")
-        if "Annotated[" in annotation:
-            annotation = _plain(field.annotation)
         rows.append(
             {
-                "name": key,
-                "type": " ".join([annotation, *limits]),
-                "default": default,
-                "description": field.description or meanings.get(key, ""),
+                "name": field.alias or key,
+                "type": _type(field.annotation, field.metadata),
+                "default": "required" if field.is_required() else _default(field),
+                "description": _plain(field.description or meanings.get(key, "")),
             }
         )
     return rows
 
 
-def _plain(annotation: Any) -> str:
-    from typing import get_args, get_origin
+def _default(field: Any) -> str:
+    return json.dumps(field.get_default(call_default_factory=True), default=str, ensure_ascii=False)
 
+
+_WORDS: dict[Any, str] = {NoneType: "null", Path: "path", Any: "any", tuple: "list"}
+
+
+def _type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """A type as a spec's author needs it: ``int ≥ 1 | null``, ``list[float]``, ``ggn | hessian``."""
+    bounds = [
+        f"{sign} {getattr(m, attribute):g}"
+        for m in metadata
+        for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+        if isinstance(getattr(m, attribute, None), int | float)
+    ]
+    limits = f" {', '.join(bounds)}" if bounds else ""
+    origin: Any = get_origin(annotation)
     arguments = get_args(annotation)
-    if hasattr(annotation, "__metadata__"):
-        return _plain(arguments[0])
-    if not arguments:
-        return getattr(annotation, "__name__", str(annotation)).replace("Ellipsis", "...")
-    parts = ["..." if a is Ellipsis else _plain(a) for a in arguments]
-    origin = get_origin(annotation)
-    if getattr(origin, "__name__", "") in ("UnionType", "Union"):
-        return " | ".join(parts)
-    return f"{getattr(origin, '__name__', origin)}[{', '.join(parts)}]"
+    if origin is Annotated:
+        return _type(arguments[0], arguments[1:]) + limits
+    if origin is Literal:
+        return " | ".join("null" if a is None else str(a) for a in arguments)
+    if origin in (Union, UnionType):
+        parts = [_type(a) for a in arguments if a is not NoneType]
+        return " | ".join(parts) + limits + (" | null" if NoneType in arguments else "")
+    if origin is not None:
+        items = [_type(a) for a in arguments if a is not Ellipsis]
+        # YAML has lists only; a tuple of fixed length shows every item.
+        outer = "list" if origin in (tuple, set, frozenset) else getattr(origin, "__name__", str(origin))
+        return f"{outer}[{', '.join(items)}]{limits}"
+    return str(_WORDS.get(annotation) or getattr(annotation, "__name__", annotation)) + limits
 
 
-def _meanings(text: str) -> dict[str, str]:
-    """The ``Attributes:`` section of a docstring, as field to text."""
-    _, _, section = text.partition("Attributes:\n")
+def _meanings(options: type[Any]) -> dict[str, str]:
+    """The ``Attributes:`` sections of an ``Options`` class and its bases, as field to text."""
     found: dict[str, str] = {}
-    last = ""
-    for line in section.splitlines():
-        if line.startswith("        ") and last:
-            found[last] += " " + line.strip()
-        elif ":" in line:
-            last, _, meaning = line.strip().partition(":")
-            found[last] = meaning.strip()
-    return {k: v.replace("``", "") for k, v in found.items()}
+    for cls in reversed(options.__mro__):
+        _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+        last = ""
+        for line in section.splitlines():
+            if line.startswith("        ") and last:
+                found[last] += " " + line.strip()
+            elif ":" in line:
+                last, _, meaning = line.strip().partition(":")
+                found[last] = meaning.strip()
+    return found
+
+
+def _plain(text: str) -> str:
+    """A docstring without its markup."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "`")

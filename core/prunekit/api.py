@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from prunekit.components import Criterion, Loss, Scheduler, Selector
     from prunekit.engine.events import Listener, StepRecord
+    from prunekit.engine.state import State
     from prunekit.masks import Attachment
     from prunekit.plugins import PluginManager
 
@@ -220,10 +221,12 @@ def prune(
         prunable,
         memory,
     )
-    if not callable(batches):
-        batches = _fresh(batches)
+    if isinstance(batches, Iterator):
+        batches = list(batches)
+    # A list: each step needs one sample throughout, and a loader may draw another at every reading.
     records = [
-        pruner.step(i, _fresh(batches), generator(seed, "statistics", i)) for i in range(len(pruner.levels))
+        pruner.step(i, list(_fresh(batches)), generator(seed, "statistics", i))
+        for i in range(len(pruner.levels))
     ]
     return Pruning(model, pruner.masks, records)
 
@@ -283,9 +286,11 @@ def run(
     state: State | None = None
     leftover = state_path(path)
     if resume:
+        recorded: dict[str, Any] | None = None
         if path.exists():
             with open_results(path) as results:
                 _check_same_spec(path, results.summary["spec"], resolved.data)
+                recorded = results.finished
                 complete = results.summary["status"] == "complete"
             if complete:
                 leftover.unlink(missing_ok=True)
@@ -293,6 +298,7 @@ def run(
         if leftover.exists() or path.exists():
             state = State.load(leftover)
             _check_same_spec(leftover, state.spec, resolved.data)
+            _check_belongs(path, recorded, state)
     elif path.exists() and not overwrite:
         raise ResultsError(f"{path}: exists; use --overwrite to replace it, or --resume to go on with it")
     elif leftover.exists() and not overwrite:
@@ -316,6 +322,19 @@ def _check_same_spec(path: Path, recorded: Mapping[str, Any], wanted: Mapping[st
         raise ResultsError(
             f"{path}: belongs to another spec (differs in {', '.join(different)}); "
             "resume with the same spec, or use --overwrite to start again"
+        )
+
+
+def _check_belongs(path: Path, recorded: Mapping[str, int] | None, state: State) -> None:
+    """Refuse a state that is not this file's: it is level with it or one event ahead, never anything else."""
+    finished = state.finished
+    if recorded is None and not any(finished.values()):
+        return  # stopped before the file was made
+    ahead = [finished[key] - (recorded or {}).get(key, 0) for key in finished]
+    if recorded is None or min(ahead) < 0 or sum(ahead) > 1:
+        raise ResultsError(
+            f"{path}: {'gone' if recorded is None else 'not the file that the state belongs to'}, "
+            "so its run cannot be resumed; use --overwrite to start again"
         )
 
 

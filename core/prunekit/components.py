@@ -51,7 +51,8 @@ class Component:
     options: Any  # an instance of the class's own Options
 
     def __init__(self, **options: Any) -> None:
-        self.options = self.Options(**options)
+        # Strictness is for specs: in Python a str for a Path or a list for a tuple is no mistake.
+        self.options = self.Options.model_validate(options, strict=False)
 
     @classmethod
     def from_options(cls, options: BaseOptions, base: Path | None = None) -> Self:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from copy import copy
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ from prunekit.components import KINDS, Criterion, Estimator, Options
 from prunekit.errors import SpecError
 from prunekit.plugins import PluginManager, default_manager, did_you_mean
 from prunekit.requests import Statistic
+from prunekit.spec.resolve import scalar
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -60,7 +63,7 @@ def component(
 def options_of(model: type[OptionsT], values: Mapping[str, Any], where: str) -> OptionsT:
     """Validate options as a spec would: strictly, unknown keys refused."""
     try:
-        return model.model_validate_json(json.dumps(values, default=_plain))
+        return model.model_validate_json(json.dumps(values, default=scalar))
     except ValidationError as error:
         problems = []
         for item in error.errors(include_url=False):
@@ -80,14 +83,6 @@ def options_of(model: type[OptionsT], values: Mapping[str, Any], where: str) -> 
         raise SpecError(problems) from None
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "item"):  # numpy and torch scalars
-        return value.item()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{value!r} is not a number, string, list or mapping")
-
-
 def criterion_with_lambda(value: Any, lam: float | None, manager: PluginManager | None = None) -> Criterion:
     """Build a criterion and set its λ, which may stand in the mapping or in the argument, not both."""
     mapped: float | None = None
@@ -98,16 +93,14 @@ def criterion_with_lambda(value: Any, lam: float | None, manager: PluginManager 
             raise SpecError("criterion: lambda is given twice, in the mapping and as lam=")
     chosen: Criterion = component("criterion", value, manager)
     strength = mapped if mapped is not None else lam
-    if strength is not None:
-        if (
-            isinstance(strength, bool)
-            or not isinstance(strength, int | float)
-            or not 0 <= strength < float("inf")
-        ):
-            raise SpecError(f"criterion: lambda must be a finite number >= 0; found {strength!r}")
-        if not isinstance(value, str | Mapping) and chosen.lam and chosen.lam != strength:
-            raise SpecError("criterion: lambda is given twice, by the object and as lam=")
-        chosen.lam = float(strength)
+    if strength is None:
+        return chosen
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength < float("inf"):
+        raise SpecError(f"criterion: lambda must be a finite number >= 0; found {strength!r}")
+    if chosen.lam:
+        raise SpecError("criterion: lambda is given twice, by the object and as lam=")
+    chosen = copy(chosen)  # an object of the caller's keeps its own λ
+    chosen.lam = float(strength)
     return chosen
 
 

@@ -47,8 +47,9 @@ class Landscape:
         return tuple(self._masks)
 
     def weights(self, phase: str) -> dict[str, Tensor]:
-        """Copies of a network's parameters and buffers."""
-        return {name: t.clone() for name, t in self._phases[phase].items()}
+        """Copies of a network's parameters and buffers, on the data's device."""
+        device = self._splits.train.x.device  # after resuming, finished phases lie on the CPU
+        return {name: t.to(device, copy=True) for name, t in self._phases[phase].items()}
 
     def masks(self) -> dict[str, Tensor]:
         """Copies of the final masks."""

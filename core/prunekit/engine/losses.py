@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import hessian, vmap
+from torch.func import jacrev, vmap
 
 from prunekit.components import Loss
 from prunekit.engine.choose import component
@@ -48,7 +48,7 @@ class CallableLoss(Loss):
             return self._function(output.view(1, *outputs.shape[1:]), target.unsqueeze(0))
 
         try:
-            matrices = vmap(hessian(one))(flat, targets)
+            matrices = vmap(jacrev(jacrev(one)))(flat, targets)
         except Exception as error:
             raise UnsupportedError(
                 f"no GGN: the loss function has no Hessian in its outputs ({error})"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from prunekit.engine.state import State
 from prunekit.engine.step import Pruner
 from prunekit.errors import PrunekitError, RunError
 from prunekit.plugins import PluginManager
-from prunekit.spec.resolve import Spec
+from prunekit.spec.resolve import Spec, scalar
 from prunekit.training import Trainer, recalibrate
 
 
@@ -41,11 +43,12 @@ def execute(
     Raises:
         PrunekitError: Recorded as ``failed`` (or ``interrupted`` for a keyboard interrupt), then raised.
     """
-    plan = setup.build(spec)
-    if state is None:  # whoever calls has made sure that what is there may go
-        out.unlink(missing_ok=True)
+    execution = _Execution(spec, setup.build(spec, manager), out, state, manager, listener or Listener())
+    if state is None:
+        # Whoever calls has made sure that what is there may go. The state first: alone it would look resumable.
         state_path(out).unlink(missing_ok=True)
-    _Execution(spec, plan, out, state, manager, listener or Listener()).go()
+        out.unlink(missing_ok=True)
+    execution.go()
 
 
 def state_path(out: Path) -> Path:
@@ -87,8 +90,8 @@ class _Execution:
                 self.pruner.restore(self.state.masks)
         self.view = RunView(
             out=out,
-            spec=spec.data,
-            origins=spec.origins,
+            spec=deepcopy(spec.data),
+            origins=dict(spec.origins),
             spec_text=spec.text,
             environment=setup.environment(plan.device),
             shapes={layer.name: layer.shape for layer in self.pruner.layers},
@@ -111,6 +114,7 @@ class _Execution:
             for name in order[order.index(self.state.phase) :]:
                 phases[name]()
             self.view.status = "complete"
+            self._finish()
         except BaseException as error:
             self.view.status = "failed" if isinstance(error, Exception) else "interrupted"
             self.view.environment["error"] = str(error) or type(error).__name__
@@ -120,7 +124,6 @@ class _Execution:
             except Exception as second:
                 error.add_note(f"recording the failure failed too: {second}")
             raise
-        self._finish()
         self.state_file.unlink(missing_ok=True)
 
     def _finish(self) -> None:
@@ -168,7 +171,7 @@ class _Execution:
                 self.state.probes[probe.name] = _plain_record(record)
                 self.state.done = index + 1
                 self.state.save(self.state_file)
-                self._tell("probe_finished", probe.name, record)
+                self._tell("probe_finished", probe.name, record_from_plain(self.state.probes[probe.name]))
                 self.listener.probe(probe.name)
 
     # -- parts of phases ---------------------------------------------------------------------------
@@ -185,8 +188,9 @@ class _Execution:
             if self.splits.valid is not None and len(self.splits.valid):
                 valid = self.splits.valid
                 loss, error = measure(self.model, [(valid.x, valid.y)], self.loss)
-                row |= {"valid_loss": loss, "valid_error": error}
-                value = error if error is not None else loss
+                row["valid_loss"] = value = loss
+                if error is not None:
+                    row["valid_error"] = value = error
             if state.best is None or value < state.best["value"]:
                 state.best = {"value": value, "epoch": index + 1, "weights": setup.state_of(self.model)}
             state.history.setdefault(phase, []).append(row)
@@ -301,10 +305,12 @@ def _array(tensor: Tensor) -> np.ndarray:
 def _plain_record(record: ProbeRecord) -> dict[str, Any]:
     """A probe's findings as tensors and plain data, which the state can hold."""
     data = asdict(record)
+    for key in ("summary", "attributes"):  # numpy's numbers are no plain data
+        data[key] = json.loads(json.dumps(data[key], default=scalar))
     data["groups"] = {
         group: {
             key: {
-                "values": torch.as_tensor(np.asarray(series.values, dtype=float)),
+                "values": torch.tensor(np.asarray(series.values)),
                 "axes": list(series.axes),
                 "units": series.units,
             }

@@ -14,7 +14,9 @@ from prunekit.components import Criterion, Loss, Selector
 from prunekit.data import Splits
 from prunekit.engine.seeds import derived
 from prunekit.errors import DataError, DeviceError, SpecError
-from prunekit.estimation.quiet import preserved_rng
+from prunekit.estimation.problem import call
+from prunekit.estimation.quiet import evaluating, preserved_rng
+from prunekit.plugins import PluginManager
 from prunekit.spec.resolve import Part, Spec, check_levels
 
 _DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "mse"}
@@ -51,17 +53,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def build(spec: Spec) -> Plan:
+def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
     """Load the data, build the network, read its checkpoint, resolve the default loss into the spec.
 
     Raises:
         DataError, CheckpointError, DeviceError, SpecError: If something is missing or does not fit.
     """
     device, dtype = choose_device(spec.run.device), getattr(torch, spec.run.dtype)
-    splits: Splits = _part(spec, "dataset").build().load(spec.run.seed)
+    splits: Splits = _part(spec, "dataset").build().load(spec.run.seed).to(device, dtype)
     _check_data(splits, str(spec.data["dataset"]["name"]))
     info = splits.info
-    splits = splits.to(device, dtype)
     if spec.part("loss") is None:
         spec.data["loss"] = _DEFAULT_LOSS[splits.task]
     part = _part(spec, "model")
@@ -75,7 +76,7 @@ def build(spec: Spec) -> Plan:
         load_into(model, part.base / checkpoint)
     model = model.to(device, dtype)
     model.eval()
-    loss = _loss(spec)
+    loss = _loss(spec, manager)
     _check_fit(model, splits, loss)
     criterion: Criterion = _part(spec, "prune", "criterion").build()
     criterion.lam = _part(spec, "prune", "criterion").engine["lambda"]
@@ -119,11 +120,11 @@ def _part(spec: Spec, *path: str | int) -> Part:
     return part
 
 
-def _loss(spec: Spec) -> Loss:
+def _loss(spec: Spec, manager: PluginManager | None) -> Loss:
     from prunekit.engine.choose import component
 
     part = spec.part("loss")
-    loss: Loss = part.build() if part is not None else component("loss", spec.data["loss"])
+    loss: Loss = part.build() if part is not None else component("loss", spec.data["loss"], manager)
     spec.data["loss"] = {"name": loss.name, **loss.options.model_dump(mode="json")}
     return loss
 
@@ -137,21 +138,33 @@ def _check_data(splits: Splits, name: str) -> None:
                 f"dataset {name!r}: the {which} split has {len(split.x)} examples and {len(split.y)} targets"
             )
         for what, t in (("inputs", split.x), ("targets", split.y)):
-            if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+            # One NaN or infinity makes the sum so; only then is it worth looking at every value.
+            suspect = t.is_floating_point() and not bool(torch.isfinite(t.sum()))
+            if suspect and not bool(torch.isfinite(t).all()):
                 raise DataError(f"dataset {name!r}: the {which} split's {what} are not all finite")
     if not len(splits.train):
         raise DataError(f"dataset {name!r}: the training split is empty")
 
 
 def _check_fit(model: nn.Module, splits: Splits, loss: Loss) -> None:
-    """Run one example through network and loss, so that a mismatch is told before any work."""
-    from prunekit.engine.measure import measure
-
-    try:
-        measure(model, [(splits.train.x[:1], splits.train.y[:1])], loss)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise SpecError(
-            f"model, dataset and loss do not fit: one example of shape {tuple(splits.train.x.shape[1:])} with a "
-            f"target of shape {tuple(splits.train.y.shape[1:])} ({splits.train.y.dtype}) under loss "
-            f"{loss.name!r} fails with: {error}"
-        ) from error
+    """Run a few examples through network and loss, so that a mismatch is told before any work."""
+    for name, split in (("training", splits.train), ("validation", splits.valid), ("test", splits.test)):
+        if split is None or not len(split):
+            continue
+        indices = torch.zeros(1, dtype=torch.long, device=split.y.device)
+        if not split.y.is_floating_point():  # class indices: the ends of their range
+            targets = split.y.reshape(len(split), -1)
+            if targets.shape[1]:
+                indices = torch.stack([indices[0], targets.amax(1).argmax(), targets.amin(1).argmin()])
+        few = split.take(indices)
+        try:
+            with evaluating(model), torch.no_grad():
+                outputs = call(model, few.x).cpu()
+            # On the CPU, where a class that the network lacks is an error; CUDA would not survive it.
+            loss.total(outputs, few.y.cpu())
+            loss.errors(outputs, few.y.cpu())
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise SpecError(
+                f"model, dataset and loss do not fit: {name} examples of shape {tuple(few.x.shape[1:])} with "
+                f"targets of shape {tuple(few.y.shape[1:])} ({few.y.dtype}) under loss {loss.name!r} fail with: {error}"
+            ) from error

@@ -56,6 +56,17 @@ class State:
     examples: Tensor | None = None
     probes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def finished(self) -> dict[str, int]:
+        """How much is finished, in the words of :attr:`prunekit.Results.finished`."""
+        return {
+            "dense epochs": len(self.history.get("dense", ())),
+            "finetuned epochs": len(self.history.get("finetuned", ())),
+            "steps": len(self.steps),
+            "phases": len(self.metrics),
+            "probes": len(self.probes),
+        }
+
     def save(self, path: Path) -> None:
         """Write atomically.
 
@@ -89,7 +100,11 @@ class State:
             raise ResultsError(
                 f"{path}: damaged ({type(error).__name__}); use --overwrite to start again"
             ) from None
-        if data.pop("format", None) != FORMAT or data.pop("version", None) != VERSION:
+        if (
+            not isinstance(data, dict)
+            or data.pop("format", None) != FORMAT
+            or data.pop("version", None) != VERSION
+        ):
             raise ResultsError(
                 f"{path}: not a state that this prunekit wrote; use --overwrite to start again"
             )

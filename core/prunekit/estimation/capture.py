@@ -107,7 +107,9 @@ def _argument(args: Any, kwargs: Mapping[str, Any], index: int, name: str, defau
 
 
 def _linear(weight: Tensor, args: Any, kwargs: Mapping[str, Any]) -> Geometry | None:
-    return Geometry() if weight.ndim == 2 else None
+    bias = _argument(args, kwargs, 2, "bias")
+    shared = bias is not None and bias.shape != weight.shape[:1]  # one number broadcast over the outputs
+    return Geometry() if weight.ndim == 2 and not shared else None
 
 
 def _tuple(value: Any, dims: int) -> tuple[int, ...]:

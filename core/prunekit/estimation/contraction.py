@@ -104,7 +104,8 @@ def gradient(uses: Sequence[Use], returned: Sequence[Tensor], shape: torch.Size)
     """Sum over examples of one parameter's gradient, from its uses."""
     u = joined([inward(use) for use in uses])
     v = joined([outward(use, g) for use, g in zip(uses, returned, strict=True)])
-    return as_parameter(uses[0], torch.einsum("ngbt,ngat->gba", v, u), shape)
+    dtype = torch.promote_types(u.dtype, v.dtype)  # autocast gives the two different ones
+    return as_parameter(uses[0], torch.einsum("ngbt,ngat->gba", v.to(dtype), u.to(dtype)), shape)
 
 
 class SquareSum:
@@ -161,7 +162,8 @@ class SquareSum:
                 first, second = self._pairs
                 squares = self._u[..., first] * self._u[..., second]
                 squares *= torch.where(first == second, 1.0, 2.0).to(squares.dtype)
-            total = torch.einsum("ngbk,ngak->gba", total, squares)
+            # Pairs may cancel to zero; rounding must not leave a negative square.
+            total = torch.einsum("ngbk,ngak->gba", total, squares).clamp_(min=0)
         return as_parameter(self._uses[0], total, shape)
 
 

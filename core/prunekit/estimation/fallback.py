@@ -6,6 +6,7 @@ the network allows it and one example at a time where it does not.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,23 +63,32 @@ def _batched(
         one = tree_map(lambda t: t.unsqueeze(0) if isinstance(t, Tensor) else t, x)
         _, back, *_ = vjp(lambda p: functional_call(caller, p, (one,)).squeeze(0), prefixed)
         (gradients,) = vmap(back)(columns)
-        return {name: g.square().sum(0) for name, g in gradients.items()}
+        return {
+            name.removeprefix("inner."): g.to(batch.problem.dtype(g)).square().sum(0)
+            for name, g in gradients.items()
+        }
 
-    totals = vmap(squares)(inputs, vectors)
-    return {name.removeprefix("inner."): t.sum(0) for name, t in totals.items()}
+    with warnings.catch_warnings():
+        # Advice to whoever implements operators, not to users of a model that has one of them.
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        totals = vmap(squares)(inputs, vectors)
+    return {name: t.sum(0) for name, t in totals.items()}
 
 
 def _one_by_one(
     batch: ForwardPass, chosen: dict[str, Tensor], inputs: Any, vectors: Tensor
 ) -> dict[str, Tensor]:
-    sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in chosen.items()}
+    dtypes = {name: batch.problem.dtype(p) for name, p in chosen.items()}
+    sums = {name: torch.zeros(p.shape, dtype=dtypes[name], device=p.device) for name, p in chosen.items()}
     for i in range(vectors.shape[0]):
         outputs = call(batch.problem.model, rows(inputs, i, i + 1))
+        if not outputs.requires_grad:  # this example uses none of them
+            continue
         for column in vectors[i]:
             gradients = torch.autograd.grad(
                 outputs, list(chosen.values()), column.unsqueeze(0), retain_graph=True, allow_unused=True
             )
             for name, g in zip(chosen, gradients, strict=True):
                 if g is not None:
-                    sums[name] += g.square()
+                    sums[name] += g.to_dense().to(dtypes[name]).square()
     return sums

@@ -2,14 +2,15 @@
 
 Three examples go through the network once. A random vector is sent back, and for each parameter the
 product of its captured activations and returned gradients must give autograd's own gradient: then the
-uses are all there and their geometry is understood. The same vector with only its first example kept must
-reach nothing but the first row of every use: then the first axis is the example. Whatever fails goes to
+uses are all there and their geometry is understood. The same vector with only one example kept must
+reach nothing but that row of every use: then the first axis is the example. Whatever fails goes to
 the per-example fallback, so a network that folds, transposes or normalises in its own way costs time,
 never correctness.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,33 +32,32 @@ class Layout:
 
     Attributes:
         trusted: Parameter to the signatures of its uses.
-        unused: Parameters that the outputs do not depend on.
         bytes_per_example: Activations kept for a backward pass, with room for what is made from them.
     """
 
     trusted: Mapping[str, tuple[Any, ...]]
-    unused: frozenset[str]
     bytes_per_example: int
 
     def sort(
         self, uses: Sequence[Use], outputs: Tensor, parameters: Mapping[str, Tensor]
     ) -> tuple[dict[str, list[Use]], list[str]]:
-        """Split the parameters of a real pass into captured ones and ones for the fallback."""
+        """Split the parameters of a real pass into captured ones and ones for the fallback.
+
+        What three examples do not use, others may (a mixture's experts), so this pass's graph decides
+        whether a parameter is in use, and whether all its uses were seen.
+        """
         by_name = _by_name(uses)
+        edges = _edges_to_leaves(outputs)
         n = outputs.shape[0]
         captured, others = {}, []
-        for name in parameters:
+        for name, parameter in parameters.items():
             found = by_name.get(name, [])
             known = bool(found) and self.trusted.get(name) == tuple(u.signature for u in found)
+            known = known and edges[id(parameter)] <= len(found)
             if known and all(u.intact and u.input.shape[0] == u.output_shape[0] == n for u in found):
                 captured[name] = found
-            elif found or name not in self.unused:
+            elif edges[id(parameter)]:
                 others.append(name)
-        idle = set(parameters) - set(captured) - set(others)
-        if idle:
-            # What three examples do not use, others may (a mixture's experts): ask this pass's graph.
-            reached = _reached(outputs)
-            others = [n for n in parameters if n in others or (n in idle and id(parameters[n]) in reached)]
         return captured, others
 
 
@@ -89,7 +89,7 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
     )
     size = (2 * saved + products * batch.outputs.element_size()) // _EXAMPLES + 1
     if not capture:
-        return Layout({}, frozenset(), size)
+        return Layout({}, size)
 
     names = list(problem.parameters)
     generator = torch.Generator().manual_seed(0)
@@ -106,24 +106,26 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
     )
     batch.uses = _by_name(uses)
     full = batch.backward(column)
-    alone = column.clone()  # what arrives at the last layer is the column itself
-    alone[1:] = 0
-    first = batch.backward(alone)
+    mixed = set()  # parameters of which a row of some use gets another example's gradient
+    for example in range(_EXAMPLES):
+        alone = torch.zeros_like(column)
+        alone[example] = column[example]
+        for name, returned in batch.backward(alone).items():
+            rest = [i for i in range(_EXAMPLES) if i != example]
+            if any(len(g) != _EXAMPLES or bool(g[rest].any()) for g in returned):
+                mixed.add(name)
     trusted = {}
     for name, found in batch.uses.items():
         expected = truth[name]
-        example_first = all(
-            use.input.shape[0] == use.output_shape[0] == _EXAMPLES and not bool(g[1:].any())
-            for use, g in zip(found, first[name], strict=True)
-        )
-        same_kind = len({(u.geometry.transposed, u.geometry.bias) for u in found}) == 1
+        example_first = name not in mixed and all(len(use.input) == _EXAMPLES for use in found)
+        same_kind = len({(u.geometry.transposed, u.geometry.groups, u.geometry.bias) for u in found}) == 1
         if expected is None or not example_first or not same_kind:
             continue
         got = gradient(found, full[name], expected.shape)
         tolerance = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
         if float((got - expected).abs().max()) <= tolerance:
             trusted[name] = tuple(use.signature for use in found)
-    return Layout(trusted, frozenset(n for n in names if truth[n] is None), size)
+    return Layout(trusted, size)
 
 
 def _by_name(uses: Sequence[Use]) -> dict[str, list[Use]]:
@@ -133,18 +135,18 @@ def _by_name(uses: Sequence[Use]) -> dict[str, list[Use]]:
     return grouped
 
 
-def _reached(outputs: Tensor) -> set[int]:
-    """Identities of the leaves that a graph leads to."""
+def _edges_to_leaves(outputs: Tensor) -> Counter[int]:
+    """How many edges of a graph lead to each of its leaves, by the leaf's identity."""
     seen: set[Any] = set()
-    leaves: set[int] = set()
+    leaves: Counter[int] = Counter()
     waiting: list[Any] = [outputs.grad_fn]
     while waiting:
         node = waiting.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            leaves[id(leaf)] += 1
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            leaves.add(id(leaf))
         waiting += [following for following, _ in node.next_functions]
     return leaves

@@ -118,6 +118,8 @@ def forward(problem: Problem, inputs: Any, targets: Any, capture: bool) -> tuple
         uses = recorder.uses
     else:
         outputs = call(problem.model, inputs)
+    if not outputs.requires_grad:  # they depend on no parameter that is asked for
+        outputs = outputs.detach().requires_grad_()
     total = problem.loss.total(outputs, targets)
     normaliser = problem.loss.normaliser(outputs, targets)
     return ForwardPass(problem, inputs, targets, outputs, total, normaliser), uses

@@ -41,6 +41,8 @@ def evaluating(model: nn.Module, differentiate: tuple[str, ...] = ()) -> Iterato
         differentiate: Parameters that need a gradient inside, frozen or not; all others are frozen.
     """
     modes = {module: module.training for module in model.modules()}
+    # A forward pass may change a buffer in place or put another tensor in its stead.
+    held = {module: dict(module._buffers) for module in model.modules()}
     buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     parameters = dict(model.named_parameters())
     flags = {p: p.requires_grad for p in parameters.values()}
@@ -57,6 +59,9 @@ def evaluating(model: nn.Module, differentiate: tuple[str, ...] = ()) -> Iterato
             module.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
+        for module, own in held.items():
+            module._buffers.clear()
+            module._buffers.update(own)
         with torch.no_grad():
             for buffer, value in buffers.items():
                 buffer.copy_(value)

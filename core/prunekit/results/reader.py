@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,17 +37,31 @@ class Results:
         self.summary = summary
         self._file = file
 
+    @property
+    def finished(self) -> dict[str, int]:
+        """How much of the run is finished: epochs, steps, phases, probes."""
+        return {
+            "dense epochs": len(self.history("dense").get("epoch", ())),
+            "finetuned epochs": len(self.history("finetuned").get("epoch", ())),
+            "steps": len(self.summary["steps"]),
+            "phases": sum(self.summary[phase] is not None for phase in PHASES),
+            "probes": len(self.summary["probes"]),
+        }
+
     def masks(self, step: int) -> dict[str, np.ndarray]:
         """Masks after a step (from 1; 0 is before the first): bool arrays, True = kept."""
         row = self._row(step)
-        return {
-            name: np.unpackbits(data[row], count=int(np.prod(data.attrs["shape"])))
-            .astype(bool)
-            .reshape(data.attrs["shape"])
-            if row >= 0
-            else np.ones(tuple(data.attrs["shape"]), dtype=bool)
-            for name, data in self._prunable("masks")
-        }
+        found = {}
+        with self._reading() as file:
+            for name in file["prunable/names"].asstr()[()]:
+                data = file["masks"][name]
+                shape = tuple(data.attrs["shape"])
+                if row < 0:
+                    found[name] = np.ones(shape, dtype=bool)
+                else:
+                    bits = np.unpackbits(data[row], count=int(np.prod(shape)))
+                    found[name] = bits.astype(bool).reshape(shape)
+        return found
 
     def weights(self, phase: str) -> dict[str, np.ndarray]:
         """Parameters and buffers of the ``dense``, ``pruned`` or ``finetuned`` network.
@@ -54,27 +69,30 @@ class Results:
         Raises:
             ResultsError: If there are none, saying which there are.
         """
-        group = self._file.get(f"weights/{phase}") if phase in PHASES else None
-        if group is None:
-            there = [p for p in PHASES if f"weights/{p}" in self._file]
-            raise ResultsError(
-                f"{self.path}: no {phase!r} weights; there are {', '.join(there) or 'none yet'}"
-            )
-        return {name: group[name][()] for name in group.attrs["names"]}
+        with self._reading() as file:
+            there = [p for p in PHASES if f"weights/{p}" in file]
+            if phase not in there:
+                raise ResultsError(
+                    f"{self.path}: no {phase!r} weights; there are {', '.join(there) or 'none yet'}"
+                )
+            group = file[f"weights/{phase}"]
+            return {name: np.asarray(group[name][()]) for name in group.attrs["names"]}
 
     def examples(self, step: int) -> np.ndarray:
         """Indices into the training split that a step's statistics came from."""
         row = self._row(step)
         if row < 0:
             raise ResultsError(f"{self.path}: steps count from 1")
-        data = self._file["examples"]
-        found: np.ndarray = data[0 if data.attrs["sample"] == "fixed" else row]
-        return found
+        with self._reading() as file:
+            data = file["examples"]
+            found: np.ndarray = data[0 if data.attrs["sample"] == "fixed" else row]
+            return found
 
     def history(self, phase: str) -> dict[str, np.ndarray]:
         """Columns over the training epochs of ``dense`` or ``finetuned``; empty if there were none."""
-        group = self._file.get(f"training/{phase}", {})
-        return {name: data[()] for name, data in group.items()}
+        with self._reading() as file:
+            group = file.get(f"training/{phase}", {})
+            return {name: data[()] for name, data in group.items()}
 
     def probe(self, name: str) -> dict[str, dict[str, np.ndarray]]:
         """Arrays of a probe, by group.
@@ -82,15 +100,16 @@ class Results:
         Raises:
             ResultsError: If the run has no such probe.
         """
-        probe = self._file.get(f"probes/{name}")
-        if probe is None:
-            there = ", ".join(self._file.get("probes", {})) or "none"
-            raise ResultsError(f"{self.path}: no probe {name!r}; there are {there}")
-        return {
-            key: {label: data[()] for label, data in group.items()}
-            for key, group in probe.items()
-            if isinstance(group, h5py.Group)
-        }
+        with self._reading() as file:
+            probe = file.get(f"probes/{name}")
+            if probe is None:
+                there = ", ".join(file.get("probes", {})) or "none"
+                raise ResultsError(f"{self.path}: no probe {name!r}; there are {there}")
+            return {
+                key: {label: data[()] for label, data in group.items()}
+                for key, group in probe.items()
+                if isinstance(group, h5py.Group)
+            }
 
     def close(self) -> None:
         """Close the file."""
@@ -113,9 +132,16 @@ class Results:
             raise ResultsError(f"{self.path}: no step {step}; there are {count} finished steps, from 1")
         return step - 1
 
-    def _prunable(self, group: str) -> list[tuple[str, h5py.Dataset]]:
-        names = self._file["prunable/names"].asstr()[()]
-        return [(name, self._file[group][name]) for name in names]
+    @contextmanager
+    def _reading(self) -> Iterator[h5py.File]:
+        if not self._file:
+            raise ResultsError(f"{self.path}: has been closed")
+        try:
+            yield self._file
+        except ResultsError:
+            raise
+        except Exception as error:  # h5py raises many kinds on damaged bytes
+            raise ResultsError(f"{self.path}: damaged: {type(error).__name__}: {error}") from None
 
 
 def open_results(path: str | Path) -> Results:
@@ -130,7 +156,7 @@ def open_results(path: str | Path) -> Results:
     if not h5py.is_hdf5(path):
         raise ResultsError(f"{path}: not a prunekit results file (not HDF5), or truncated")
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = _open(path)
     except OSError as error:
         raise ResultsError(f"{path}: damaged or truncated ({error})") from None
     try:
@@ -142,6 +168,15 @@ def open_results(path: str | Path) -> Results:
     except Exception as error:  # h5py raises many kinds on damaged bytes
         file.close()
         raise ResultsError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "locking" not in str(error):
+            raise
+        return h5py.File(path, "r")  # this process has it open already, with locks; the two must agree
 
 
 def _check_format(path: Path, file: h5py.File) -> None:
@@ -168,16 +203,21 @@ def _summary(file: h5py.File) -> dict[str, Any]:
         "format_version": int(file.attrs["format_version"]),
         "prunekit_version": str(file.attrs["prunekit_version"]),
         "status": str(file.attrs["status"]),
-        "spec": json.loads(file["spec/resolved"].asstr()[()]),
-        "origins": json.loads(file["spec/origins"].asstr()[()]),
-        "environment": json.loads(file["environment"].asstr()[()]),
+        "spec": _json(file["spec/resolved"]),
+        "origins": _json(file["spec/origins"]),
+        "environment": _json(file["environment"]),
         "prunable": int(file["prunable"].attrs["count"]),
         "dense": metrics["dense"],
         "steps": _steps(file),
         "pruned": metrics["pruned"],
         "finetuned": metrics["finetuned"],
-        "probes": {name: json.loads(probes[name]["summary"].asstr()[()]) for name in probes},
+        "probes": {name: _json(probes[name]["summary"]) for name in probes},
     }
+
+
+def _json(data: h5py.Dataset) -> Any:
+    # Python writes NaN and infinity where JSON has neither; what is not finite is null.
+    return json.loads(data.asstr()[()], parse_constant=lambda _: None)
 
 
 def _metrics(group: Mapping[str, Any] | None) -> dict[str, float | None] | None:

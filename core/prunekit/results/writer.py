@@ -133,7 +133,7 @@ class ResultsWriter:
         """Add what a probe found; ``groups`` holds objects with ``values``, ``axes`` and ``units``."""
         with self._edit() as file:
             probe = file.create_group(f"probes/{name}")
-            probe.attrs.update({"kind": f"probe:{name}", "kind_version": version, **attributes})
+            probe.attrs.update({**attributes, "kind": f"probe:{name}", "kind_version": version})
             probe["summary"] = json.dumps(summary, indent=1)
             for key, arrays in groups.items():
                 group = probe.create_group(key)

@@ -84,7 +84,7 @@ def load(
         SpecError: With every problem found, each as ``file:line:column: path: what is wrong``.
     """
     if isinstance(spec, Mapping):
-        document = Document(json.loads(json.dumps(dict(spec))), "spec")
+        document = Document(_plain(dict(spec), "spec"), "spec")
         return resolve(document, overrides or {}, Path.cwd(), manager)
     path = Path(spec)
     try:
@@ -102,11 +102,12 @@ def resolve(
     """Apply overrides, validate everything, fill in defaults and note origins."""
     manager = manager or default_manager()
     data = json.loads(json.dumps(document.data))
-    flags = [_override(data, path, value) for path, value in overrides.items()]
-    if document.source != "spec":
+    flags = [_override(data, path, _plain(value, f"--set {path}")) for path, value in overrides.items()]
+    if document.marks:  # read from a file
         data.setdefault("name", Path(document.source).stem)
     problems = _Problems(document, data, flags)
     inherited = _inherit_training(data)
+    problems.elsewhere = [("finetune", key) for key in inherited]
     run: Run | None = None
     try:
         run = Run.model_validate_json(json.dumps(data))
@@ -115,7 +116,7 @@ def resolve(
     parts = dict(_parts(data, base, manager, problems))
     _check_schedule(parts, problems)
     if problems.lines:
-        raise SpecError(problems.lines)
+        raise SpecError(problems.in_order())
     assert run is not None
     resolved = _filled(run, parts)
     origins = dict(_origins(resolved, document, flags, inherited))
@@ -129,12 +130,20 @@ class _Problems:
         self.document = document
         self.data = data
         self.flags = flags
-        self.lines: list[str] = []
+        self.elsewhere: list[Key] = []  # copies; a problem is told where it was written
+        self.lines: list[tuple[tuple[int, int], str]] = []
 
     def say(self, path: Key, message: str) -> None:
+        if path[:2] in self.elsewhere:
+            return
         flag = next((f for f in self.flags if f == path[: len(f)]), None)
         where = f"--set {dotted(flag)}" if flag is not None else self.document.where(path)
-        self.lines.append(f"{where}: {dotted(path) or 'spec'}: {message}")
+        text = f"{where}: {dotted(path) or 'spec'}: {message}"
+        self.lines.append((self.document.marks.get(path, self.document.marks.get(path[:-1], (0, 0))), text))
+
+    def in_order(self) -> list[str]:
+        """The lines, from the top of the file to its end."""
+        return [text for _, text in sorted(self.lines, key=lambda line: line[0])]
 
     def add(
         self, error: ValidationError, prefix: Key, model: type[BaseModel], extra: tuple[str, ...] = ()
@@ -157,8 +166,9 @@ class _Problems:
                 context = item.get("ctx", {})
                 names = str(context.get("expected_tags", "")).replace("'", "").split(", ")
                 tag = context.get("tag")
-                what = f"unknown name {tag!r}{did_you_mean(str(tag), names)}" if tag else "has no name"
-                self.say((*path, "name"), f"{what}. Accepted: {', '.join(names)}.")
+                near = did_you_mean(str(tag), names) or "."
+                what = f"unknown name {tag!r}{near}" if tag else "has no name."
+                self.say((*path, "name"), f"{what} Accepted: {', '.join(names)}.")
             elif kind == "value_error":
                 self.say(path, f"{item['ctx']['error']!s}; found {_show(found)}")
             else:
@@ -233,12 +243,34 @@ def _describe(owner: type[BaseModel] | None, path: Key) -> str:
 
 
 def _must(message: str) -> str:
-    return message.replace("Input should be", "must be").replace("Value error, ", "")
+    text = message.replace("Input should be", "must be").replace("Value error, ", "")
+    return text.replace("an object", "a mapping").replace("a valid array", "a list")
 
 
 def _show(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def scalar(value: Any) -> Any:
+    """What JSON lacks, as what it has: numpy and torch scalars as numbers, paths as text."""
+    if hasattr(value, "item"):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} is not a number, string, list or mapping")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy as JSON data.
+
+    Raises:
+        SpecError: If something else is among it.
+    """
+    try:
+        return json.loads(json.dumps(value, default=scalar))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"{where}: must be plain data (mappings, lists, text, numbers): {error}") from None
 
 
 def _override(data: Any, dotted_path: str, value: Any) -> Key:
@@ -264,8 +296,12 @@ def _override(data: Any, dotted_path: str, value: Any) -> Key:
         following = here[key] if isinstance(here, list) else here.get(key)
         if isinstance(following, str):
             following = {"name": following}
-        elif not isinstance(following, dict | list):
+        elif following is None:
             following = {}
+        elif not isinstance(following, dict | list):
+            raise SpecError(
+                f"--set {dotted_path}: {dotted(tuple(path))} is {_show(following)}, with nothing inside it to set"
+            )
         here[key] = following
         here = following
     return tuple(path)
@@ -312,16 +348,15 @@ def _part(
     mapping = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(mapping, dict) or not isinstance(mapping.get("name"), str):
         return None  # the engine's own model has said what is wrong
-    name_path = (*path, "name") if isinstance(entry, dict) else path
+    taken = ENGINE_KEYS.get(kind, {})
+    engine = {k: mapping.get(k, schema["default"]) for k, schema in taken.items()}
+    _check_engine_keys(path, engine, problems)
     try:
         cls = manager.get(kind, mapping["name"])
     except PluginError as error:
-        problems.say(name_path, str(error))
+        problems.say((*path, "name") if isinstance(entry, dict) else path, str(error))
         return None
-    taken = ENGINE_KEYS.get(kind, {})
     options = {k: v for k, v in mapping.items() if k != "name" and k not in taken}
-    engine = {k: mapping.get(k, schema["default"]) for k, schema in taken.items()}
-    _check_engine_keys(path, engine, problems)
     try:
         validated = cls.Options.model_validate_json(json.dumps(options))
     except ValidationError as error:

@@ -12,8 +12,22 @@ from prunekit.plugins import PluginManager, default_manager
 from prunekit.spec.prunable import Prunable
 
 ENGINE_KEYS: dict[str, dict[str, Any]] = {
-    "criterion": {"lambda": {"type": "number", "minimum": 0, "default": 0.0}},
-    "model": {"checkpoint": {"type": ["string", "null"], "default": None}},
+    "criterion": {
+        "lambda": {
+            "type": "number",
+            "minimum": 0,
+            "default": 0.0,
+            "description": "Locality weight λ: adds ½·λ·θ² to the saliency, or to the damping of a criterion "
+            "with an update.",
+        }
+    },
+    "model": {
+        "checkpoint": {
+            "type": ["string", "null"],
+            "default": None,
+            "description": "Trained weights, .safetensors or .pt; training is then skipped.",
+        }
+    },
 }
 """Keys of a component's mapping that the engine takes itself."""
 
@@ -141,7 +155,7 @@ class Run(Options):
     """A whole spec."""
 
     version: Literal[1]
-    name: str = Field(default="run", min_length=1, pattern=r"^[^/\\]+$")
+    name: str = Field(default="run", min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")
     """Names the default output; the spec file's own name where it is left out."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -179,8 +193,11 @@ def json_schema(manager: PluginManager | None = None) -> dict[str, Any]:
     schema = Run.model_json_schema(mode="validation")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "prunekit run spec"
-    definitions = schema.setdefault("$defs", {})
+    definitions = schema.pop("$defs", {})
     filled: dict[str, Any] = _fill(schema, manager, definitions)
+    for key, definition in list(definitions.items()):  # filling adds the plugins' own
+        definitions[key] = _fill(definition, manager, definitions)
+    filled["$defs"] = definitions
     train = definitions["Train"]
     # A fine-tuning phase takes what it lacks from `train`, so nothing is required of it.
     definitions["Finetune"] = {k: v for k, v in train.items() if k != "required"} | {"title": "Finetune"}

@@ -47,18 +47,9 @@ def parse(text: str, source: str) -> Document:
     Raises:
         SpecError: With line and column.
     """
-    yaml = YAML(typ="safe", pure=True)
-    yaml.version = (1, 2)
     document = Document(None, source, text=text)
-    try:
-        node = yaml.compose(text)
-        document.data = _Builder(document).build(node, ()) if node is not None else {}
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise SpecError(f"{where}: not valid YAML: {error.problem or error.context}") from None
-    except YAMLError as error:
-        raise SpecError(f"{source}: not valid YAML: {error}") from None
+    data = _built(text, document)
+    document.data = {} if data is None else data
     if not isinstance(document.data, dict):
         raise SpecError(
             f"{source}:1:1: a spec is a mapping (version, model, dataset, prune, …), "
@@ -67,12 +58,30 @@ def parse(text: str, source: str) -> Document:
     return document
 
 
-def parse_value(text: str) -> Any:
-    """Read one value, as on the right of ``--set PATH=VALUE``."""
+def parse_value(text: str, source: str = "value") -> Any:
+    """Read one value, as on the right of ``--set PATH=VALUE``.
+
+    Raises:
+        SpecError: If it is not valid YAML.
+    """
+    return _built(text, Document(None, source))
+
+
+def _built(text: str, document: Document) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.version = (1, 2)
-    node = yaml.compose(text)
-    return _Builder(Document(None, "")).build(node, ()) if node is not None else None
+    source = document.source
+    try:
+        node = yaml.compose(text)
+        return _Builder(document).build(node, ()) if node is not None else None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        raise SpecError(f"{where}: not valid YAML: {error.problem or error.context}") from None
+    except YAMLError as error:
+        raise SpecError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise SpecError(f"{source}: nested too deeply, or an alias that contains itself") from None
 
 
 class _Builder:
@@ -90,13 +99,23 @@ class _Builder:
         if isinstance(node, SequenceNode):
             return [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
         assert isinstance(node, ScalarNode)
+        try:
+            node.value.encode()
+        except UnicodeEncodeError:
+            raise SpecError(
+                f"{self.document.where(path)}: {dotted(path)}: half a surrogate pair is no character"
+            ) from None
         return _scalar(node)
 
     def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(key_node.value)
             mark = key_node.start_mark.line + 1, key_node.start_mark.column + 1
+            if not isinstance(key_node, ScalarNode):
+                raise SpecError(
+                    f"{self.document.source}:{mark[0]}:{mark[1]}: {dotted(path) or 'spec'}: a key must be a word"
+                )
+            key = str(key_node.value)
             if key in result:
                 raise SpecError(
                     f"{self.document.source}:{mark[0]}:{mark[1]}: {dotted((*path, key))}: this key is given twice"
@@ -114,7 +133,9 @@ def _scalar(node: ScalarNode) -> Any:
         return text.lower() == "true"
     try:
         if tag == "int":
-            return int(text.replace("_", ""), 0)
+            digits = text.replace("_", "")
+            # YAML 1.2: a leading zero is no octal mark.
+            return int(digits) if digits.lstrip("+-").isdigit() else int(digits, 0)
         if tag == "float":
             return float(
                 text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").replace(".NaN", "nan")

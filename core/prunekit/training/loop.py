@@ -16,6 +16,7 @@ from prunekit.errors import RunError
 from prunekit.estimation.quiet import preserved_rng
 from prunekit.masks import attach
 from prunekit.spec.schema import Train
+from prunekit.training.captured import CapturedStep
 from prunekit.training.optimizers import learning_rate, optimizer
 
 
@@ -75,15 +76,13 @@ class Trainer:
             with preserved_rng(self.model), torch.enable_grad():
                 torch.manual_seed(derived(self.seed, self.phase, "model", index))
                 self.model.train()
+                # Captured anew each epoch: the learning rate is part of the graph.
+                step = CapturedStep(self._step) if train.x.is_cuda else self._step
                 for indices in torch.split(order, settings.batch_size):
                     x = train.x.index_select(0, indices)
                     if augment is not None:
                         x = augment(x, noise)
-                    value = self.loss.mean(self.model(x), train.y.index_select(0, indices))
-                    self.optimizer.zero_grad(set_to_none=True)
-                    value.backward()  # type: ignore[no-untyped-call]
-                    self.optimizer.step()
-                    total += value.detach()
+                    total += step(x, train.y.index_select(0, indices))
                     batches += 1
         finally:
             self.model.train(was_training)
@@ -95,6 +94,13 @@ class Trainer:
                 "a lower learning rate usually helps"
             )
         return mean
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self.loss.mean(self.model(x), y)
+        value.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return value.detach()
 
     def close(self) -> None:
         """Let go of the optimizer."""

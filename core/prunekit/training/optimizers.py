@@ -32,6 +32,7 @@ def optimizer(settings: schema.SGD | schema.Adam, parameters: Iterable[Tensor]) 
         eps=settings.eps,
         weight_decay=settings.weight_decay,
         fused=True,
+        capturable=any(p.is_cuda for p in params),  # its step count lives on the device, for CUDA graphs
     )
 
 

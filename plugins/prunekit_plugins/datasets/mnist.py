@@ -68,7 +68,7 @@ class MNIST(Dataset):
                     f"dataset {self.name!r}: the {which} files do not belong together: "
                     f"images {images.shape}, labels {labels.shape}"
                 )
-        x = torch.from_numpy(arrays["train_x"]).float().unsqueeze(1)
+        x = torch.from_numpy(arrays["train_x"]).unsqueeze(1)
         y = torch.from_numpy(arrays["train_y"]).long()
         draw = seed if self.options.split_seed is None else self.options.split_seed
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(draw))
@@ -78,7 +78,7 @@ class MNIST(Dataset):
                 f"dataset {self.name!r}: {len(x)} training images, valid takes {self.options.valid}"
             )
         test = (
-            torch.from_numpy(arrays["test_x"]).float().unsqueeze(1),
+            torch.from_numpy(arrays["test_x"]).unsqueeze(1),
             torch.from_numpy(arrays["test_y"]).long(),
         )
         splits = split_and_standardise(x[order], y[order], train, test, 10)

@@ -56,7 +56,7 @@ class Arrays(Dataset):
             raise DataError(f"dataset 'npz': {path}: no train_x; it holds {', '.join(arrays) or 'nothing'}")
         regression = train.y.is_floating_point()
         if not regression:
-            lowest = min(int(s.y.min()) for s in splits.values() if s is not None and len(s))
+            lowest = min((int(s.y.min()) for s in splits.values() if s is not None and len(s)), default=0)
             if lowest < 0:
                 raise DataError(f"dataset 'npz': {path}: class indices start at 0; found {lowest}")
         return Splits(
@@ -82,10 +82,15 @@ class Arrays(Dataset):
                 )
         if len(x) != len(y):
             raise DataError(f"dataset 'npz': {path}: {name}_x has {len(x)} rows and {name}_y has {len(y)}")
-        targets = torch.from_numpy(np.ascontiguousarray(y))
+        targets, inputs = torch.from_numpy(_native(y)), torch.from_numpy(_native(x))
         if not targets.is_floating_point():
             targets = targets.long()
-        inputs = torch.from_numpy(np.ascontiguousarray(x))
         if inputs.dtype in (torch.uint8, torch.bool):  # pixels; tokens are wider integers and stay
             inputs = inputs.float()
         return Split(inputs, targets)
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """Contiguous, in the machine's byte order and in a type that torch has."""
+    double = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    return np.ascontiguousarray(array, dtype=np.float64 if double else array.dtype.newbyteorder("="))

@@ -21,8 +21,11 @@ class BinaryCrossEntropy(Loss):
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the terms."""
+        import torch
         import torch.nn.functional as F
 
+        # In bfloat16 the sum over a batch would keep three digits, in float16 overflow.
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return F.binary_cross_entropy_with_logits(
             outputs, targets.view_as(outputs).to(outputs.dtype), reduction="sum"
         )

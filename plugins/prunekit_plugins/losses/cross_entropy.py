@@ -47,8 +47,12 @@ class CrossEntropy(Loss):
         return self._reduced(outputs, targets, "mean")
 
     def _reduced(self, outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        import torch
         import torch.nn.functional as F
 
+        # In bfloat16 the sum over a batch would keep three digits, in float16 overflow.
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
         return F.cross_entropy(
             outputs,
             targets,
@@ -109,7 +113,8 @@ class CrossEntropy(Loss):
 
         if self.options.weight is None:
             return None
-        return torch.tensor(self.options.weight, dtype=outputs.dtype, device=outputs.device)
+        dtype = torch.promote_types(outputs.dtype, torch.float32)
+        return torch.tensor(self.options.weight, dtype=dtype, device=outputs.device)
 
     def _mass(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the smoothed, weighted target distribution of each term, ``[N, positions]``."""
@@ -125,6 +130,6 @@ class CrossEntropy(Loss):
             return torch.einsum("nct,c->nt", soft, w.to(soft))
         flat = targets.reshape(n, -1)
         counted = flat != self.options.ignore_index
-        own = w[flat.clamp(min=0)]
+        own = w[flat * counted]  # an ignored target need not be a class
         mass: Tensor = ((1 - smoothing) * own + smoothing * w.mean()) * counted
         return mass

@@ -18,8 +18,11 @@ class MeanSquaredError(Loss):
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of squares."""
+        import torch
         import torch.nn.functional as F
 
+        # In bfloat16 the sum over a batch would keep three digits, in float16 overflow.
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return F.mse_loss(outputs, targets.view_as(outputs), reduction="sum")
 
     def normaliser(self, outputs: Tensor, targets: Tensor) -> float:

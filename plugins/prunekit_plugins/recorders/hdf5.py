@@ -55,7 +55,8 @@ class HDF5(Recorder):
     def step_finished(self, run: RunView, step: StepRecord) -> None:
         """Add the step's row, masks and example indices."""
         assert run.examples is not None
-        fixed = run.spec["prune"]["sample"] == "fixed"
+        settings = run.spec["prune"]
+        fixed = settings["sample"] == "fixed" or settings["examples"] is None
         self._writer.add_step(step, run.masks, run.examples, fixed)
 
     def probe_finished(self, run: RunView, name: str, record: ProbeRecord) -> None:

@@ -39,7 +39,8 @@ class Gradient(Estimator):
             if name in self._sums:
                 self._sums[name] += g
             else:
-                self._sums[name] = g.to(self._problem.dtype(parameter))
+                # A copy: autograd may return one tensor for two parameters, or an expanded or sparse one.
+                self._sums[name] = g.to_dense().to(self._problem.dtype(parameter), copy=True)
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Divide by the normaliser; zeros for a parameter that the loss does not depend on."""

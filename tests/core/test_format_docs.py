@@ -1,0 +1,206 @@
+"""A fresh results file holds what ``docs/format.md`` specifies, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import prunekit as pk
+from prunekit.results import FORMAT_VERSION
+from prunekit.results.format import INTEGER_COLUMNS, STATUSES
+
+PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+SPEC = {
+    "version": 1,
+    "name": "format",
+    "model": {"name": "mlp", "hidden": [6]},
+    "dataset": {"name": "digits"},
+    "train": {"epochs": 1},
+    "prune": {
+        "criterion": "lm",
+        "scheduler": {"name": "linear", "sparsity": 0.5, "steps": 2},
+        "examples": 20,
+    },
+    "finetune": {"epochs": 1},
+    "probes": [{"name": "line", "points": 3, "examples": 20}],
+}
+
+ROOT_ATTRIBUTES = {"format", "format_version", "prunekit_version", "status"}
+TENSORS = {"fc.0.weight", "fc.0.bias", "fc.1.weight", "fc.1.bias"}
+COLUMNS = {
+    "step",
+    "target_sparsity",
+    "sparsity",
+    "pruned",
+    "remaining",
+    "predicted_delta_loss",
+    "delta_loss",
+    "seconds",
+}
+METRICS = {f"{split}_{what}" for split in ("train", "valid", "test") for what in ("loss", "error")}
+LINES = {f"probes/line/{g}" for g in ("dense_to_pruned", "pruned_to_finetuned")}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("format") / "run.h5"
+    pk.run(SPEC, out).close()
+    return out
+
+
+@pytest.fixture
+def file(path: Path) -> Any:
+    with h5py.File(path, "r", locking=False) as opened:
+        yield opened
+
+
+def members(file: h5py.File) -> tuple[set[str], set[str]]:
+    """Paths of all groups and of all datasets."""
+    groups, datasets = set(), set()
+    file.visititems(lambda name, item: (groups if isinstance(item, h5py.Group) else datasets).add(name))
+    return groups, datasets
+
+
+def test_the_file_has_just_the_groups_that_are_documented(file: h5py.File) -> None:
+    phases = {"dense", "pruned", "finetuned"}
+    assert members(file)[0] == {
+        *("spec", "prunable", "steps", "masks", "metrics", "weights", "training", "probes", "probes/line"),
+        *(f"metrics/{p}" for p in phases),
+        *(f"weights/{p}" for p in phases),
+        *(f"training/{p}" for p in phases - {"pruned"}),
+        *LINES,
+    }
+
+
+def test_the_file_has_just_the_datasets_that_are_documented(file: h5py.File) -> None:
+    phases = {"dense", "pruned", "finetuned"}
+    assert members(file)[1] == {
+        *("spec/resolved", "spec/origins", "spec/text", "environment", "prunable/names", "prunable/shapes"),
+        *(f"steps/{c}" for c in (*COLUMNS, *METRICS, "layers")),
+        *("masks/fc.0.weight", "masks/fc.1.weight", "examples", "probes/line/summary"),
+        *(f"metrics/{p}/{m}" for p in phases for m in METRICS),
+        *(f"weights/{p}/{t}" for p in phases for t in TENSORS),
+        *(
+            f"training/{p}/{c}"
+            for p in phases - {"pruned"}
+            for c in ("epoch", "running_loss", "valid_loss", "valid_error")
+        ),
+        *(f"{line}/{d}" for line in LINES for d in ("place", "train_loss", "valid_loss")),
+    }
+
+
+def test_every_attribute_is_documented_and_stands_where_it_should(file: h5py.File) -> None:
+    expected: dict[str, set[str]] = {
+        "prunable": {"count"},
+        "masks": {"packing"},
+        "examples": {"units", "axes", "sample"},
+        "probes/line": {"kind", "kind_version", "train_examples", "valid_examples"},
+    }
+    groups, datasets = members(file)
+    for name in groups | datasets:
+        if name.startswith("weights/") and name.count("/") == 1:
+            expected[name] = {"names"}
+        elif name.startswith("metrics/") and name.count("/") == 2:
+            expected[name] = {"units"}
+        elif name in datasets and name.split("/")[0] in ("steps", "training", "masks"):
+            expected[name] = {"units", "axes"} | ({"shape"} if name.startswith("masks/") else set())
+        elif name in datasets and any(name.startswith(line) for line in LINES):
+            expected[name] = {"units", "axes"}
+    assert set(file.attrs) == ROOT_ATTRIBUTES
+    for name in groups | datasets:
+        assert set(file[name].attrs) == expected.get(name, set()), name
+
+
+@pytest.mark.parametrize(
+    "word",
+    sorted(
+        {f"`{a}`" for a in ROOT_ATTRIBUTES | COLUMNS | METRICS}
+        | {f"`{s}`" for s in STATUSES}
+        | {f"`{w}`" for w in ("layers", "count", "packing", "shape", "sample", "names", "units", "axes")}
+        | {f"`{w}`" for w in ("summary", "kind", "kind_version", "place", "running_loss", "epoch")}
+        | {"`spec/resolved`", "`spec/origins`", "`spec/text`", "`environment`", "`prunable/names`"}
+        | {"`prunable/shapes`", "`dense_to_pruned`", "`train_examples`", "`error`", "MUST", "MAY"}
+    ),
+)
+def test_every_name_stands_in_the_page(word: str) -> None:
+    assert word in PAGE
+
+
+def test_the_page_is_of_this_version() -> None:
+    assert PAGE.startswith(f"# The results file, format version {FORMAT_VERSION}\n")
+
+
+def test_types_and_axes_of_the_steps_are_those_of_the_table(file: h5py.File) -> None:
+    rows = re.findall(r"^\| (`.*?) \| (int64|float64) \| ([a-z, ]+) \|", PAGE, re.M)
+    table = {
+        name: (dtype, axes.split(", "))
+        for names, dtype, axes in rows
+        for name in re.findall("`(.*?)`", names)
+    }
+    assert set(table) == set(file["steps"])
+    for name, (dtype, axes) in table.items():
+        data = file["steps"][name]
+        assert (str(data.dtype), list(data.attrs["axes"])) == (dtype, axes), name
+        assert len(data) == 2
+        assert (name in INTEGER_COLUMNS) == (dtype == "int64")
+
+
+def test_the_example_reads_a_mask(file: h5py.File, path: Path) -> None:
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "unpackbits" in c]
+    names: dict[str, Any] = {"file": file, "np": np, "step": 2}
+    exec(code, names)
+    with pk.open(path) as results:
+        np.testing.assert_array_equal(names["mask"], results.masks(2)["fc.0.weight"])
+
+
+def test_masks_are_nested_and_their_spare_bits_are_zero(file: h5py.File) -> None:
+    for name in file["prunable/names"].asstr()[()]:
+        data = file["masks"][name]
+        size = int(np.prod(data.attrs["shape"]))
+        bits = np.unpackbits(data[()], axis=1)
+        assert not bits[:, size:].any()
+        assert (bits[1] <= bits[0]).all()
+
+
+def test_values_are_what_the_page_says(file: h5py.File) -> None:
+    steps, count = file["steps"], file["prunable"].attrs["count"]
+    assert steps["step"][()].tolist() == [1, 2]
+    np.testing.assert_array_equal(steps["remaining"][()], count - steps["pruned"][()])
+    np.testing.assert_allclose(steps["sparsity"][()], steps["pruned"][()] / count)
+    assert file["examples"].attrs["sample"] == "fresh"
+    assert file["examples"].shape == (2, 20)
+    assert file["probes/line"].attrs["kind"] == "probe:line"
+    assert steps["train_loss"].attrs["units"] == "loss"
+    assert steps["train_error"].attrs["units"] == "fraction of predictions"
+
+
+def test_a_regression_has_no_errors(tmp_path: Path) -> None:
+    arrays = {"train_x": np.random.default_rng(0).normal(size=(20, 3)).astype("float32")}
+    np.savez(tmp_path / "d.npz", **arrays, train_y=arrays["train_x"][:, :1])
+    spec: dict[str, Any] = {**SPEC, "dataset": {"name": "npz", "path": str(tmp_path / "d.npz")}}
+    del spec["probes"], spec["train"], spec["finetune"]
+    pk.run(spec, tmp_path / "r.h5").close()
+    with h5py.File(tmp_path / "r.h5") as opened:
+        assert not [name for name in members(opened)[1] if name.endswith("_error")]
+        assert np.isnan(opened["steps/valid_loss"][()]).all()
+        assert "training" not in opened
+        assert "probes" not in opened
+
+
+def test_a_failure_is_recorded_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunekit.engine.step import Pruner
+
+    def fail(*_: Any) -> None:
+        raise pk.RunError("no more")
+
+    monkeypatch.setattr(Pruner, "step", fail)
+    with pytest.raises(pk.RunError):
+        pk.run(SPEC, tmp_path / "r.h5")
+    with pk.open(tmp_path / "r.h5") as results:
+        assert results.summary["status"] == "failed"
+        assert results.summary["environment"]["error"] == "no more"

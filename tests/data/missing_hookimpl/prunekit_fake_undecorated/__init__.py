@@ -1,0 +1,5 @@
+"""A plugin that forgets the decorator."""
+
+
+def prunekit_register_criteria():
+    return []

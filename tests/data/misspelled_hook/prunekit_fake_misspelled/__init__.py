@@ -1,0 +1,8 @@
+"""A plugin with a hook that does not exist."""
+
+import prunekit as pk
+
+
+@pk.hookimpl
+def prunekit_register_criterions():
+    return []

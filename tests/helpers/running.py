@@ -1,0 +1,136 @@
+"""Small runs: data, networks, specs, the command line, and what a results file holds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+YAML = """\
+version: 1
+name: small
+seed: 7
+device: cpu
+model: {name: mlp, hidden: [6]}
+dataset: {name: npz, path: data.npz}
+train: {epochs: 3, batch_size: 32, optimizer: {name: sgd, lr: 0.1, momentum: 0.9}}
+prune:
+  criterion: {name: qm, lambda: 1e-3}
+  scheduler: {name: exponential, sparsity: 0.7, steps: 3}
+  examples: 50
+finetune: {epochs: 2}
+probes: [{name: line, points: 3}]
+"""
+
+
+def write_data(
+    path: Path, regression: bool = False, train: int = 120, valid: int = 40, test: int = 41
+) -> None:
+    """Images of 1 × 6 × 6 in three overlapping classes, or with two real targets; 0 leaves a split out."""
+    draw = np.random.default_rng(5)
+    centres = draw.normal(size=(3, 1, 6, 6))
+    arrays: dict[str, np.ndarray] = {}
+    for split, count in (("train", train), ("valid", valid), ("test", test)):
+        if not count:
+            continue
+        y = draw.integers(0, 3, count)
+        x = centres[y] + 1.5 * draw.normal(size=(count, 1, 6, 6))
+        arrays[f"{split}_x"] = x
+        arrays[f"{split}_y"] = np.tanh(x.reshape(count, -1)[:, :2]) if regression else y
+    np.savez(path, **arrays)
+
+
+def write_spec(folder: Path, text: str = YAML) -> Path:
+    """A spec and its data."""
+    write_data(folder / "data.npz")
+    spec = folder / "small.yaml"
+    spec.write_text(text)
+    return spec
+
+
+def mapping(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The spec as a mapping, some top-level keys replaced; ``None`` removes one."""
+    from prunekit.spec.text import parse
+
+    found = parse(YAML, "spec").data | changes
+    found["dataset"] = changes.get("dataset", {"name": "npz", "path": str(folder / "data.npz")})
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def convnet(width: int = 3, dropout: float = 0.2) -> Any:
+    """A convolution with BatchNorm and dropout."""
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Flatten(),
+        nn.Linear(16 * width, 3),
+    )
+
+
+def tied() -> Any:
+    """Two layers with one weight."""
+    from torch import nn
+
+    first, second = nn.Linear(36, 36), nn.Linear(36, 36)
+    second.weight = first.weight
+    return nn.Sequential(nn.Flatten(), first, nn.Tanh(), second, nn.Tanh(), nn.Linear(36, 3))
+
+
+def no_layers() -> Any:
+    """A network without Linear and Conv layers."""
+    from torch import nn
+
+    return nn.Sequential(nn.AdaptiveAvgPool2d((1, 3)), nn.BatchNorm2d(1), nn.Flatten())
+
+
+def command(arguments: list[str]) -> None:
+    """The command line, for a process of its own."""
+    from prunekit_cli.main import invoke
+
+    sys.exit(invoke(arguments))
+
+
+def cli(*arguments: Any) -> tuple[int, str, str]:
+    """Run the command line here; exit code, stdout, stderr."""
+    from prunekit_cli.main import invoke
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = invoke([str(a) for a in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def refused(*arguments: Any, code: int = 2) -> str:
+    """Run the command line, which must end with ``code``, a message on stderr and no traceback."""
+    found, out, err = cli(*arguments)
+    assert found == code, (found, err)
+    assert err.strip()
+    assert "Traceback" not in err
+    assert out == ""
+    return err
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Everything in a results file, bit for bit, but wall times and environment, through plain h5py."""
+    found: dict[str, Any] = {}
+
+    def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
+        found[f"{name}@"] = {key: str(value) for key, value in node.attrs.items()}
+        if isinstance(node, h5py.Dataset) and name not in ("environment", "steps/seconds"):
+            value = np.asarray(node[()])
+            bits = value.tolist() if value.dtype == object else value.tobytes()
+            found[name] = (str(value.dtype), value.shape, bits)
+
+    with h5py.File(path, "r") as file:
+        found["@"] = {key: str(value) for key, value in file.attrs.items()}
+        file.visititems(visit)
+    return found

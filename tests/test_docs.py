@@ -1,0 +1,86 @@
+"""Every hook is documented with its exact signature and its example, and tested; the pages' code works."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from prunekit import PluginManager, hookspecs
+from prunekit.hookspecs import REGISTERING
+
+TESTS = Path(__file__).parent
+PAGE = (TESTS.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("prunekit_"))
+BLOCKS = [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", PAGE, re.M | re.S)]
+
+
+def signature(hook: str) -> str:
+    """As written in the source, without the colon."""
+    found = re.search(r"^(def .*?):(?:  #.*)?$", inspect.getsource(getattr(hookspecs, hook)), re.M)
+    assert found is not None
+    return found[1]
+
+
+def example(hook: str) -> str:
+    _, _, code = (inspect.getdoc(getattr(hookspecs, hook)) or "").partition("Example::\n")
+    return textwrap.dedent(code).strip() + "\n"
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_documented_with_its_exact_signature(hook: str) -> None:
+    assert f"\n    {signature(hook)}\n" in PAGE
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_documented_with_the_example_of_its_docstring(hook: str) -> None:
+    assert f"```python\n{example(hook)}```\n" in PAGE
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_a_test(hook: str) -> None:
+    others = [p for p in TESTS.rglob("test_*.py") if p != Path(__file__)]
+    assert any(hook in path.read_text(encoding="utf-8") for path in others)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_docstring_says_when_it_is_called_and_since_when(hook: str) -> None:
+    doc = inspect.getdoc(getattr(hookspecs, hook)) or ""
+    assert doc.startswith("Called ")
+    assert re.search(r"Since \d+\.\d+\.", doc.splitlines()[0])
+
+
+def test_every_registering_hook_belongs_to_a_kind() -> None:
+    assert set(REGISTERING) == {hook for hook in HOOKS if hook.startswith("prunekit_register_")}
+
+
+def test_the_page_names_no_hook_that_does_not_exist() -> None:
+    assert set(re.findall(r"\bprunekit_(?:register|run|step)_\w+", PAGE)) == set(HOOKS)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_the_pages_code_runs_and_registers(number: int) -> None:
+    module = ModuleType("documented")
+    exec(compile(BLOCKS[number], f"docs/plugins.md, block {number}", "exec"), vars(module))
+    if "@pk.hookimpl\ndef " in BLOCKS[number]:
+        plugin = PluginManager(load_entry_points=False).register(module)
+        assert plugin.status == "loaded", plugin.error
+
+
+def test_the_pages_curvy_criterion_keeps_the_contract(tmp_path: Path) -> None:
+    import torch
+
+    import prunekit as pk
+
+    (code,) = [block for block in BLOCKS if "class Curvy" in block]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    model = torch.nn.Linear(5, 3, dtype=torch.float64)
+    batches = [(torch.randn(9, 5, dtype=torch.float64), torch.randint(3, (9,)))]
+    found = pk.saliency(model, batches, names["Curvy"]())
+    torch.testing.assert_close(found["weight"], pk.saliency(model, batches, "obd")["weight"])
