@@ -51,7 +51,8 @@ def number(value: float | None, digits: int = 4) -> str:
     """A loss or a change; ``–`` where there is none."""
     if value is None:
         return "–"
-    return f"{value:.{digits}f}" if abs(value) >= 10.0**-digits or value == 0 else f"{value:.1e}"
+    readable = 10.0**-digits <= abs(value) < 1e7 or value == 0
+    return f"{value:.{digits}f}" if readable else f"{value:.1e}"
 
 
 def percent(value: float | None, digits: int = 2) -> str:

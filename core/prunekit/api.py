@@ -299,6 +299,7 @@ def run(
             state = State.load(leftover)
             _check_same_spec(leftover, state.spec, resolved.data)
             _check_belongs(path, recorded, state)
+            state.recall(path)
     elif path.exists() and not overwrite:
         raise ResultsError(f"{path}: exists; use --overwrite to replace it, or --resume to go on with it")
     elif leftover.exists() and not overwrite:

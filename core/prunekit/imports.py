@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,19 @@ def import_from(target: str, where: str) -> Any:
     if not callable(found):
         raise SpecError(f"{where}: {target!r} is {type(found).__name__}, and must be callable")
     return found
+
+
+def call_from(target: str, kwargs: Mapping[str, Any], where: str) -> Any:
+    """Import a function by ``package.module:name`` and call it.
+
+    Raises:
+        SpecError: If it cannot be imported or does not take these arguments; ``where`` says whose it is.
+    """
+    function = import_from(target, f"{where}.factory")
+    try:
+        signature(function).bind(**kwargs)
+    except ValueError:  # written in C, without a signature
+        pass
+    except TypeError as error:
+        raise SpecError(f"{where}.kwargs: {target}: {error}") from None
+    return function(**kwargs)

@@ -23,6 +23,7 @@ from prunekit.engine.seeds import generator
 from prunekit.engine.state import State
 from prunekit.engine.step import Pruner
 from prunekit.errors import PrunekitError, RunError
+from prunekit.masks import apply_masks
 from prunekit.plugins import PluginManager
 from prunekit.spec.resolve import Spec, scalar
 from prunekit.training import Trainer, recalibrate
@@ -85,9 +86,7 @@ class _Execution:
         fresh = state is None
         self.state = state or State(spec=spec.data, current=setup.state_of(plan.model))
         if not fresh:
-            setup.load_state(self.model, self.state.current)
-            if self.state.masks:
-                self.pruner.restore(self.state.masks)
+            self._restore()
         self.view = RunView(
             out=out,
             spec=deepcopy(spec.data),
@@ -97,6 +96,24 @@ class _Execution:
             shapes={layer.name: layer.shape for layer in self.pruner.layers},
             metric_names=metric_names(plan.splits),
         )
+
+    @property
+    def _only_masked(self) -> bool:
+        """Do pruning steps change nothing but masks?"""
+        updates = getattr(self.plan.criterion, "update", None) is not None
+        return not updates and self.settings.prune.recalibrate_batchnorm is None
+
+    def _restore(self) -> None:
+        """Put model and masks back to where the state was saved."""
+        state = self.state
+        dtypes = {name: t.dtype for name, t in setup.state_of(self.model).items()}
+        for phase, weights in state.weights.items():  # a results file holds bfloat16 as float32
+            state.weights[phase] = {name: t.to(dtypes[name]) for name, t in weights.items()}
+        setup.load_state(self.model, state.current or state.weights["dense"])
+        if state.masks:
+            self.pruner.restore(state.masks)
+            if not state.current:
+                apply_masks(self.model, state.masks)
 
     def go(self) -> None:
         """Run every phase that is not done, and tell the observers how it ended."""
@@ -219,7 +236,7 @@ class _Execution:
         state.steps.append(record)
         state.masks = {name: m.cpu() for name, m in self.pruner.masks.items()}
         state.examples = examples
-        state.current = setup.state_of(self.model)
+        state.current = {} if self._only_masked else setup.state_of(self.model)
         state.done = index + 1
         state.save(self.state_file)
         view = self._tell("step_finished", record)
@@ -249,6 +266,7 @@ class _Execution:
         self.state.weights[name] = setup.state_of(self.model)
         self._move_to(following)
         self._tell("phase_finished", name)
+        self.state.recorded.append(name)
 
     def _move_to(self, phase: str) -> None:
         state = self.state

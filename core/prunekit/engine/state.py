@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prunekit.engine.events import Metrics, StepRecord
 from prunekit.errors import ResultsError, RunError
+from prunekit.results import open_results
 
 FORMAT = "prunekit-state"
 VERSION = 1
@@ -30,11 +31,13 @@ class State:
         spec: The resolved spec that the run follows.
         phase: ``train``, ``prune``, ``finetune``, ``probes``.
         done: Epochs, steps or probes of this phase that are finished.
-        current: The model's parameters and buffers.
+        current: The model's parameters and buffers; empty where they are the dense ones under the masks.
         masks: Masks after the last step.
         optimizer: Its state, in the middle of a training phase.
         best: The best epoch so far, in the middle of a training phase: value, epoch, weights.
-        weights: ``dense`` and ``pruned``: parameters and buffers of finished phases.
+        weights: Parameters and buffers of finished phases.
+        recorded: Phases whose weights the results file holds, so that they need not be written here at
+            every step; :meth:`recall` takes them from there.
         metrics: Of finished phases.
         steps: The table so far.
         history: Training epochs so far.
@@ -55,6 +58,7 @@ class State:
     history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
     examples: Tensor | None = None
     probes: dict[str, Any] = field(default_factory=dict)
+    recorded: list[str] = field(default_factory=list)
 
     @property
     def finished(self) -> dict[str, int]:
@@ -75,13 +79,16 @@ class State:
         """
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["steps"] = [asdict(step) for step in self.steps]
+        data["weights"] = {name: w for name, w in self.weights.items() if name not in self.recorded}
         temporary = path.with_name(path.name + ".tmp")
         try:
             torch.save({"format": FORMAT, "version": VERSION, **data}, temporary)
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
-            raise RunError(f"{path}: the state cannot be written: {error}") from error
+            # Torch does not say why a write failed.
+            why = error if isinstance(error, OSError) else f"{error}; the disk may be full"
+            raise RunError(f"{path}: the state cannot be written: {why}") from error
 
     @classmethod
     def load(cls, path: Path) -> State:
@@ -110,3 +117,17 @@ class State:
             )
         data["steps"] = [StepRecord(**step) for step in data["steps"]]
         return cls(**data)
+
+    def recall(self, path: Path) -> None:
+        """Take the weights of recorded phases from the results file.
+
+        Raises:
+            ResultsError: If the file is gone.
+        """
+        missing = [name for name in self.recorded if name not in self.weights]
+        if missing:
+            with open_results(path) as results:
+                for name in missing:
+                    arrays = results.weights(name)
+                    self.weights[name] = {key: torch.from_numpy(a) for key, a in arrays.items()}
+            self.weights = {name: self.weights[name] for name in self.metrics}

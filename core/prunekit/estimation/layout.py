@@ -99,7 +99,10 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
         zip(
             names,
             torch.autograd.grad(
-                batch.outputs, list(problem.parameters.values()), column, retain_graph=True, allow_unused=True
+                (batch.outputs * column).sum(),
+                list(problem.parameters.values()),
+                retain_graph=True,
+                allow_unused=True,
             ),
             strict=True,
         )

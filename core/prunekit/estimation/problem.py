@@ -101,7 +101,10 @@ class ForwardPass:
         edges = {use.edge: use for uses in self.uses.values() for use in uses}
         if not edges:
             return {}
-        arrived = torch.autograd.grad(self.outputs, list(edges), column, retain_graph=True, allow_unused=True)
+        # A scalar, not the outputs with a vector: for the latter torch first imports its symbolic shapes,
+        # and with them sympy, which takes half a second of every process.
+        scalar = (self.outputs * column).sum()
+        arrived = torch.autograd.grad(scalar, list(edges), retain_graph=True, allow_unused=True)
         found = {
             edge: g if g is not None else self.outputs.new_zeros(use.output_shape)
             for (edge, use), g in zip(edges.items(), arrived, strict=True)

@@ -3,10 +3,14 @@
 Every change is made to a copy, which then takes the file's name in one atomic rename. Readers never meet
 a file in the middle of a change and never wait for a lock. Copying costs memory bandwidth only: the bytes
 go through the page cache, and nothing waits for the disk before the run is complete.
+
+The HDF5 library does not survive a disk that fills up while it writes. So space is set aside before it
+starts, and a new file is made in memory.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -29,6 +33,9 @@ from prunekit.results.format import (
 )
 
 Row = Mapping[str, Any]
+
+_ROOM = 1 << 20  # bytes set aside for a change besides its arrays
+_ROOM_PER_ARRAY = 1 << 13  # headers and chunk indices
 
 
 class ResultsWriter:
@@ -93,7 +100,7 @@ class ResultsWriter:
             examples: Indices into the training split.
             same_examples: The sample is the same at every step and stored once.
         """
-        with self._edit() as file:
+        with self._edit(_size(masks, 1 / 8) + examples.nbytes) as file:
             steps = file["steps"]
             for column, data in steps.items():
                 value = list(row["layers"].values()) if column == "layers" else row.get(column)
@@ -117,7 +124,7 @@ class ResultsWriter:
 
     def add_phase(self, phase: str, metrics: Row, weights: Mapping[str, np.ndarray]) -> None:
         """Add the metrics and weights of a finished phase."""
-        with self._edit() as file:
+        with self._edit(_size(weights)) as file:
             group = file.create_group(f"metrics/{phase}")
             for name, value in metrics.items():
                 group[name] = np.nan if value is None else float(value)
@@ -131,7 +138,8 @@ class ResultsWriter:
         self, name: str, version: int, summary: Row, attributes: Row, groups: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Add what a probe found; ``groups`` holds objects with ``values``, ``axes`` and ``units``."""
-        with self._edit() as file:
+        room = sum(_size({k: np.asarray(s.values) for k, s in arrays.items()}) for arrays in groups.values())
+        with self._edit(room) as file:
             probe = file.create_group(f"probes/{name}")
             probe.attrs.update({**attributes, "kind": f"probe:{name}", "kind_version": version})
             probe["summary"] = json.dumps(summary, indent=1)
@@ -166,13 +174,20 @@ class ResultsWriter:
             }
 
     @contextmanager
-    def _edit(self, fresh: bool = False, sync: bool = False) -> Iterator[h5py.File]:
+    def _edit(self, room: int = 0, fresh: bool = False, sync: bool = False) -> Iterator[h5py.File]:
         temporary = self.path.with_name(self.path.name + ".tmp")
         try:
-            if not fresh:
+            if fresh:
+                with h5py.File(temporary, "w", driver="core", backing_store=False) as file:
+                    yield file
+                    file.flush()
+                    image = file.id.get_file_image()
+                temporary.write_bytes(image)
+            else:
                 shutil.copyfile(self.path, temporary)
-            with h5py.File(temporary, "w" if fresh else "r+", locking=False) as file:
-                yield file
+                _reserve(temporary, _ROOM + room)
+                with h5py.File(temporary, "r+", locking=False) as file:  # cuts off what it did not need
+                    yield file
             if sync:
                 with temporary.open("rb+") as raw:
                     os.fsync(raw.fileno())
@@ -182,6 +197,26 @@ class ResultsWriter:
             raise RunError(
                 f"{self.path}: cannot be written ({error}); what was finished before is kept in it"
             ) from error
+
+
+def _size(arrays: Mapping[str, np.ndarray], share: float = 1.0) -> int:
+    return sum(int(a.nbytes * share) + _ROOM_PER_ARRAY for a in arrays.values())
+
+
+def _reserve(path: Path, room: int) -> None:
+    """Make the file longer by ``room`` bytes that are sure to be there.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    with path.open("rb+") as raw:
+        try:
+            os.posix_fallocate(raw.fileno(), os.fstat(raw.fileno()).st_size, room)
+        except AttributeError:  # not on this system
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this file system
+                raise
 
 
 def _growing(
@@ -195,5 +230,10 @@ def _growing(
 
 
 def _append(data: h5py.Dataset, value: Any) -> None:
-    data.resize(len(data) + 1, axis=0)
-    data[-1] = value
+    # h5py's low-level calls: resize and assignment through the high-level ones take four times as long.
+    dataset, row = data.id, np.asarray(value)
+    length, *shape = dataset.shape
+    dataset.set_extent((length + 1, *shape))
+    space = dataset.get_space()
+    space.select_hyperslab((length, *(0 for _ in shape)), (1, *shape))
+    dataset.write(h5py.h5s.create_simple((1, *shape)), space, np.ascontiguousarray(row, dataset.dtype))

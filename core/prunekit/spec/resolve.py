@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -243,7 +244,7 @@ def _describe(owner: type[BaseModel] | None, path: Key) -> str:
 
 
 def _must(message: str) -> str:
-    text = message.replace("Input should be", "must be").replace("Value error, ", "")
+    text = re.sub(r"^\w+ should", "must", message).replace("Value error, ", "")
     return text.replace("an object", "a mapping").replace("a valid array", "a list")
 
 

@@ -45,7 +45,8 @@ class Arrays(Dataset):
             raise DataError(f"dataset 'npz': {path}: no such file")
         arrays: dict[str, np.ndarray] = {}
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # numpy does not close what it opens and then cannot read.
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 for key in file.files:
                     arrays[key] = file[key]
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, TypeError) as error:

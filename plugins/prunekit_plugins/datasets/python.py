@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from prunekit import Dataset, Options, SpecError
-from prunekit.imports import import_from
+from prunekit.imports import call_from
 
 if TYPE_CHECKING:
     from prunekit import Splits
@@ -35,7 +35,7 @@ class PythonDataset(Dataset):
         """Import and call the factory."""
         from prunekit import Splits
 
-        found = import_from(self.options.factory, "dataset.factory")(**self.options.kwargs)
+        found = call_from(self.options.factory, self.options.kwargs, "dataset")
         if not isinstance(found, Splits):
             raise SpecError(
                 f"dataset.factory: {self.options.factory} returned {type(found).__name__}, not a prunekit.Splits"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from prunekit import Model, Options, SpecError
-from prunekit.imports import import_from
+from prunekit.imports import call_from
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,7 @@ class PythonModel(Model):
         """Import and call the factory."""
         from torch import nn
 
-        model = import_from(self.options.factory, "model.factory")(**self.options.kwargs)
+        model = call_from(self.options.factory, self.options.kwargs, "model")
         if not isinstance(model, nn.Module):
             raise SpecError(
                 f"model.factory: {self.options.factory} returned {type(model).__name__}, not an nn.Module"

@@ -47,7 +47,7 @@ class Gradient(Estimator):
         import torch
 
         return {
-            name: self._sums[name] / normaliser
+            name: self._sums[name].div_(normaliser)
             if name in self._sums
             else torch.zeros_like(p, dtype=self._problem.dtype(p), requires_grad=False)
             for name, p in self._problem.parameters.items()
