@@ -298,8 +298,8 @@ def run(
         if leftover.exists() or path.exists():
             state = State.load(leftover)
             _check_same_spec(leftover, state.spec, resolved.data)
+            state.catch_up(path)
             _check_belongs(path, recorded, state)
-            state.recall(path)
     elif path.exists() and not overwrite:
         raise ResultsError(f"{path}: exists; use --overwrite to replace it, or --resume to go on with it")
     elif leftover.exists() and not overwrite:

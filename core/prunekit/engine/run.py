@@ -236,9 +236,12 @@ class _Execution:
         state.steps.append(record)
         state.masks = {name: m.cpu() for name, m in self.pruner.masks.items()}
         state.examples = examples
-        state.current = {} if self._only_masked else setup.state_of(self.model)
         state.done = index + 1
-        state.save(self.state_file)
+        if self._only_masked:  # the results file will hold all there is to know
+            state.current = {}
+        else:
+            state.current = setup.state_of(self.model)
+            state.save(self.state_file)
         view = self._tell("step_finished", record)
         self.manager.hook.prunekit_step_finished(run=view, step=record)
         self.listener.step(record)

@@ -1,8 +1,9 @@
 """What resuming needs, beside the results file while the run is unfinished.
 
 Written to a temporary file and renamed, so that a kill at any moment leaves the old or the new state,
-never half of one. The state is written before the recorders hear of a step and holds all that they would
-have written, so what is in the state is finished and what is not never happened.
+never half of one. The state is written before the recorders hear of an event and holds all that they would
+have written, so what is in the state is finished and what is not never happened. Steps that change nothing
+but masks are the exception: the results file holds all there is to them, and they are read from there.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class State:
         best: The best epoch so far, in the middle of a training phase: value, epoch, weights.
         weights: Parameters and buffers of finished phases.
         recorded: Phases whose weights the results file holds, so that they need not be written here at
-            every step; :meth:`recall` takes them from there.
+            every step; :meth:`catch_up` takes them from there.
         metrics: Of finished phases.
         steps: The table so far.
         history: Training epochs so far.
@@ -118,16 +119,24 @@ class State:
         data["steps"] = [StepRecord(**step) for step in data["steps"]]
         return cls(**data)
 
-    def recall(self, path: Path) -> None:
-        """Take the weights of recorded phases from the results file.
+    def catch_up(self, path: Path) -> None:
+        """Take from the results file what is not kept here: weights of finished phases, steps that only mask.
 
         Raises:
             ResultsError: If the file is gone.
         """
         missing = [name for name in self.recorded if name not in self.weights]
-        if missing:
-            with open_results(path) as results:
-                for name in missing:
-                    arrays = results.weights(name)
-                    self.weights[name] = {key: torch.from_numpy(a) for key, a in arrays.items()}
-            self.weights = {name: self.weights[name] for name in self.metrics}
+        if not missing and not (self.phase == "prune" and path.exists()):
+            return
+        with open_results(path) as results:
+            for name in missing:
+                arrays = results.weights(name)
+                self.weights[name] = {key: torch.from_numpy(a) for key, a in arrays.items()}
+            self.weights = {name: self.weights[name] for name in self.metrics}  # in the order of the run
+            rows = results.summary["steps"]
+            if self.phase == "prune" and len(rows) > self.done:
+                self.steps = [StepRecord(**row) for row in rows]
+                self.done = len(rows)
+                self.masks = {k: torch.from_numpy(m) for k, m in results.masks(self.done).items()}
+                self.examples = torch.from_numpy(results.examples(self.done))
+                self.current = {}

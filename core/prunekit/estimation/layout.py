@@ -63,8 +63,8 @@ class Layout:
 
 def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layout:
     """Find the layout for inputs of this shape, with three of its examples."""
-    n = count(inputs)
-    few = torch.arange(_EXAMPLES) % n
+    examples = _EXAMPLES if capture else 1  # one is enough to be weighed
+    few = torch.arange(examples) % count(inputs)
 
     def pick(data: Any) -> Any:
         return tree_map(lambda t: t[few.to(t.device)] if isinstance(t, Tensor) and t.ndim else t, data)
@@ -87,7 +87,7 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
         for use in uses
         if not use.geometry.bias
     )
-    size = (2 * saved + products * batch.outputs.element_size()) // _EXAMPLES + 1
+    size = (2 * saved + products * batch.outputs.element_size()) // examples + 1
     if not capture:
         return Layout({}, size)
 
