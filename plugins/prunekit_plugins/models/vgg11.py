@@ -25,7 +25,8 @@ class VGG11Options(Options):
 class VGG11(Model):
     """The paper's VGG11: eight 3×3 convolutions, two layers of 512 units and the classes.
 
-    Convolutions 64-M-128-M-256-256-M-512-512-M-512-512-M, ReLU, biases, Kaiming-normal weights; 9,747,136 prunable weights on CIFAR-10.
+    Convolutions 64-M-128-M-256-256-M-512-512-M-512-512-M, ReLU, biases, Kaiming-normal
+    weights; 9,747,136 prunable weights on CIFAR-10.
     """
 
     name = "vgg11"
