@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import traceback
 from io import TextIOWrapper
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from prunekit_cli import signals
 
 app = typer.Typer(
     name="prunekit",
@@ -163,7 +164,7 @@ def invoke(arguments: list[str]) -> int:
         0 done; 2 for what the user can mend (usage, spec, data, file); 1 a failed run or a bug of ours; 130
         interrupted.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    signals.install()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a λ must not end a run on a terminal that has none
             stream.reconfigure(errors="backslashreplace")
@@ -202,7 +203,3 @@ def _report(error: Any) -> int:
     traceback.print_exception(error)
     print("this is a bug in prunekit or a plugin; please report it with the lines above", file=sys.stderr)
     return 1
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from prunekit.engine.events import Listener, StepRecord
+from prunekit_cli import signals
 from prunekit_cli.console import number, percent
 
 _TITLES = {"train": "train", "prune": "prune", "finetune": "fine-tune", "probes": "probes"}
@@ -72,14 +73,17 @@ class RichProgress(Listener):
 
     def epoch(self, phase: str, row: Mapping[str, float | None]) -> None:
         """Advance."""
+        signals.check()
         self._advance(_epoch_text(row))
 
     def step(self, record: StepRecord) -> None:
         """Advance."""
+        signals.check()
         self._advance(_step_text(record))
 
     def probe(self, name: str) -> None:
         """Advance."""
+        signals.check()
         self._advance(name)
 
     def _advance(self, text: str) -> None:
@@ -111,6 +115,7 @@ class PlainProgress(Listener):
 
     def epoch(self, phase: str, row: Mapping[str, float | None]) -> None:
         """Print, but not too often; always the last."""
+        signals.check()
         self._done += 1
         now = time.monotonic()
         if now - self._last >= self._every or self._done == self._total:
@@ -119,11 +124,13 @@ class PlainProgress(Listener):
 
     def step(self, record: StepRecord) -> None:
         """Print."""
+        signals.check()
         self._done += 1
         self._print(_step_text(record))
 
     def probe(self, name: str) -> None:
         """Print."""
+        signals.check()
         self._done += 1
         self._print(name)
 

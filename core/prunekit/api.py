@@ -279,6 +279,8 @@ def run(
         raise ResultsError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise ResultsError(f"{path}: is a folder; the output is a file")
+    if path.exists() and any(source.exists() and path.samefile(source) for source in resolved.sources):
+        raise ResultsError(f"{path}: the run reads this file and cannot write its results over it")
     if resume and overwrite:
         raise SpecError("--resume and --overwrite contradict each other")
     if not os.access(path.parent, os.W_OK):

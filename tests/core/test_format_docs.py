@@ -82,7 +82,7 @@ def test_the_file_has_just_the_datasets_that_are_documented(file: h5py.File) -> 
     assert members(file)[1] == {
         *("spec/resolved", "spec/origins", "spec/text", "environment", "prunable/names", "prunable/shapes"),
         *(f"steps/{c}" for c in (*COLUMNS, *METRICS, "layers")),
-        *("masks/fc.0.weight", "masks/fc.1.weight", "examples", "probes/line/summary"),
+        *("masks/fc.0.weight", "masks/fc.1.weight", "examples", "probes/line/summary", "weights/names"),
         *(f"metrics/{p}/{m}" for p in phases for m in METRICS),
         *(f"weights/{p}/{t}" for p in phases for t in TENSORS),
         *(
@@ -103,9 +103,7 @@ def test_every_attribute_is_documented_and_stands_where_it_should(file: h5py.Fil
     }
     groups, datasets = members(file)
     for name in groups | datasets:
-        if name.startswith("weights/") and name.count("/") == 1:
-            expected[name] = {"names"}
-        elif name.startswith("metrics/") and name.count("/") == 2:
+        if name.startswith("metrics/") and name.count("/") == 2:
             expected[name] = {"units"}
         elif name in datasets and name.split("/")[0] in ("steps", "training", "masks"):
             expected[name] = {"units", "axes"} | ({"shape"} if name.startswith("masks/") else set())
@@ -121,9 +119,16 @@ def test_every_attribute_is_documented_and_stands_where_it_should(file: h5py.Fil
     sorted(
         {f"`{a}`" for a in ROOT_ATTRIBUTES | COLUMNS | METRICS}
         | {f"`{s}`" for s in STATUSES}
-        | {f"`{w}`" for w in ("layers", "count", "packing", "shape", "sample", "names", "units", "axes")}
+        | {f"`{w}`" for w in ("layers", "count", "packing", "shape", "sample", "units", "axes")}
         | {f"`{w}`" for w in ("summary", "kind", "kind_version", "place", "running_loss", "epoch")}
-        | {"`spec/resolved`", "`spec/origins`", "`spec/text`", "`environment`", "`prunable/names`"}
+        | {
+            "`spec/resolved`",
+            "`spec/origins`",
+            "`spec/text`",
+            "`environment`",
+            "`prunable/names`",
+            "`weights/names`",
+        }
         | {"`prunable/shapes`", "`dense_to_pruned`", "`train_examples`", "`error`", "MUST", "MAY"}
     ),
 )

@@ -92,6 +92,39 @@ def no_layers() -> Any:
     return nn.Sequential(nn.AdaptiveAvgPool2d((1, 3)), nn.BatchNorm2d(1), nn.Flatten())
 
 
+def partly_frozen() -> Any:
+    """The first layer is not trained."""
+    from torch import nn
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Tanh(), nn.Linear(4, 3))
+    model[1].requires_grad_(False)
+    return model
+
+
+def frozen() -> Any:
+    """Nothing is trained."""
+    return partly_frozen().requires_grad_(False)
+
+
+def crowded() -> Any:
+    """Thousands of tensors, and names with a slash."""
+    import torch
+    from torch import nn
+
+    model = partly_frozen()
+    model.register_module("a/b", nn.Identity())
+    for i in range(5000):
+        model.get_submodule("a/b").register_parameter(f"p{i}", nn.Parameter(torch.full((1,), float(i))))
+    return model
+
+
+def narrow() -> Any:
+    """BatchNorm over single numbers, which a batch of one example has no statistics for."""
+    from torch import nn
+
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+
 def command(arguments: list[str]) -> None:
     """The command line, for a process of its own."""
     from prunekit_cli.main import invoke

@@ -78,6 +78,9 @@ def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
     model.eval()
     loss = _loss(spec, manager)
     _check_fit(model, splits, loss)
+    trained = [phase for phase in (spec.run.train, spec.run.finetune) if phase is not None and phase.epochs]
+    if trained and not any(p.requires_grad for p in model.parameters()):
+        raise SpecError("train: the model has no trainable parameter; leave train and finetune out")
     criterion: Criterion = _part(spec, "prune", "criterion").build()
     criterion.lam = _part(spec, "prune", "criterion").engine["lambda"]
     levels = check_levels(_part(spec, "prune", "scheduler").build().levels())

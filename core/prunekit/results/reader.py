@@ -76,7 +76,8 @@ class Results:
                     f"{self.path}: no {phase!r} weights; there are {', '.join(there) or 'none yet'}"
                 )
             group = file[f"weights/{phase}"]
-            return {name: np.asarray(group[name][()]) for name in group.attrs["names"]}
+            names = file["weights/names"].asstr()[()]
+            return {name: np.asarray(group[name][()]) for name in names}
 
     def examples(self, step: int) -> np.ndarray:
         """Indices into the training split that a step's statistics came from."""

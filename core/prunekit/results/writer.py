@@ -129,8 +129,9 @@ class ResultsWriter:
             for name, value in metrics.items():
                 group[name] = np.nan if value is None else float(value)
                 group[name].attrs["units"] = units(name)
+            if "weights/names" not in file:  # not an attribute: those hold 64 KiB at most
+                file["weights/names"] = np.array(list(weights), dtype=h5py.string_dtype())
             group = file.create_group(f"weights/{phase}")
-            group.attrs["names"] = list(weights)
             for name, array in weights.items():
                 group[name] = array
 

@@ -69,6 +69,16 @@ class Spec:
         """The plugin at a place, if there is one."""
         return self.parts.get(path)
 
+    @property
+    def sources(self) -> list[Path]:
+        """Files that the run reads: the spec, the checkpoint, whatever a plugin's options name."""
+        found = [Path(self.source)]
+        for part in self.parts.values():
+            found += [part.base / value for _, value in part.options if isinstance(value, Path)]
+            if part.engine.get("checkpoint") is not None:
+                found.append(part.base / part.engine["checkpoint"])
+        return found
+
     def listed(self, field: str) -> list[Part]:
         """The plugins of a list, in order."""
         return [part for path, part in self.parts.items() if path[0] == field]

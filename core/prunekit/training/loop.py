@@ -50,7 +50,9 @@ class Trainer:
         self.seed = seed
         self.phase = phase
         self.optimizer = optimizer(settings.optimizer, (p for p in model.parameters() if p.requires_grad))
-        self._attachment = attach(model, self.optimizer, masks) if masks is not None else None
+        # Frozen weights stay as they are, zeros included.
+        held = {n: m for n, m in (masks or {}).items() if model.get_parameter(n).requires_grad}
+        self._attachment = attach(model, self.optimizer, held) if held else None
 
     def epoch(self, index: int) -> float:
         """Train one epoch (from 0).
@@ -97,7 +99,14 @@ class Trainer:
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        value = self.loss.mean(self.model(x), y)
+        try:
+            value = self.loss.mean(self.model(x), y)
+        except ValueError as error:
+            if len(x) > 1:
+                raise
+            raise RunError(
+                f"the last batch of an epoch holds a single example, and {error}; choose another batch_size"
+            ) from error
         value.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return value.detach()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
 from prunekit.data import Split
+from prunekit.errors import PrunekitWarning
 from prunekit.estimation.problem import call
 from prunekit.estimation.quiet import preserved_rng
 
@@ -25,6 +28,11 @@ def recalibrate(model: nn.Module, split: Split, batch_size: int = 100) -> None:
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
+        warnings.warn(
+            "recalibrate_batchnorm has no effect: the model has no BatchNorm with running statistics",
+            PrunekitWarning,
+            stacklevel=2,
+        )
         return
     modes = {module: module.training for module in model.modules()}
     momenta = [m.momentum for m in norms]

@@ -35,4 +35,5 @@ def _moments(x: Tensor) -> tuple[float, float]:
         total += float(values.sum(1).double().sum())
         square += float(values.square().sum(1).double().sum())
     mean = total / x.numel()
-    return mean, (square / x.numel() - mean**2) ** 0.5
+    variance = max(square / x.numel() - mean**2, 0.0)
+    return mean, variance**0.5 or 1.0  # images of one colour have nothing to scale

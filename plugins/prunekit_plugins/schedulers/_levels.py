@@ -24,4 +24,4 @@ class Steps(Target):
         steps: π, the number of pruning steps.
     """
 
-    steps: int = Field(default=14, ge=1)
+    steps: int = Field(default=14, ge=1, le=1_000_000)
