@@ -154,9 +154,15 @@ class Criterion(Component, ABC):
     damps: ClassVar[bool] = False
     """True where λ goes into the criterion's own damping (criteria with an update), not the saliency."""
 
-    @abstractmethod
     def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Mapping[str, Tensor]:
-        """Return one finite tensor per weight tensor, in its shape, without the λ term."""
+        """Return one finite tensor per weight tensor, in its shape, without the λ term.
+
+        Every criterion defines this or ``select``.
+
+        Raises:
+            UnsupportedError: If the criterion chooses masks itself.
+        """
+        raise UnsupportedError(f"criterion {self.name!r} chooses masks itself and has no saliency")
 
 
 class Scheduler(Component, ABC):

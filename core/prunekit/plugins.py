@@ -17,7 +17,7 @@ from typing import Any
 import pluggy
 
 from prunekit import hookspecs
-from prunekit.components import KINDS, Component, Options
+from prunekit.components import KINDS, Component, Criterion, Options
 from prunekit.errors import PluginError
 from prunekit.hookspecs import PROJECT, REGISTERING
 
@@ -275,6 +275,9 @@ def _checked(component: Any, kind: str, hook: str) -> type[Component]:
     if inspect.isabstract(component):
         missing = ", ".join(sorted(getattr(component, "__abstractmethods__", ())))
         raise TypeError(f"{component.__qualname__} does not define {missing}")
+    ranks = getattr(component, "saliency", None) is not Criterion.saliency
+    if base is Criterion and not ranks and not callable(getattr(component, "select", None)):
+        raise TypeError(f"{component.__qualname__} does not define saliency (or select)")
     options = component.Options
     if not (inspect.isclass(options) and issubclass(options, Options)):
         raise TypeError(f"{component.__qualname__}.Options must be a subclass of prunekit.Options")

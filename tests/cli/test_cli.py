@@ -659,3 +659,17 @@ def test_names_that_look_like_markup_are_printed_as_they_are(spec: Path, tmp_pat
     assert f"Results in {out};" in printed
     assert "[b]:cat:: mlp on npz" in printed
     assert running.cli("inspect", out)[1].startswith("[b]:cat:: mlp on npz")
+
+
+def test_a_checkpoint_keeps_all_digits_of_a_float64_run(spec: Path, tmp_path: Path) -> None:
+    first, again = tmp_path / "first.h5", tmp_path / "again.h5"
+    weights = tmp_path / "dense.safetensors"
+    assert running.cli("run", spec, "--out", first, "--set", "dtype=float64")[0] == 0
+    assert running.cli("export", first, "--weights", weights, "--phase", "dense")[0] == 0
+
+    settings = ("--set", "dtype=float64", "--set", "model.checkpoint=dense.safetensors")
+    assert running.cli("run", spec, "--out", again, *settings)[0] == 0
+
+    with pk.open(first) as one, pk.open(again) as other:
+        for name, array in one.weights("dense").items():
+            assert np.array_equal(other.weights("dense")[name], array)

@@ -595,3 +595,26 @@ def test_steps_are_read_by_attribute_and_by_key(build) -> None:
     assert step["step"] == step.step == 1
     assert step["train_loss"] is None
     assert {"sparsity", "predicted_delta_loss", "delta_loss", "layers"} <= set(step)
+
+
+def test_a_criterion_may_select_jointly_and_have_no_saliency(build) -> None:
+    class EveryOther(pk.Criterion):
+        name = "every_other"
+
+        def select(self, weights, statistics, masks, budget):
+            new, left = {}, budget
+            for name, mask in masks.items():
+                order = torch.arange(mask.numel()).roll(-1)[: min(left, mask.numel())]
+                new[name] = mask.flatten().index_fill(0, order, False).view_as(mask)
+                left -= len(order)
+            return new
+
+    network = build("linear")
+    pruning = pk.prune(
+        network.model, network.batches(), EveryOther(), sparsity=0.3, steps=2, scheduler="linear"
+    )
+
+    total = sum(m.numel() for m in pruning.masks.values())
+    assert sum(int((~m).sum()) for m in pruning.masks.values()) == round(0.3 * total)
+    with pytest.raises(pk.UnsupportedError, match="chooses masks itself"):
+        pk.saliency(network.model, network.batches(), EveryOther())

@@ -418,3 +418,11 @@ def test_the_schema_has_every_plugins_options_and_the_engines_keys() -> None:
     assert "points" in schema["$defs"]["probe.line"]["properties"]
     references = json.dumps(schema).split('"#/$defs/')[1:]
     assert {r.split('"')[0] for r in references} <= set(schema["$defs"])
+
+
+def test_finetune_takes_what_its_optimizer_lacks_from_train(tmp_path: Path) -> None:
+    train = resolve(tmp_path).data["train"]["optimizer"]
+
+    found = resolve(tmp_path, **{"finetune.optimizer.lr": 1e-4}).data["finetune"]["optimizer"]
+
+    assert found == {**train, "lr": 1e-4}

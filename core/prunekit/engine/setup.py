@@ -69,12 +69,13 @@ def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
     with preserved_rng():
         torch.manual_seed(derived(spec.run.seed, "model"))
         model: nn.Module = part.build().build(info)
+    model = model.to(dtype)  # before the checkpoint, whose values may need more digits than float32 has
     checkpoint = part.engine["checkpoint"]
     if checkpoint is not None:
         from prunekit.engine.checkpoint import load_into
 
         load_into(model, part.base / checkpoint)
-    model = model.to(device, dtype)
+    model = model.to(device)
     model.eval()
     loss = _loss(spec, manager)
     _check_fit(model, splits, loss)

@@ -107,7 +107,7 @@ class Pruner:
             remaining=self.total - pruned,
             predicted_delta_loss=None if predicted is None else float(predicted),
             delta_loss=after - before,
-            layers={name: 1.0 - float(m.sum()) / m.numel() for name, m in self.masks.items()},
+            layers={name: int((~m).sum()) / m.numel() for name, m in self.masks.items()},
             seconds=time.perf_counter() - started,
         )
 

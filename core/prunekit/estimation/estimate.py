@@ -66,7 +66,7 @@ def estimate(
     capture = any(e.captures for e in working)
     if working:
         refuse_batch_statistics(model)
-    with evaluating(model, tuple(parameters)), torch.enable_grad():
+    with torch.inference_mode(False), evaluating(model, tuple(parameters)), torch.enable_grad():
         for estimator in estimators.values():
             estimator.start(problem)
         seen = 0

@@ -176,6 +176,8 @@ class _Problems:
             elif kind in ("union_tag_invalid", "union_tag_not_found"):
                 context = item.get("ctx", {})
                 names = str(context.get("expected_tags", "")).replace("'", "").split(", ")
+                if not context.get("expected_tags") and owner is not None:
+                    names = _tags(owner, path)
                 tag = context.get("tag")
                 near = did_you_mean(str(tag), names) or "."
                 what = f"unknown name {tag!r}{near}" if tag else "has no name."
@@ -229,6 +231,16 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _models(argument)
+
+
+def _tags(owner: type[BaseModel], path: Key) -> list[str]:
+    """Names that a mapping told apart by its name may have."""
+    field = owner.model_fields.get(str(path[-1]))
+    annotation: Any = field.annotation if field is not None else None
+    tags: list[Any] = [
+        m.model_fields["name"].annotation for m in _models(annotation) if "name" in m.model_fields
+    ]
+    return [str(name) for tag in tags for name in get_args(tag)]
 
 
 def _describe(owner: type[BaseModel] | None, path: Key) -> str:
@@ -319,13 +331,20 @@ def _override(data: Any, dotted_path: str, value: Any) -> Key:
 
 
 def _inherit_training(data: Any) -> list[str]:
-    """Fill fine-tuning from ``train``; returns the keys that came from there."""
+    """Fill fine-tuning from ``train``; returns the keys that came from there.
+
+    A mapping without a name, as ``--set finetune.optimizer.lr=…`` leaves it, takes name and the rest too.
+    """
     train, finetune = data.get("train"), data.get("finetune")
     if not isinstance(train, dict) or not isinstance(finetune, dict):
         return []
     missing = [key for key in train if key not in finetune]
     for key in missing:
         finetune[key] = train[key]
+    for key in ("optimizer", "lr_scheduler"):
+        own, other = finetune.get(key), train.get(key)
+        if isinstance(own, dict) and "name" not in own and isinstance(other, dict | str):
+            finetune[key] = {**({"name": other} if isinstance(other, str) else other), **own}
     return missing
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from prunekit.components import Options
 from prunekit.plugins import PluginManager, default_manager
@@ -151,6 +151,12 @@ def _bytes(value: Any) -> Any:
     return int(float(found[1]) * _UNITS[found[2].lower()])
 
 
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return value
+
+
 class Run(Options):
     """A whole spec."""
 
@@ -158,7 +164,7 @@ class Run(Options):
     name: str = Field(default="run", min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")
     """Names the default output; the spec file's own name where it is left out."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     model: _slot("model")  # type: ignore[valid-type]
     dataset: _slot("dataset")  # type: ignore[valid-type]
