@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunekit.components import Estimator, Loss
 from prunekit.errors import DataError
-from prunekit.estimation.layout import Layout, examine
+from prunekit.estimation.layout import Layout, examine, weigh_once
 from prunekit.estimation.problem import Problem, count, forward, pieces
 from prunekit.estimation.quiet import evaluating, refuse_batch_statistics
 from prunekit.requests import Estimates
@@ -75,13 +75,17 @@ def estimate(
             if count(batch_inputs) == 0:
                 continue
             if shapes not in layouts:
-                layouts[shapes] = examine(problem, batch_inputs, batch_targets, capture)
+                if capture:
+                    layouts[shapes] = examine(problem, batch_inputs, batch_targets, capture)
+                else:
+                    layouts[shapes] = weigh_once(problem, shapes, batch_inputs, batch_targets)
             layout = layouts[shapes]
             size = max(1, problem.budget // layout.bytes_per_example)
             for inputs, targets in pieces(batch_inputs, batch_targets, size):
                 batch, uses = forward(problem, inputs, targets, capture)
                 if capture:
                     batch.uses, batch.others = layout.sort(uses, batch.outputs, parameters)
+                batch.shared = len(working) > 1
                 for estimator in working:
                     estimator.add(batch)
                 seen += count(inputs)

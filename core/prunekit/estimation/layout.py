@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from prunekit.estimation.capture import Use
@@ -24,6 +25,7 @@ from prunekit.estimation.contraction import gradient
 from prunekit.estimation.problem import Problem, count, forward
 
 _EXAMPLES = 3
+_WEIGHED: WeakKeyDictionary[nn.Module, dict[Any, Layout]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,14 @@ class Layout:
             elif edges[id(parameter)]:
                 others.append(name)
         return captured, others
+
+
+def weigh_once(problem: Problem, shapes: Any, inputs: Any, targets: Any) -> Layout:
+    """Only the memory of an example, remembered while the model lives: it decides slices, not results."""
+    known = _WEIGHED.setdefault(problem.model, {})
+    if shapes not in known:
+        known[shapes] = examine(problem, inputs, targets, capture=False)
+    return known[shapes]
 
 
 def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layout:

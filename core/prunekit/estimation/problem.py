@@ -85,6 +85,7 @@ class ForwardPass:
         normaliser: What the sum of the terms is divided by.
         uses: Parameter to its uses, for parameters whose uses are known to be all and example-first.
         others: Parameters in use that need the general, per-example fallback.
+        shared: Whether another estimator still needs the graph.
     """
 
     problem: Problem
@@ -95,6 +96,7 @@ class ForwardPass:
     normaliser: float
     uses: Mapping[str, Sequence[Use]] = field(default_factory=dict)
     others: Sequence[str] = ()
+    shared: bool = True
 
     def backward(self, column: Tensor) -> dict[str, list[Tensor]]:
         """Send a vector back from the outputs; return what arrives at each use of each parameter."""

@@ -21,7 +21,7 @@ class Gradient(Estimator):
     name = "gradient"
 
     def start(self, problem: Problem) -> None:
-        """Keep the parameters; the first batch's gradients become the accumulators."""
+        """Keep the problem."""
         self._problem = problem
         self._sums: dict[str, Tensor] = {}
 
@@ -31,23 +31,21 @@ class Gradient(Estimator):
 
         parameters = self._problem.parameters
         gradients = torch.autograd.grad(
-            batch.total, list(parameters.values()), retain_graph=True, allow_unused=True
+            batch.total, list(parameters.values()), retain_graph=batch.shared, allow_unused=True
         )
         for (name, parameter), g in zip(parameters.items(), gradients, strict=True):
             if g is None:
                 continue
-            if name in self._sums:
-                self._sums[name] += g
-            else:
-                # A copy: autograd may return one tensor for two parameters, or an expanded or sparse one.
-                self._sums[name] = g.to_dense().to(self._problem.dtype(parameter), copy=True)
+            g = g.to_dense().to(self._problem.dtype(parameter))
+            # Not in place: autograd may return one tensor for two parameters, or an expanded one.
+            self._sums[name] = self._sums[name] + g if name in self._sums else g
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Divide by the normaliser; zeros for a parameter that the loss does not depend on."""
         import torch
 
         return {
-            name: self._sums[name].div_(normaliser)
+            name: self._sums[name] / normaliser
             if name in self._sums
             else torch.zeros_like(p, dtype=self._problem.dtype(p), requires_grad=False)
             for name, p in self._problem.parameters.items()
