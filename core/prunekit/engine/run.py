@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -152,18 +151,16 @@ class _Execution:
     def _train(self) -> None:
         settings = self.settings.train
         if settings is not None and self.spec.data["model"]["checkpoint"] is None and settings.epochs:
-            with self._phase("train", settings.epochs):
-                self._epochs(
-                    "dense", Trainer(self.model, self.splits, self.loss, settings, self.seed, "dense")
-                )
+            self._begin("train", settings.epochs)
+            self._epochs("dense", Trainer(self.model, self.splits, self.loss, settings, self.seed, "dense"))
         self._close_phase("dense", self._metrics(), "prune")
 
     def _prune(self) -> None:
         total = len(self.pruner.levels)
         last: Metrics | None = None
-        with self._phase("prune", total):
-            for index in range(self.state.done, total):
-                last = self._step(index)
+        self._begin("prune", total)
+        for index in range(self.state.done, total):
+            last = self._step(index)
         if last is None or self.settings.prune.recalibrate_batchnorm is not None:
             last = self._metrics()
         self._close_phase("pruned", last, "finetune")
@@ -171,25 +168,25 @@ class _Execution:
     def _finetune(self) -> None:
         settings = self.settings.finetune
         if settings is not None and settings.epochs:
-            with self._phase("finetune", settings.epochs):
-                masks = self.pruner.masks
-                trainer = Trainer(self.model, self.splits, self.loss, settings, self.seed, "finetuned", masks)
-                self._epochs("finetuned", trainer)
+            self._begin("finetune", settings.epochs)
+            masks = self.pruner.masks
+            trainer = Trainer(self.model, self.splits, self.loss, settings, self.seed, "finetuned", masks)
+            self._epochs("finetuned", trainer)
             self._close_phase("finetuned", self._metrics(), "probes")
         else:
             self._move_to("probes")
 
     def _probe(self) -> None:
         landscape = Landscape(self.model, self.splits, self.loss, self.state.weights, self.pruner.masks)
-        with self._phase("probes", len(self.probes)):
-            for index in range(self.state.done, len(self.probes)):
-                probe = self.probes[index]
-                record = probe.measure(landscape, generator(self.seed, "probe", probe.name))
-                self.state.probes[probe.name] = _plain_record(record)
-                self.state.done = index + 1
-                self.state.save(self.state_file)
-                self._tell("probe_finished", probe.name, record_from_plain(self.state.probes[probe.name]))
-                self.listener.probe(probe.name)
+        self._begin("probes", len(self.probes))
+        for index in range(self.state.done, len(self.probes)):
+            probe = self.probes[index]
+            record = probe.measure(landscape, generator(self.seed, "probe", probe.name))
+            self.state.probes[probe.name] = _plain_record(record)
+            self.state.done = index + 1
+            self.state.save(self.state_file)
+            self._tell("probe_finished", probe.name, record_from_plain(self.state.probes[probe.name]))
+            self.listener.probe(probe.name)
 
     # -- parts of phases ---------------------------------------------------------------------------
 
@@ -258,11 +255,9 @@ class _Execution:
 
     # -- boundaries --------------------------------------------------------------------------------
 
-    @contextmanager
-    def _phase(self, name: str, total: int) -> Iterator[None]:
-        self.view.phase = name
-        self.listener.phase(name, total, self.state.done)
-        yield
+    def _begin(self, phase: str, total: int) -> None:
+        self.view.phase = phase
+        self.listener.phase(phase, total, self.state.done)
 
     def _close_phase(self, name: str, found: Metrics, following: str) -> None:
         self.state.metrics[name] = found
