@@ -34,6 +34,8 @@ def read(path: Path) -> dict[str, Tensor]:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # torch goes on to advise how to run such a file
+            reason = "it holds other objects, or is damaged"
         raise CheckpointError(
             f"checkpoint {path}: not a complete torch checkpoint that holds only tensors "
             f"(nothing else is loaded, since it could run code): {reason}"
