@@ -109,6 +109,13 @@ class Loss(Component, ABC):
     def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
         """What the sum of the terms is divided by: examples, tokens, outputs or class weights."""
 
+    def check(self, targets: Tensor) -> None:
+        """Refuse targets for which the loss has no meaning; called once for each split of a run.
+
+        Raises:
+            DataError: Saying what was found and what would be accepted.
+        """
+
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of one batch, as training takes it; override where one call is faster."""
         return self.total(outputs, targets) / self.normaliser(outputs, targets)

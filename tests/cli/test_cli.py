@@ -241,7 +241,7 @@ def with_nan() -> np.ndarray:
         ({"train_x": np.zeros((0, 4)), "train_y": np.zeros(0, dtype=int)}, "training split is empty"),
         ({"train_x": np.array(3.0)}, "train_x is float64 of shape ()"),
         ({"train_x": np.array(["a"] * 30)}, "train_x is <U1"),
-        ({"train_x": np.array([{}] * 30)}, "plain arrays"),
+        ({"train_x": np.array([{}] * 30)}, "plain arrays (pickled objects, which are refused)"),
         ({"valid_x": np.zeros((5, 3)), "valid_y": np.zeros(5, dtype=int)}, "validation examples of shape (3,)"),
         ({"test_x": np.zeros((5, 4))}, "test_y is missing"),
         ({"train_y": np.zeros((30, 1), dtype=int)}, "do not fit"),
@@ -250,6 +250,24 @@ def with_nan() -> np.ndarray:
 def test_unfit_arrays_are_refused(changes: dict[str, Any], message: str, spec: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "unfit.npz", **arrays(**changes))
     assert message in refused(spec, "dataset.path=unfit.npz")
+
+
+@pytest.mark.parametrize(
+    ("loss", "value", "message"),
+    [
+        ("bce_with_logits", 1.5, "targets are 0, 1 or between; found 0 to 1.5"),
+        ("bce_with_logits", -0.25, "targets are 0, 1 or between; found -0.25 to 0"),
+        ("cross_entropy", -0.25, "class indices (integers) or probabilities; found -0.25"),
+    ],
+)
+def test_targets_that_are_no_probabilities_are_refused(
+    loss: str, value: float, message: str, spec: Path, tmp_path: Path
+) -> None:
+    targets = np.zeros((30, 3))
+    targets[3, 1] = value
+    changes = {"train_y": targets, **dict.fromkeys(("valid_x", "valid_y", "test_x", "test_y"))}
+    np.savez(tmp_path / "unfit.npz", **arrays(**changes))
+    assert message in refused(spec, "dataset.path=unfit.npz", f"loss={loss}", "train=null", "finetune=null")
 
 
 def test_damaged_npz_files_are_refused(spec: Path, tmp_path: Path) -> None:

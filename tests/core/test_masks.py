@@ -32,6 +32,37 @@ def test_smallest_takes_exactly_k_and_of_ties_the_lower_index(values, data, dtyp
     assert smallest(vector, k).nonzero().flatten().tolist() == sorted(order[:k])
 
 
+def long_vectors() -> dict[str, Tensor]:
+    """Long enough for the k-th value to be bracketed by a sample, and unkind to samples in every way."""
+    n, draw = 20_001, torch.Generator().manual_seed(0)
+    normal = torch.randn(n, generator=draw)
+    stride = n // int(n**0.6)
+    misleading = normal.abs().clone()
+    misleading[::stride] *= 1e-3  # the sample holds nothing but small ones
+    return {
+        "normal": normal,
+        "sorted": normal.sort().values,
+        "reversed": normal.sort(descending=True).values,
+        "two values": (normal > 0.3).float(),
+        "mostly zero": torch.where(normal > 2, normal, torch.zeros(())),
+        "all equal": torch.ones(n),
+        "mostly gone": torch.where(normal > 1.5, normal, torch.tensor(-torch.inf)),
+        "misleading": misleading,
+        "large misleading": -misleading,
+        "coarse": normal.to(torch.bfloat16),
+    }
+
+
+@pytest.mark.parametrize("kind", list(long_vectors()))
+def test_smallest_equals_a_stable_sort_on_long_vectors(kind: str) -> None:
+    vector = long_vectors()[kind]
+    order = vector.float().argsort(stable=True)
+    for k in (1, 2, 137, 9_000, 10_000, 13_000, 19_500, 19_999, 20_000):
+        expected = torch.zeros(len(vector), dtype=torch.bool)
+        expected[order[:k]] = True
+        assert torch.equal(smallest(vector, k), expected), k
+
+
 def tensors(*flat: list[float]) -> dict[str, Tensor]:
     """Named against the alphabet, so that order of position and of name differ."""
     return {f"layer{9 - i}": torch.tensor(values, dtype=float64) for i, values in enumerate(flat)}

@@ -212,6 +212,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
         ("prune.scheduler.steps", 0, "--set prune.scheduler.steps: prune.scheduler.steps: must be greater"),
         ("finetune.epochs", -1, "--set finetune.epochs: finetune.epochs: must be greater"),
         ("seed", {1, 2}, "--set seed: must be plain data"),
+        ("foo.bar", 1, "--set foo.bar: foo: unknown key 'foo'"),
     ],
 )
 def test_a_bad_override_is_told_as_the_flag_that_it_is(

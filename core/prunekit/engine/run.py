@@ -174,7 +174,7 @@ class _Execution:
             self._epochs("finetuned", trainer)
             self._close_phase("finetuned", self._metrics(), "probes")
         else:
-            self._move_to("probes")
+            self._move_to("probes", setup.state_of(self.model))
 
     def _probe(self) -> None:
         landscape = Landscape(self.model, self.splits, self.loss, self.state.weights, self.pruner.masks)
@@ -261,15 +261,15 @@ class _Execution:
 
     def _close_phase(self, name: str, found: Metrics, following: str) -> None:
         self.state.metrics[name] = found
-        self.state.weights[name] = setup.state_of(self.model)
-        self._move_to(following)
+        self.state.weights[name] = weights = setup.state_of(self.model)
+        self._move_to(following, weights)
         self._tell("phase_finished", name)
         self.state.recorded.append(name)
 
-    def _move_to(self, phase: str) -> None:
+    def _move_to(self, phase: str, weights: dict[str, Tensor]) -> None:
         state = self.state
         state.phase, state.done, state.optimizer, state.best = phase, 0, None, None
-        state.current = setup.state_of(self.model)
+        state.current = weights
         state.save(self.state_file)
 
     def _tell(self, event: str, *details: Any) -> RunView:

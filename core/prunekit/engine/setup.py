@@ -161,6 +161,7 @@ def _check_fit(model: nn.Module, splits: Splits, loss: Loss) -> None:
             if targets.shape[1]:
                 indices = torch.stack([indices[0], targets.amax(1).argmax(), targets.amin(1).argmin()])
         few = split.take(indices)
+        loss.check(split.y)
         try:
             with evaluating(model), torch.no_grad():
                 outputs = call(model, few.x).cpu()

@@ -15,13 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from prunekit.engine.events import Metrics, StepRecord
 from prunekit.errors import ResultsError, RunError
 from prunekit.results import open_results
+from prunekit.results.space import reserve
 
 FORMAT = "prunekit-state"
 VERSION = 1
+_ROOM = 1 << 16  # bytes set aside besides the tensors
 
 
 @dataclass
@@ -83,13 +86,14 @@ class State:
         data["weights"] = {name: w for name, w in self.weights.items() if name not in self.recorded}
         temporary = path.with_name(path.name + ".tmp")
         try:
-            torch.save({"format": FORMAT, "version": VERSION, **data}, temporary)
+            with temporary.open("wb") as file:
+                reserve(file, _ROOM + sum(t.nbytes for t in tree_leaves(data) if isinstance(t, Tensor)))
+                torch.save({"format": FORMAT, "version": VERSION, **data}, file)
+                file.truncate()
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
-            # Torch does not say why a write failed.
-            why = error if isinstance(error, OSError) else f"{error}; the disk may be full"
-            raise RunError(f"{path}: the state cannot be written: {why}") from error
+            raise RunError(f"{path}: the state cannot be written: {error}") from error
 
     @classmethod
     def load(cls, path: Path) -> State:

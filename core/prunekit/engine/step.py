@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class Pruner:
         selector.check(self.layers, self.counts)
         self.masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.parameters.items()}
         self._estimation_budget = budget
-        self._manager = manager
+        self._estimators = estimators(criterion.requires, manager)  # unknown ones are refused here
 
     def step(self, index: int, batches: Batches, generator: Generator) -> StepRecord:
         """Prune to level ``index`` (from 0), with statistics from ``batches`` at the weights as they are.
@@ -86,7 +87,7 @@ class Pruner:
         found = estimate(
             self.model,
             batches,
-            estimators(self.criterion.requires, self._manager),
+            {request: copy(estimator) for request, estimator in self._estimators.items()},
             self.loss,
             self.parameters,
             generator,
@@ -107,7 +108,7 @@ class Pruner:
             remaining=self.total - pruned,
             predicted_delta_loss=None if predicted is None else float(predicted),
             delta_loss=after - before,
-            layers={name: int((~m).sum()) / m.numel() for name, m in self.masks.items()},
+            layers={n: (m.numel() - int(m.count_nonzero())) / m.numel() for n, m in self.masks.items()},
             seconds=time.perf_counter() - started,
         )
 
@@ -138,7 +139,7 @@ class Pruner:
                 )
             if bool((new & ~old).any()):
                 raise RunError(f"{name}: the mask selected revives pruned weights; masks must be nested")
-            pruned += int((~new).sum())
+            pruned += new.numel() - int(new.count_nonzero())
         if pruned != count:
             raise RunError(f"the selection prunes {pruned} weights, and {count} were asked for")
         return {name: masks[name] for name in self.masks}
@@ -185,6 +186,8 @@ def saliencies(
 
 
 def _refuse_non_finite(value: Tensor, mask: Tensor, what: str) -> None:
+    if bool(value.sum().isfinite()):  # one pass; a sum of finite values may overflow, so not the verdict
+        return
     bad = int((~torch.isfinite(value) & mask).sum())
     if bad:
         raise RunError(

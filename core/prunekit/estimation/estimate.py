@@ -95,6 +95,8 @@ def estimate(
             raise DataError(
                 "the batches hold no examples; a re-iterable or a callable is needed, not a spent iterator"
             )
+        if working and normaliser == 0:
+            raise DataError("no example counts for the loss: its normaliser is zero (all targets ignored?)")
         statistics = Estimates({key: e.finish(normaliser) for key, e in estimators.items()})
     return Estimated(statistics, total / normaliser if working else None)
 

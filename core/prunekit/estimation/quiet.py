@@ -2,64 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit.errors import UnsupportedError
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm  # no public name covers the 1d, 2d, 3d and Sync classes
 
 
-def devices_of(model: nn.Module) -> list[torch.device]:
-    """CUDA devices that the model's tensors live on."""
-    found = {t.device for t in [*model.parameters(), *model.buffers()]}
-    return [d for d in found if d.type == "cuda"]
-
-
 @contextmanager
-def preserved_rng(model: nn.Module | None = None) -> Iterator[None]:
-    """Restore torch's global random state of CPU and of the model's devices afterwards."""
+def preserved_rng() -> Iterator[None]:
+    """Restore torch's global random state afterwards, of the CPU and of every CUDA device in use."""
     cpu = torch.get_rng_state()
-    cuda = [(d, torch.cuda.get_rng_state(d)) for d in (devices_of(model) if model is not None else ())]
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         torch.set_rng_state(cpu)
-        for device, state in cuda:
-            torch.cuda.set_rng_state(state, device)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
 
 
 @contextmanager
-def evaluating(model: nn.Module, differentiate: tuple[str, ...] = ()) -> Iterator[None]:
+def evaluating(model: nn.Module, differentiate: Collection[str] = ()) -> Iterator[None]:
     """Run the model in eval mode and restore it exactly.
 
     Args:
         model: Training flags of every module, buffers and ``requires_grad`` are restored, also on error.
         differentiate: Parameters that need a gradient inside, frozen or not; all others are frozen.
     """
-    modes = {module: module.training for module in model.modules()}
-    # A forward pass may change a buffer in place or put another tensor in its stead.
-    held = {module: dict(module._buffers) for module in model.modules()}
-    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
-    parameters = dict(model.named_parameters())
-    flags = {p: p.requires_grad for p in parameters.values()}
+    # One walk over the modules: for a small network the walks are what this costs.
+    modes: list[tuple[nn.Module, bool]] = []
+    held: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
+    flags: dict[nn.Parameter, bool] = {}
+    wanted: set[int] = set()
+    for prefix, module in model.named_modules():
+        modes.append((module, module.training))
+        if module._buffers:  # a forward pass may change one in place or put another tensor in its stead
+            held.append((module, dict(module._buffers)))
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                flags[parameter] = parameter.requires_grad
+                if (f"{prefix}.{key}" if prefix else key) in differentiate:
+                    wanted.add(id(parameter))
+    buffers = {b: b.detach().clone() for _, own in held for b in own.values() if b is not None}
     try:
-        model.eval()
+        if any(mode for _, mode in modes):
+            model.eval()
         if differentiate:
-            wanted = set(differentiate)
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(name in wanted)
-        with preserved_rng(model):
+            for parameter in flags:
+                parameter.requires_grad_(id(parameter) in wanted)
+        with preserved_rng():
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module, mode in modes:
+            if module.training != mode:
+                module.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-        for module, own in held.items():
+        for module, own in held:
             module._buffers.clear()
             module._buffers.update(own)
         with torch.no_grad():

@@ -30,15 +30,19 @@ def prunable_parameters(model: nn.Module, prunable: Prunable | None = None) -> d
     weights: set[int] = set()
     biases: set[int] = set()
     norms: set[int] = set()
-    for module in model.modules():
-        for key, parameter in module.named_parameters(recurse=False):
+    first: dict[int, tuple[str, Tensor]] = {}  # as named_parameters() has them, found in the same walk
+    for prefix, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            first.setdefault(id(parameter), (f"{prefix}.{key}" if prefix else key, parameter))
             if isinstance(module, _NORMS):
                 norms.add(id(parameter))
             elif "bias" in key:
                 biases.add(id(parameter))
             elif isinstance(module, nn.Linear | _CONVOLUTION):
                 weights.add(id(parameter))
-    parameters = dict(model.named_parameters())
+    parameters = dict(first.values())
     _refuse_idle_patterns([*(options.include or ()), *options.exclude], list(parameters))
     chosen: dict[str, Tensor] = {}
     for name, parameter in parameters.items():

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
+_DIRECT = 1 << 12  # below this, sorting is as fast
+
 
 def smallest(values: Tensor, k: int) -> Tensor:
-    """Mark the ``k`` smallest of a finite vector; of equal ones the lower index goes first.
+    """Mark the ``k`` smallest of a vector without NaN; of equal ones the lower index goes first.
 
-    Finds the k-th smallest value by partition (linear time) and counts the ties at it, rather than
-    sorting or comparing with a threshold, which takes too many or too few when values repeat.
+    Finds the k-th smallest value and counts the ties at it, rather than sorting, or comparing with a
+    threshold, which takes too many or too few when values repeat.
 
     Args:
-        values: One-dimensional, finite.
+        values: One-dimensional; infinities are allowed.
         k: How many, 0 to ``len(values)``.
 
     Returns:
@@ -30,21 +31,46 @@ def smallest(values: Tensor, k: int) -> Tensor:
         return torch.zeros_like(values, dtype=torch.bool)
     if k >= len(values):
         return torch.ones_like(values, dtype=torch.bool)
-    threshold = _kth(values, k)
+    threshold = kth_smallest(values, k)
     chosen = values < threshold
     ties = (values == threshold).nonzero().squeeze(1)
-    chosen[ties[: k - int(chosen.sum())]] = True
+    chosen[ties[: k - int(chosen.count_nonzero())]] = True
     return chosen
 
 
-def _kth(values: Tensor, k: int) -> Tensor:
-    if values.device.type != "cpu":
-        return values.kthvalue(k).values
-    array = values.detach()
-    if array.dtype == torch.bfloat16:
-        array = array.float()
-    # torch.kthvalue and topk are several times slower on CPU.
-    return torch.from_numpy(np.partition(array.numpy(), k - 1)[k - 1 : k])[0].to(values.dtype)
+def kth_smallest(values: Tensor, k: int) -> Tensor:
+    """The ``k``-th smallest (from 1) of a vector without NaN, in linear time and almost no memory.
+
+    A regular sample tells between which two values the k-th must lie; counting shows where it does, and
+    only what lies there is looked at again. Exact whatever the sample: a poor one costs time. On CPU
+    several times faster than ``torch.kthvalue`` and ``torch.topk``; ``numpy.partition`` makes a copy and
+    is slow on vectors that repeat one value, as saliencies of dead units do.
+    Reference: Floyd & Rivest (1975), algorithm 489.
+    """
+    shrinks = True
+    while len(values) > _DIRECT and shrinks:
+        n = len(values)
+        sample = values[:: n // int(n**0.6)].sort().values
+        rank, margin = k / n * len(sample), 2 * len(sample) ** 0.5
+        low = sample[max(0, int(rank - margin))]
+        high = sample[min(len(sample) - 1, int(rank + margin) + 1)]
+        upto_low = values <= low
+        if k <= (passed := int(upto_low.count_nonzero())):
+            below = values < low
+            if k > int(below.count_nonzero()):
+                return low
+            values = values[below]
+        else:
+            below = values < high
+            if k <= int(below.count_nonzero()):
+                values, k = values[below & ~upto_low], k - passed
+            else:
+                upto_high = values <= high
+                if k <= (passed := int(upto_high.count_nonzero())):
+                    return high
+                values, k = values[~upto_high], k - passed
+        shrinks = 2 * len(values) < n
+    return values.sort().values[k - 1]
 
 
 def prune_smallest(
@@ -53,6 +79,7 @@ def prune_smallest(
     """Prune the smallest saliencies over all tensors together until ``budget`` weights are pruned.
 
     Only kept weights are ranked. Of tied ones the earlier tensor, then the lower flat index, goes first.
+    Extra memory: one copy of the saliencies, and bool vectors of that length.
 
     Args:
         saliency: Finite tensors.
@@ -67,15 +94,19 @@ def prune_smallest(
         >>> prune_smallest(s, {"w": torch.ones(4, dtype=torch.bool)}, 1)["w"].tolist()
         [True, False, True, True]
     """
-    kept = {name: mask.flatten() for name, mask in masks.items()}
-    device = next(iter(masks.values())).device if masks else torch.device("cpu")
-    parts = [saliency[name].flatten()[keep].to(device) for name, keep in kept.items()]
-    already = sum(int(keep.numel()) - len(part) for keep, part in zip(kept.values(), parts, strict=True))
-    gone = smallest(torch.cat(parts), budget - already) if parts else torch.empty(0, dtype=torch.bool)
-    new, start = {}, 0
-    for (name, keep), part in zip(kept.items(), parts, strict=True):
-        flat = keep.clone()
-        flat[keep] = ~gone[start : start + len(part)].to(keep.device)
-        new[name] = flat.view(masks[name].shape)
-        start += len(part)
-    return new
+    if not masks:
+        return {}
+    device = next(iter(masks.values())).device
+    sizes = [mask.numel() for mask in masks.values()]
+    dtypes = {saliency[name].dtype for name in masks}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64  # which holds every value of the others
+    values = torch.empty(sum(sizes), dtype=dtype, device=device)
+    gone = torch.tensor(-torch.inf, dtype=dtype, device=device)  # and stays so
+    for (name, mask), part in zip(masks.items(), torch.split(values, sizes), strict=True):
+        score = saliency[name].detach().reshape(-1).to(device, dtype)
+        torch.where(mask.reshape(-1).to(device), score, gone, out=part)
+    chosen = smallest(values, budget).logical_not_()
+    return {
+        name: part.reshape(mask.shape).to(mask.device, copy=True)
+        for (name, mask), part in zip(masks.items(), torch.split(chosen, sizes), strict=True)
+    }

@@ -147,7 +147,10 @@ class _Problems:
     def say(self, path: Key, message: str) -> None:
         if path[:2] in self.elsewhere:
             return
-        flag = next((f for f in self.flags if f == path[: len(f)]), None)
+        absent = path not in self.document.marks  # then a flag for something inside it has made it
+        flag = next(
+            (f for f in self.flags if f == path[: len(f)] or (absent and path == f[: len(path)])), None
+        )
         where = f"--set {dotted(flag)}" if flag is not None else self.document.where(path)
         text = f"{where}: {dotted(path) or 'spec'}: {message}"
         self.lines.append((self.document.marks.get(path, self.document.marks.get(path[:-1], (0, 0))), text))

@@ -75,7 +75,7 @@ class Trainer:
         batches = 0
         was_training = self.model.training
         try:
-            with preserved_rng(self.model), torch.enable_grad():
+            with preserved_rng(), torch.enable_grad():
                 torch.manual_seed(derived(self.seed, self.phase, "model", index))
                 self.model.train()
                 # Captured anew each epoch: the learning rate is part of the graph.

@@ -42,7 +42,7 @@ def recalibrate(model: nn.Module, split: Split, batch_size: int = 100) -> None:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
             norm.train()
-        with preserved_rng(model), torch.no_grad():
+        with preserved_rng(), torch.no_grad():
             for start in range(0, len(split), batch_size):
                 x = split.x[start : start + batch_size]
                 if len(x) > 1:

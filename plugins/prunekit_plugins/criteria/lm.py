@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunekit import Criterion
+from prunekit_plugins.criteria import _pruned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,4 +36,4 @@ class LinearModel(Criterion):
     ) -> float:
         """Σ −gθ over the weights that go, in nats; those already gone are zero and add nothing."""
         gradient = statistics["gradient"]
-        return sum(float((-gradient[k] * w).double()[~masks[k]].sum()) for k, w in weights.items())
+        return _pruned.total({k: -gradient[k] * w for k, w in weights.items()}, masks)

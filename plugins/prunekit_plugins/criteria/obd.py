@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunekit import Criterion, Statistic
+from prunekit_plugins.criteria import _pruned
 from prunekit_plugins.criteria._curvature import CurvatureOptions
 
 if TYPE_CHECKING:
@@ -41,5 +42,4 @@ class OptimalBrainDamage(Criterion):
         masks: Mapping[str, Tensor],
     ) -> float:
         """Σ ½dθ² over the weights that go, in nats."""
-        saliency = self.saliency(weights, statistics)
-        return sum(float(s.double()[~masks[k]].sum()) for k, s in saliency.items())
+        return _pruned.total(self.saliency(weights, statistics), masks)

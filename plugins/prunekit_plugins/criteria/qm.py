@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunekit import Criterion, Statistic
+from prunekit_plugins.criteria import _pruned
 from prunekit_plugins.criteria._curvature import CurvatureOptions
 
 if TYPE_CHECKING:
@@ -40,11 +41,10 @@ class QuadraticModel(Criterion):
         masks: Mapping[str, Tensor],
     ) -> float:
         """Σ −gθ + ½dθ² over the weights that go, in nats."""
-        change = self._change(weights, statistics)
-        return sum(float(c.double()[~masks[k]].sum()) for k, c in change.items())
+        return _pruned.total(self._change(weights, statistics), masks)
 
     def _change(
         self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
         gradient, diagonal = statistics["gradient"], statistics[self.options.statistic]
-        return {k: -gradient[k] * w + 0.5 * diagonal[k] * w.square() for k, w in weights.items()}
+        return {k: (0.5 * diagonal[k] * w - gradient[k]) * w for k, w in weights.items()}

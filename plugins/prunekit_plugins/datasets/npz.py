@@ -42,7 +42,10 @@ class Arrays(Dataset):
 
         path: Path = self.options.path
         if not path.is_file():
-            raise DataError(f"dataset 'npz': {path}: no such file")
+            raise DataError(
+                f"dataset 'npz': {path}: no such file; it would hold arrays train_x and train_y and, where there "
+                "are such splits, valid_x, valid_y, test_x, test_y (numpy.savez)"
+            )
         arrays: dict[str, np.ndarray] = {}
         try:
             # numpy does not close what it opens and then cannot read.
@@ -50,7 +53,9 @@ class Arrays(Dataset):
                 for key in file.files:
                     arrays[key] = file[key]
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, TypeError) as error:
-            raise DataError(f"dataset 'npz': {path}: not a complete .npz of plain arrays ({error})") from None
+            # numpy's own words would advise to allow pickles, which execute code.
+            why = "pickled objects, which are refused" if "pickle" in str(error) else str(error)
+            raise DataError(f"dataset 'npz': {path}: not a complete .npz of plain arrays ({why})") from None
         splits = {name: self._split(path, arrays, name) for name in ("train", "valid", "test")}
         train = splits["train"]
         if train is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prunekit import Loss
+from prunekit import DataError, Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +18,12 @@ class BinaryCrossEntropy(Loss):
     """
 
     name = "bce_with_logits"
+
+    def check(self, targets: Tensor) -> None:
+        """Targets are probabilities."""
+        low, high = float(targets.min()), float(targets.max())
+        if low < 0 or high > 1:
+            raise DataError(f"loss 'bce_with_logits': targets are 0, 1 or between; found {low:g} to {high:g}")
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the terms."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from prunekit import Loss, Options
+from prunekit import DataError, Loss, Options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,14 @@ class CrossEntropy(Loss):
 
     name = "cross_entropy"
     Options = CrossEntropyOptions
+
+    def check(self, targets: Tensor) -> None:
+        """Targets that are no class indices are probabilities."""
+        if targets.is_floating_point() and float(targets.min()) < 0:
+            raise DataError(
+                "loss 'cross_entropy': targets are class indices (integers) or probabilities; "
+                f"found {float(targets.min()):g}"
+            )
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the terms."""

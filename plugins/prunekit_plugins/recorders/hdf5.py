@@ -29,8 +29,8 @@ class HDF5(Recorder):
             self._writer.create(
                 __version__, run.spec, run.origins, run.spec_text, run.environment, run.shapes, names
             )
-        else:
-            self._writer.set_status("running")
+            return
+        self._writer.set_status("running")
         done = self._writer.done()
         for phase in ("dense", "pruned", "finetuned"):
             for row in run.history.get(phase, [])[done["epochs"].get(phase, 0) :]:

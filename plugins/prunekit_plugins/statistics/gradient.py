@@ -24,14 +24,21 @@ class Gradient(Estimator):
         """Keep the problem."""
         self._problem = problem
         self._sums: dict[str, Tensor] = {}
+        self._scale = 0.0
 
     def add(self, batch: ForwardPass) -> None:
         """Add the gradient of the batch's total loss."""
         import torch
 
         parameters = self._problem.parameters
+        # In units of the first batch, whose mean then needs no pass over the weights afterwards.
+        self._scale = self._scale or batch.normaliser or 1.0
         gradients = torch.autograd.grad(
-            batch.total, list(parameters.values()), retain_graph=batch.shared, allow_unused=True
+            batch.total,
+            list(parameters.values()),
+            torch.full_like(batch.total, 1 / self._scale),
+            retain_graph=batch.shared,
+            allow_unused=True,
         )
         for (name, parameter), g in zip(parameters.items(), gradients, strict=True):
             if g is None:
@@ -44,8 +51,9 @@ class Gradient(Estimator):
         """Divide by the normaliser; zeros for a parameter that the loss does not depend on."""
         import torch
 
+        factor = self._scale / normaliser
         return {
-            name: self._sums[name] / normaliser
+            name: (self._sums[name] * factor if factor != 1 else self._sums[name].contiguous())
             if name in self._sums
             else torch.zeros_like(p, dtype=self._problem.dtype(p), requires_grad=False)
             for name, p in self._problem.parameters.items()
