@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "prunekit.api": ("apply_masks", "open", "prune", "run", "saliency", "statistics"),
+    "prunekit.api": ("apply_masks", "open", "operator", "prune", "run", "saliency", "statistics"),
     "prunekit.components": (
         "Criterion",
         "Dataset",
@@ -41,12 +41,12 @@ _HOME = {
     ),
     "prunekit.hookspecs": ("hookimpl",),
     "prunekit.plugins": ("PluginManager",),
-    "prunekit.requests": ("Statistic",),
+    "prunekit.requests": ("Sampled", "Statistic"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 if TYPE_CHECKING:
-    from prunekit.api import apply_masks, open, prune, run, saliency, statistics
+    from prunekit.api import apply_masks, open, operator, prune, run, saliency, statistics
     from prunekit.components import (
         Criterion,
         Dataset,
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     )
     from prunekit.hookspecs import hookimpl
     from prunekit.plugins import PluginManager
-    from prunekit.requests import Statistic
+    from prunekit.requests import Sampled, Statistic
 
 __all__ = [
     "CheckpointError",
@@ -98,6 +98,7 @@ __all__ = [
     "Recorder",
     "ResultsError",
     "RunError",
+    "Sampled",
     "Scheduler",
     "Selector",
     "Series",
@@ -110,6 +111,7 @@ __all__ = [
     "apply_masks",
     "hookimpl",
     "open",
+    "operator",
     "prune",
     "run",
     "saliency",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prunekit.components import Criterion, Loss, Scheduler, Selector
     from prunekit.engine.events import Listener, StepRecord
     from prunekit.engine.state import State
+    from prunekit.estimation.operator import Operator
     from prunekit.masks import Attachment
     from prunekit.plugins import PluginManager
 
@@ -70,6 +71,51 @@ def statistics(
         memory,
     )
     return found.statistics
+
+
+def operator(
+    model: nn.Module,
+    batches: Batches | Callable[[], Batches],
+    kind: str,
+    loss: str | Mapping[str, Any] | Loss | Callable[..., Tensor] = "cross_entropy",
+    parameters: str | Sequence[str] | None = None,
+    *,
+    memory: int | None = None,
+) -> Operator:
+    """Make an operator for matrix-free products with a curvature matrix: ``op @ {name: tensor}``.
+
+    Args:
+        model: Left as it was found by every product, also on error.
+        batches: As for :func:`statistics`; read again for every product.
+        kind: ``ggn``, ``hessian`` or ``empirical_fisher``.
+        loss: As for :func:`statistics`.
+        parameters: ``None`` for the prunable weights, ``"all"`` for every parameter, or name patterns.
+        memory: Bytes for activations.
+
+    Returns:
+        An operator averaged like the loss; see :class:`prunekit.estimation.operator.Operator`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False).double()
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+        >>> hessian = operator(model, [(x, torch.zeros(2, 1))], "hessian", loss="mse")
+        >>> (hessian @ {"weight": torch.tensor([[1.0, 0.0]])})["weight"]  # of 2 xxᵀ, averaged
+        tensor([[10., 14.]], dtype=torch.float64)
+    """
+    from prunekit.engine.losses import as_loss
+    from prunekit.estimation.estimate import DEFAULT_BUDGET
+    from prunekit.estimation.operator import Operator
+
+    again = batches if callable(batches) else _fresh(batches)
+    return Operator(
+        model,
+        lambda: _fresh(again),
+        kind,  # type: ignore[arg-type]
+        as_loss(loss),
+        _parameters(model, parameters),
+        memory or DEFAULT_BUDGET,
+    )
 
 
 def saliency(

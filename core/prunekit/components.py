@@ -136,6 +136,42 @@ class Loss(Component, ABC):
         """How many columns :meth:`ggn_factor` yields; by default one for every output of an example."""
         return outputs[0].numel()
 
+    def term_gradients(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """Gradients of the loss terms in the outputs, for the empirical Fisher.
+
+        Columns in the shape of ``outputs``; within one column an example has at most one term. By default
+        an example is one term: override where :meth:`total` sums several per example (tokens, outputs).
+        """
+        import torch
+
+        leaf = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.total(leaf, targets), leaf)
+        yield gradient
+
+    def term_count(self, outputs: Tensor, targets: Tensor) -> int:
+        """How many columns :meth:`term_gradients` yields."""
+        return 1
+
+    def draw(self, outputs: Tensor, targets: Tensor, generator: Generator) -> Tensor:
+        """Draw a column ``s`` with mean zero and ``E[s sᵀ]`` the Hessian of :meth:`total` in the outputs.
+
+        The gradient for labels drawn from the model's own predictive distribution, where there is one; by
+        default the columns of :meth:`ggn_factor` with random signs.
+
+        Args:
+            outputs: Detached.
+            targets: The batch's; for masks and weights, labels do not enter.
+            generator: On the CPU, so that every device draws the same.
+        """
+        import torch
+
+        total = torch.zeros_like(outputs)
+        for column in self.ggn_factor(outputs, targets):
+            signs = torch.randint(2, (len(outputs),), generator=generator).to(outputs) * 2 - 1
+            total += column * signs.view(-1, *(1,) * (outputs.ndim - 1))
+        return total
+
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int] | None:
         """Number of wrong predictions and of predictions, or ``None`` for a regression task."""
         return None
@@ -211,6 +247,8 @@ class Estimator(Component, ABC):
     kind = "statistic"
     captures: ClassVar[bool] = False
     """True if :attr:`ForwardPass.uses` is needed: what entered and left every use of a weight."""
+    second_order: ClassVar[bool] = False
+    """True if the graph is differentiated twice: slices are smaller, and attention takes its plain kernel."""
     needs_data: ClassVar[bool] = True
 
     def start(self, problem: Problem) -> None:

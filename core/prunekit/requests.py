@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -35,6 +36,18 @@ class Statistic:
     def __repr__(self) -> str:
         options = "".join(f", {k}={v!r}" for k, v in self.options.items())
         return f"Statistic({self.name!r}{options})"
+
+
+class Sampled(dict[str, Any]):
+    """A statistic estimated from draws, one tensor per parameter, with its standard error beside it.
+
+    Attributes:
+        standard_error: One tensor per parameter.
+    """
+
+    def __init__(self, values: Mapping[str, Any], standard_error: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.standard_error = dict(standard_error)
 
 
 class Estimates(dict[Any, Any]):

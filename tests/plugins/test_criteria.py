@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from prunekit import Criterion, PluginManager
+from prunekit import Criterion, PluginManager, SpecError, Statistic
+from prunekit.engine.choose import component
 from prunekit.testing import CriterionContract
 from prunekit_plugins.criteria import LinearModel, Magnitude, OptimalBrainDamage, QuadraticModel, Random
 
@@ -24,6 +26,15 @@ CASES = [
     pytest.param((QuadraticModel, 1e-2, {"curvature": "ggn"}), id="qm-ggn-lambda"),
     pytest.param((OptimalBrainDamage, 0.0, {}), id="obd"),
     pytest.param((OptimalBrainDamage, 1e-2, {"curvature": "ggn"}), id="obd-ggn-lambda"),
+    *(
+        pytest.param((cls, 0.0, {"curvature": curvature}), id=f"{cls.name}-{curvature}")
+        for cls in (QuadraticModel, OptimalBrainDamage)
+        for curvature in ("ggn_mc", "empirical_fisher", "hessian", "hutchinson")
+    ),
+    pytest.param(
+        (QuadraticModel, 1e-3, {"curvature": "hutchinson", "draws": 3}), id="qm-hutchinson-3-lambda"
+    ),
+    pytest.param((OptimalBrainDamage, 0.0, {"curvature": "ggn_mc", "draws": 2}), id="obd-ggn_mc-2"),
     pytest.param((Random, 0.0, {}), id="random"),
 ]
 
@@ -39,3 +50,29 @@ def test_every_built_in_criterion_and_curvature_is_among_the_cases() -> None:
     found = {c for p in PluginManager().plugins if p.distribution == "prunekit" for c in p.components}
     criteria = {c.name for c in found if c.kind == "criterion"}
     assert criteria == {case.values[0][0].name for case in CASES}
+
+
+@pytest.mark.parametrize("name", ["qm", "obd"])
+def test_a_curvature_may_be_negative_and_the_saliency_is_not(name) -> None:
+    """s = |−gθ + ½dθ²|, and the prediction keeps its sign."""
+    weight, gradient, diagonal = (
+        torch.tensor([[2.0, 1.0]]),
+        torch.tensor([[0.25, 0.0]]),
+        torch.tensor([[-1.0, 3.0]]),
+    )
+    criterion = component("criterion", {"name": name, "curvature": "hessian"})
+    statistics = {"gradient": {"w": gradient}, Statistic("hessian_diagonal"): {"w": diagonal}}
+    first = 0.25 * 2 if name == "qm" else 0.0
+    expected = torch.tensor([[abs(-first - 2.0), 1.5]])
+    assert torch.equal(criterion.saliency({"w": weight}, statistics)["w"], expected)
+    gone = {"w": torch.tensor([[False, True]])}
+    assert criterion.predicted_delta_loss({"w": weight}, statistics, gone) == -first - 2.0
+
+
+def test_draws_reach_the_statistic_and_are_refused_where_nothing_is_drawn() -> None:
+    drawn = component("criterion", {"name": "obd", "curvature": "ggn_mc", "draws": 7})
+    assert drawn.requires == {Statistic("ggn_mc_diagonal", draws=7)}
+    with pytest.raises(
+        SpecError, match=r"draws has no meaning for curvature 'hessian'; .* ggn_mc or hutchinson"
+    ):
+        component("criterion", {"name": "obd", "curvature": "hessian", "draws": 7})

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from prunekit.components import Estimator, Loss
 from prunekit.errors import DataError
-from prunekit.estimation.layout import Layout, examine, weigh_once
+from prunekit.estimation.hessian import refuse_wrong_second_derivatives
+from prunekit.estimation.layout import Layout, examine, input_shapes, weigh_once
 from prunekit.estimation.problem import Problem, count, forward, pieces
-from prunekit.estimation.quiet import evaluating, refuse_batch_statistics
+from prunekit.estimation.quiet import differentiable, evaluating, refuse_batch_statistics
 from prunekit.requests import Estimates
 
 DEFAULT_BUDGET = 512 << 20
 """Bytes for activations and products when the caller sets no budget."""
+
+_TWICE = 3  # a gradient with its own graph keeps about three times as much as a forward pass
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,20 @@ def estimate(
     layouts: dict[Any, Layout] = {}
     working = [e for e in estimators.values() if e.needs_data]
     capture = any(e.captures for e in working)
+    twice = any(e.second_order for e in working)
     if working:
         refuse_batch_statistics(model)
-    with torch.inference_mode(False), evaluating(model, tuple(parameters)), torch.enable_grad():
+    with (
+        torch.inference_mode(False),
+        evaluating(model, tuple(parameters)),
+        differentiable(twice),
+        torch.enable_grad(),
+    ):
         for estimator in estimators.values():
             estimator.start(problem)
         seen = 0
         for batch_inputs, batch_targets in batches if working else ():
-            shapes = _shapes(batch_inputs)
+            shapes = input_shapes(batch_inputs)
             if count(batch_inputs) == 0:
                 continue
             if shapes not in layouts:
@@ -79,8 +87,10 @@ def estimate(
                     layouts[shapes] = examine(problem, batch_inputs, batch_targets, capture)
                 else:
                     layouts[shapes] = weigh_once(problem, shapes, batch_inputs, batch_targets)
+                if twice:
+                    refuse_wrong_second_derivatives(problem, batch_inputs, batch_targets)
             layout = layouts[shapes]
-            size = max(1, problem.budget // layout.bytes_per_example)
+            size = max(1, problem.budget // (layout.bytes_per_example * (_TWICE if twice else 1)))
             for inputs, targets in pieces(batch_inputs, batch_targets, size):
                 batch, uses = forward(problem, inputs, targets, capture)
                 if capture:
@@ -99,7 +109,3 @@ def estimate(
             raise DataError("no example counts for the loss: its normaliser is zero (all targets ignored?)")
         statistics = Estimates({key: e.finish(normaliser) for key, e in estimators.items()})
     return Estimated(statistics, total / normaliser if working else None)
-
-
-def _shapes(inputs: Any) -> Sequence[Any]:
-    return tuple((t.shape[1:], t.dtype) for t in tree_leaves(inputs) if isinstance(t, Tensor))

@@ -18,11 +18,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves
 
 from prunekit.estimation.capture import Use
 from prunekit.estimation.contraction import gradient
-from prunekit.estimation.problem import Problem, count, forward
+from prunekit.estimation.problem import Problem, few_examples, forward
 
 _EXAMPLES = 3
 _WEIGHED: WeakKeyDictionary[nn.Module, dict[Any, Layout]] = WeakKeyDictionary()
@@ -63,6 +63,11 @@ class Layout:
         return captured, others
 
 
+def input_shapes(inputs: Any) -> tuple[Any, ...]:
+    """Shapes and types of a batch's inputs but for the number of examples: what a layout holds for."""
+    return tuple((t.shape[1:], t.dtype) for t in tree_leaves(inputs) if isinstance(t, Tensor))
+
+
 def weigh_once(problem: Problem, shapes: Any, inputs: Any, targets: Any) -> Layout:
     """Only the memory of an example, remembered while the model lives: it decides slices, not results."""
     known = _WEIGHED.setdefault(problem.model, {})
@@ -74,11 +79,6 @@ def weigh_once(problem: Problem, shapes: Any, inputs: Any, targets: Any) -> Layo
 def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layout:
     """Find the layout for inputs of this shape, with three of its examples."""
     examples = _EXAMPLES if capture else 1  # one is enough to be weighed
-    few = torch.arange(examples) % count(inputs)
-
-    def pick(data: Any) -> Any:
-        return tree_map(lambda t: t[few.to(t.device)] if isinstance(t, Tensor) and t.ndim else t, data)
-
     seen: dict[int, int] = {}
     known = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
 
@@ -89,7 +89,9 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
-        batch, uses = forward(problem, pick(inputs), pick(targets), capture)
+        batch, uses = forward(
+            problem, few_examples(inputs, examples), few_examples(targets, examples), capture
+        )
     saved = sum(seen.values())
     # Gradients that come back, and the unfolded inputs that products are formed from.
     products = sum(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from prunekit.errors import UnsupportedError
 from prunekit.estimation.capture import Capture, Use
 
 if TYPE_CHECKING:
@@ -113,6 +114,38 @@ class ForwardPass:
         }
         return {name: [found[use.edge] for use in uses] for name, uses in self.uses.items()}
 
+    def hessian_products(self) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+        """Products with the Hessian of the batch's total loss in the parameters; zero where it has none."""
+        parameters = self.problem.parameters
+        gradients = torch.autograd.grad(
+            self.total, list(parameters.values()), create_graph=True, allow_unused=True
+        )
+        for name, g in zip(parameters, gradients, strict=True):
+            if g is not None and g.layout != torch.strided:
+                raise UnsupportedError(
+                    f"second derivatives: {name} has a sparse gradient, which torch cannot differentiate again"
+                )
+        curved = {
+            n: g for n, g in zip(parameters, gradients, strict=True) if g is not None and g.requires_grad
+        }
+
+        def product(vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            if not curved:
+                return {name: torch.zeros_like(p) for name, p in parameters.items()}
+            found = torch.autograd.grad(
+                list(curved.values()),
+                list(parameters.values()),
+                [vector[name].to(g) for name, g in curved.items()],
+                retain_graph=True,
+                allow_unused=True,
+            )
+            return {
+                name: torch.zeros_like(p) if h is None else h.to_dense()
+                for (name, p), h in zip(parameters.items(), found, strict=True)
+            }
+
+        return product
+
 
 def forward(problem: Problem, inputs: Any, targets: Any, capture: bool) -> tuple[ForwardPass, list[Use]]:
     """Run the network once."""
@@ -128,6 +161,12 @@ def forward(problem: Problem, inputs: Any, targets: Any, capture: bool) -> tuple
     total = problem.loss.total(outputs, targets)
     normaliser = problem.loss.normaliser(outputs, targets)
     return ForwardPass(problem, inputs, targets, outputs, total, normaliser), uses
+
+
+def few_examples(data: Any, number: int = 3) -> Any:
+    """The first examples, again from the start where there are fewer."""
+    picked = torch.arange(number) % count(data)
+    return tree_map(lambda t: t[picked.to(t.device)] if isinstance(t, Tensor) and t.ndim else t, data)
 
 
 def pieces(inputs: Any, targets: Any, size: int) -> Iterator[tuple[Any, Any]]:

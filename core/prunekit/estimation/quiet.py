@@ -71,6 +71,18 @@ def evaluating(model: nn.Module, differentiate: Collection[str] = ()) -> Iterato
                 buffer.copy_(value)
 
 
+@contextmanager
+def differentiable(twice: bool = True) -> Iterator[None]:
+    """Let attention take the kernel that can be differentiated twice and forward; the fused ones cannot."""
+    if not twice:
+        yield
+        return
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 def refuse_batch_statistics(model: nn.Module) -> None:
     """Refuse a network whose examples influence each other even in eval mode.
 

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from prunekit import Options, Statistic
+
+_DRAWN = ("ggn_mc", "hutchinson")
 
 
 class CurvatureOptions(Options):
     """Options of the criteria that use a curvature diagonal.
 
     Attributes:
-        curvature: ``ggn``, the diagonal of the generalised Gauss-Newton matrix, exact over classes.
+        curvature: ``ggn``, the generalised Gauss-Newton matrix, exact over classes; ``ggn_mc``, the same from
+            labels that the model draws; ``empirical_fisher``, squared gradients with the given labels;
+            ``hessian``, exact where feasible; ``hutchinson``, the Hessian by random probes.
+        draws: Labels or probes, for ``ggn_mc`` (default 1) and ``hutchinson`` (default 10).
     """
 
-    curvature: Literal["ggn"] = "ggn"
+    curvature: Literal["ggn", "ggn_mc", "empirical_fisher", "hessian", "hutchinson"] = "ggn"
+    draws: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _draws_need_a_drawn_curvature(self) -> Self:
+        if self.draws is not None and self.curvature not in _DRAWN:
+            raise ValueError(
+                f"draws has no meaning for curvature {self.curvature!r}; leave it out, or choose {' or '.join(_DRAWN)}"
+            )
+        return self
 
     @property
     def statistic(self) -> Statistic:
         """The statistic that supplies the diagonal."""
-        return Statistic(f"{self.curvature}_diagonal")
+        options = {} if self.draws is None else {"draws": self.draws}
+        return Statistic(f"{self.curvature}_diagonal", **options)

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class OptimalBrainDamage(Criterion):
-    """½·d·θ²: the gradient is taken to be zero, as at the end of training.
+    """|½·d·θ²|: the gradient is taken to be zero, as at the end of training.
 
     Reference: LeCun, Denker & Solla (1990), OBD procedure, step 4, ``s_k = h_kk u_k² / 2``, with the
-    diagonal of the Gauss-Newton matrix for h_kk (Laurent et al., 2020, section 3).
+    diagonal of the Gauss-Newton matrix for h_kk by default (Laurent et al., 2020, section 3). The absolute
+    value matters only for curvatures that can be negative.
     """
 
     name = "obd"
@@ -31,9 +32,8 @@ class OptimalBrainDamage(Criterion):
     def saliency(
         self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """½dθ² per weight."""
-        diagonal = statistics[self.options.statistic]
-        return {k: 0.5 * diagonal[k] * w.square() for k, w in weights.items()}
+        """|½dθ²| per weight."""
+        return {k: change.abs() for k, change in self._change(weights, statistics).items()}
 
     def predicted_delta_loss(
         self,
@@ -42,4 +42,10 @@ class OptimalBrainDamage(Criterion):
         masks: Mapping[str, Tensor],
     ) -> float:
         """Σ ½dθ² over the weights that go, in nats."""
-        return _pruned.total(self.saliency(weights, statistics), masks)
+        return _pruned.total(self._change(weights, statistics), masks)
+
+    def _change(
+        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        diagonal = statistics[self.options.statistic]
+        return {k: 0.5 * diagonal[k] * w.square() for k, w in weights.items()}

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prunekit import DataError, Loss
+from prunekit_plugins.losses._columns import apart
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 
 class BinaryCrossEntropy(Loss):
@@ -42,14 +43,28 @@ class BinaryCrossEntropy(Loss):
 
     def ggn_factor(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """√(σ(1−σ)) on the diagonal."""
-        import torch
-
         # σ(o)σ(−o) keeps the small factor exact where 1 − σ would cancel.
         root = (outputs.sigmoid() * (-outputs).sigmoid()).sqrt().flatten(1)
-        for k in range(root.shape[1]):
-            column = torch.zeros_like(root)
-            column[:, k] = root[:, k]
+        for column in apart(root):
             yield column.view_as(outputs)
+
+    def term_gradients(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """σ(o) − t, one output at a time."""
+        for column in apart((outputs.sigmoid() - targets.view_as(outputs)).flatten(1)):
+            yield column.view_as(outputs)
+
+    def term_count(self, outputs: Tensor, targets: Tensor) -> int:
+        """Outputs of an example."""
+        return outputs[0].numel()
+
+    def draw(self, outputs: Tensor, targets: Tensor, generator: Generator) -> Tensor:
+        """σ(o) − y with y drawn from a Bernoulli distribution of mean σ(o)."""
+        import torch
+
+        uniform = torch.rand(outputs.shape, generator=generator, dtype=torch.float64).to(outputs.device)
+        # Where σ rounds to 1, σ − 1 is still −σ(−o).
+        one = uniform < outputs.double().sigmoid()
+        return torch.where(one, -(-outputs).sigmoid(), outputs.sigmoid())
 
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Outputs on the wrong side of one half, and all outputs."""

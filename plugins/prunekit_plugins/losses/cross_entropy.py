@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from prunekit import DataError, Loss, Options
+from prunekit_plugins.losses._columns import apart
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 
 class CrossEntropyOptions(Options):
@@ -108,7 +109,34 @@ class CrossEntropy(Loss):
                 column[:, j, position] = share * after.sqrt()
                 below = (q[:, j + 1 :] / after.sqrt().unsqueeze(1)).nan_to_num(0.0)
                 column[:, j + 1 :, position] = -below * share.unsqueeze(1)
-                yield column.view_as(outputs).to(outputs.dtype)
+                yield column.reshape(outputs.shape).to(outputs.dtype)
+
+    def term_gradients(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """Mass times p minus the smoothed, weighted targets; one position at a time."""
+        (whole,) = super().term_gradients(outputs, targets)
+        for column in apart(whole.reshape(*outputs.shape[:2], -1)):
+            yield column.reshape(outputs.shape)
+
+    def term_count(self, outputs: Tensor, targets: Tensor) -> int:
+        """Positions of an example."""
+        return outputs.numel() // (outputs.shape[0] * outputs.shape[1])
+
+    def draw(self, outputs: Tensor, targets: Tensor, generator: Generator) -> Tensor:
+        """√m (p − e_y), y drawn from p at every position; m is the target mass of a term.
+
+        All positions share the column: their labels are independent, so that products of different
+        positions vanish on average.
+        """
+        import torch
+
+        n, classes = outputs.shape[:2]
+        p = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).softmax(1).reshape(n, classes, -1)
+        head = p.double().cumsum(1)
+        uniform = torch.rand(n, 1, p.shape[2], generator=generator, dtype=torch.float64).to(p.device)
+        drawn = (head <= uniform * head[:, -1:]).sum(1, keepdim=True).clamp_(max=classes - 1)
+        column = p.scatter_add(1, drawn, -torch.ones_like(p[:, :1]))
+        column = column * self._mass(outputs, targets).to(p).sqrt().unsqueeze(1)
+        return column.reshape(outputs.shape).to(outputs.dtype)
 
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Wrong and all predictions, by the largest logit; ignored targets do not count."""

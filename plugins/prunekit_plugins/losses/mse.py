@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prunekit import Loss
+from prunekit_plugins.losses._columns import apart
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 
 class MeanSquaredError(Loss):
@@ -33,8 +34,21 @@ class MeanSquaredError(Loss):
         """√2 times each unit vector: the Hessian is 2·I."""
         import torch
 
-        flat = outputs.flatten(1)
-        for k in range(flat.shape[1]):
-            column = torch.zeros_like(flat)
-            column[:, k] = 2.0**0.5
+        for column in apart(torch.full_like(outputs.flatten(1), 2.0**0.5)):
             yield column.view_as(outputs)
+
+    def term_gradients(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """2(o − t), one output at a time."""
+        for column in apart(2 * (outputs - targets.view_as(outputs)).flatten(1)):
+            yield column.view_as(outputs)
+
+    def term_count(self, outputs: Tensor, targets: Tensor) -> int:
+        """Outputs of an example."""
+        return outputs[0].numel()
+
+    def draw(self, outputs: Tensor, targets: Tensor, generator: Generator) -> Tensor:
+        """√2 ε: the loss is minus the logarithm of a normal density of variance ½, up to a constant."""
+        import torch
+
+        noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+        return noise.mul_(2.0**0.5).to(outputs)

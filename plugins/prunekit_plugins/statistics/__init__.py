@@ -1,12 +1,24 @@
 """Statistics of the loss at fixed weights."""
 
 from prunekit import Estimator, hookimpl
+from prunekit_plugins.statistics.empirical_fisher_diagonal import EmpiricalFisherDiagonal
 from prunekit_plugins.statistics.ggn_diagonal import GGNDiagonal
+from prunekit_plugins.statistics.ggn_mc_diagonal import GGNMonteCarloDiagonal
 from prunekit_plugins.statistics.gradient import Gradient
+from prunekit_plugins.statistics.hessian_diagonal import HessianDiagonal
+from prunekit_plugins.statistics.hutchinson_diagonal import HutchinsonDiagonal
 from prunekit_plugins.statistics.uniform import Uniform
 
 
 @hookimpl
 def prunekit_register_statistics() -> list[type[Estimator]]:
     """The built-in statistics."""
-    return [Gradient, GGNDiagonal, Uniform]
+    return [
+        Gradient,
+        GGNDiagonal,
+        GGNMonteCarloDiagonal,
+        EmpiricalFisherDiagonal,
+        HessianDiagonal,
+        HutchinsonDiagonal,
+        Uniform,
+    ]
