@@ -112,8 +112,8 @@ class SquareSum:
     """``Σ_n Σ_c (Σ_t v_c u)²`` for one parameter, the returned gradients ``v_c`` arriving one by one.
 
     One position: the classes merge before one product of squares. Few positions: the square is expanded
-    over pairs of positions, ``Σ_tt' (Σ_c v_ct v_ct') u_t u_t'``, which merges the classes too and forms no
-    per-example gradient. Many: per-example products, squared in pieces that fit a cache.
+    over pairs of positions, ``Σ_tt' (Σ_c v_ct v_ct') u_t u_t'``, which merges the classes and the examples
+    too and forms no per-example gradient. Many: per-example products, squared while a cache holds them.
 
     Args:
         uses: All uses of the parameter in this pass.
@@ -125,46 +125,95 @@ class SquareSum:
         self._uses = uses
         self._dtype = dtype
         self._u = joined([inward(use) for use in uses]).to(dtype)
-        t = self._u.shape[-1]
-        self._pairs: tuple[Tensor, Tensor] | None = None
+        positions = self._u.shape[-1]
         # Expanding pays while there are fewer pairs of positions than columns times positions.
-        if 1 < t <= 2 * columns - 1:
-            first, second = torch.triu_indices(t, t, device=self._u.device)
-            self._pairs = first, second
-        self._merges = t == 1 or self._pairs is not None
-        self._sum: Tensor | None = None
+        self._rule: _Products | _OnePosition | _Pairs = _Products(self._u)
+        if positions == 1:
+            self._rule = _OnePosition(self._u)
+        elif positions <= 2 * columns - 1:
+            self._rule = _Pairs(self._u)
 
     def add(self, returned: Sequence[Tensor]) -> None:
         """Add one column: the gradient at each use's output."""
         v = joined([outward(use, g) for use, g in zip(self._uses, returned, strict=True)]).to(self._dtype)
-        if self._merges:
-            left, right = (v, v) if self._pairs is None else (v[..., self._pairs[0]], v[..., self._pairs[1]])
-            self._sum = left * right if self._sum is None else self._sum.addcmul_(left, right)
-            return
-        n, groups, b, _ = v.shape
-        a = self._u.shape[2]
-        if self._sum is None:
-            self._sum = v.new_zeros(groups, b, a)
-        rows = max(1, PIECE_BYTES // (groups * b * a * v.element_size()))
-        for start in range(0, n, rows):
-            piece = torch.matmul(v[start : start + rows], self._u[start : start + rows].transpose(-1, -2))
-            self._sum += piece.square_().sum(0)
+        self._rule.add(v)
 
     def total(self, shape: torch.Size) -> Tensor:
         """The sum, in the parameter's shape."""
+        total = self._rule.total()
+        return self._u.new_zeros(shape) if total is None else as_parameter(self._uses[0], total, shape)
+
+
+class _Products:
+    """Per-example products, squared at once."""
+
+    def __init__(self, u: Tensor) -> None:
+        self._u = u.transpose(-1, -2)
+        self._sum: Tensor | None = None
+
+    def add(self, v: Tensor) -> None:
+        n, groups, b, _ = v.shape
+        a = self._u.shape[-1]
         if self._sum is None:
-            return self._u.new_zeros(shape)
-        total = self._sum
-        if self._merges:
-            if self._pairs is None:
-                squares = self._u.square()
-            else:
-                first, second = self._pairs
-                squares = self._u[..., first] * self._u[..., second]
-                squares *= torch.where(first == second, 1.0, 2.0).to(squares.dtype)
-            # Pairs may cancel to zero; rounding must not leave a negative square.
-            total = torch.einsum("ngbk,ngak->gba", total, squares).clamp_(min=0)
-        return as_parameter(self._uses[0], total, shape)
+            self._sum = v.new_zeros(groups, b, a)
+            self._rows = max(1, min(n, PIECE_BYTES // (groups * b * a * v.element_size())))
+            self._room = v.new_empty(self._rows, groups, b, a)
+        for start in range(0, n, self._rows):
+            rows = min(self._rows, n - start)
+            # One room for all: fresh memory costs more than the product where positions are few.
+            piece = torch.matmul(
+                v[start : start + rows], self._u[start : start + rows], out=self._room[:rows]
+            )
+            for one in piece:
+                self._sum.addcmul_(one, one)
+
+    def total(self) -> Tensor | None:
+        return self._sum
+
+
+class _OnePosition:
+    """Classes merge first: ``Σ_n (Σ_c v²) u²``."""
+
+    def __init__(self, u: Tensor) -> None:
+        self._u = u
+        self._sum: Tensor | None = None
+
+    def add(self, v: Tensor) -> None:
+        self._sum = v.square() if self._sum is None else self._sum.addcmul_(v, v)
+
+    def total(self) -> Tensor | None:
+        if self._sum is None:
+            return None
+        return torch.einsum("ngbt,ngat->gba", self._sum, self._u.square())
+
+
+class _Pairs:
+    """Classes and examples merge: ``Σ_tt' Σ_n (Σ_c v_ct v_ct') (u_t u_t')``, positions outermost in memory."""
+
+    def __init__(self, u: Tensor) -> None:
+        self._u = u
+        self._columns: list[Tensor] = []
+
+    def add(self, v: Tensor) -> None:
+        self._columns.append(v.permute(3, 1, 0, 2).contiguous())  # position, group, example, outward
+
+    def total(self) -> Tensor | None:
+        if not self._columns:
+            return None
+        u = self._u.permute(3, 1, 0, 2).contiguous()
+        positions, groups, _, a = u.shape
+        b = self._columns[0].shape[-1]
+        total = u.new_zeros(groups, b, a)
+        for t in range(positions):
+            merged = torch.zeros_like(self._columns[0][t:])
+            for v in self._columns:
+                merged.addcmul_(v[t:], v[t])
+            merged[1:] *= 2  # t < t' stands for both orders
+            products = u[t:] * u[t]
+            for g in range(groups):
+                total[g].addmm_(merged[:, g].reshape(-1, b).t(), products[:, g].reshape(-1, a))
+        # Pairs may cancel to zero; rounding must not leave a negative square.
+        return total.clamp_(min=0)
 
 
 def _bias_size(use: Use) -> int:
