@@ -18,17 +18,18 @@ def stdout() -> Console:
     return _console(stderr=False)
 
 
-def stderr() -> Console:
+def stderr(quiet: bool = False) -> Console:
     """For progress and messages."""
-    return _console(stderr=True)
+    return _console(stderr=True, quiet=quiet)
 
 
-def _console(stderr: bool) -> Console:
+def _console(stderr: bool, quiet: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PLAIN_WIDTH
     # Names of files and tensors may look like markup: [b], :x:.
     return Console(
         stderr=stderr,
+        quiet=quiet,
         width=width,
         highlight=False,
         soft_wrap=width is not None,

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,7 +165,13 @@ def invoke(arguments: list[str]) -> int:
         0 done; 2 for what the user can mend (usage, spec, data, file); 1 a failed run or a bug of ours; 130
         interrupted.
     """
+    from prunekit.distributed import speaks
+
     signals.install()
+    # What all processes of a run have to say, one says.
+    silent = arguments[:1] == ["run"] and not speaks()
+    if silent:
+        warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a λ must not end a run on a terminal that has none
             stream.reconfigure(errors="backslashreplace")
@@ -181,20 +188,21 @@ def invoke(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
         return 0
     except Exception as error:
-        return _report(error)
-    if result == _INTERRUPTED:
+        return _report(error, silent)
+    if result == _INTERRUPTED and not silent:
         print("interrupted" + ("; go on with --resume" if arguments[0] == "run" else ""), file=sys.stderr)
     return result if isinstance(result, int) else 0
 
 
-def _report(error: Any) -> int:
+def _report(error: Any, silent: bool) -> int:
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of the parser
-        error.show()
+        if not silent:
+            error.show()
         return int(error.exit_code)
     from prunekit.errors import PrunekitError
 
     if isinstance(error, PrunekitError):
-        for line in str(error).splitlines():
+        for line in () if silent else str(error).splitlines():
             print(line, file=sys.stderr)
         return error.exit_code
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -20,6 +20,7 @@ def run(
 ) -> None:
     """Run a spec, follow it on stderr, and print the result's overview on stdout."""
     import prunekit
+    from prunekit.distributed import speaks
     from prunekit.errors import SpecError
 
     overrides = dict(console.overrides(settings))
@@ -27,12 +28,15 @@ def run(
         if "device" in overrides:
             raise SpecError("--device and --set device=… are given both; one is enough")
         overrides["device"] = device
-    screen = console.stderr()
+    screen = console.stderr(quiet=not speaks())
     listener = RichProgress(screen) if screen.is_terminal else PlainProgress(screen)
     with listener:
         results = prunekit.run(
             spec, out, overrides, resume=resume, overwrite=overwrite, block=block, listener=listener
         )
+    if not speaks():
+        results.close()
+        return
     with results:
         for part in overview(results):
             console.stdout().print(part)

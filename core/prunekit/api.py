@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.distributed import from_first, rank, started, together
 from prunekit.errors import DataError, ResultsError, SpecError
 from prunekit.requests import Estimates, Statistic
 from prunekit.results import Results, open_results
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from prunekit.estimation.operator import Operator
     from prunekit.masks import Attachment
     from prunekit.plugins import PluginManager
+    from prunekit.spec.resolve import Spec
 
 Batches = Iterable[tuple[Any, Any]]
 
 
+@together()
 def statistics(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
@@ -42,7 +45,9 @@ def statistics(
     Args:
         model: Left as it was found, also on error.
         batches: ``(input, target)`` pairs on the model's device; sums are accumulated, so batch sizes do
-            not matter. Inputs are a tensor, a tuple of arguments or a mapping of keyword arguments.
+            not matter. Inputs are a tensor, a tuple of arguments or a mapping of keyword arguments. Where
+            ``torch.distributed`` is initialised, each process gives its own part of the examples, maybe none;
+            all call this together and get the same result.
         requests: Names or :class:`prunekit.Statistic` with options.
         loss: A name, a mapping, an object, or a function that returns the mean over a batch's examples.
         parameters: ``None`` for the prunable weights, ``"all"`` for every parameter, or name patterns.
@@ -118,6 +123,7 @@ def operator(
     )
 
 
+@together()
 def saliency(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
@@ -207,6 +213,7 @@ class Pruning:
         return attach(self.model, optimizer, self.masks)
 
 
+@together()
 def prune(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
@@ -296,6 +303,9 @@ def run(
 ) -> Results:
     """Run a spec and return its results.
 
+    Under ``torchrun`` every process calls this: they share the examples of each step and of each evaluation,
+    and process 0 alone writes what all of them return.
+
     Args:
         spec: A file, or a mapping of the same shape.
         out: The results file; default the spec's name with ``.h5`` in the current folder.
@@ -310,17 +320,30 @@ def run(
         ResultsError: If the output exists, or cannot be resumed.
         RunError: If the run fails; its file then says so and can be resumed.
     """
-    from prunekit.engine.run import execute, state_path
-    from prunekit.engine.state import State
+    from prunekit.engine.run import execute
     from prunekit.plugins import PluginManager, default_manager
     from prunekit.spec import load
 
-    blocked = list(block)
-    manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
-    resolved = load(spec, overrides, manager)
+    with started(), together():
+        blocked = list(block)
+        manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
+        resolved = load(spec, overrides, manager)
+        path = Path(out) if out is not None else Path(f"{resolved.run.name}.h5")
+        state, complete = from_first(
+            _admit(resolved, path, resume, overwrite) if rank() == 0 else (None, False)
+        )
+        if not complete:
+            execute(resolved, path, state, manager, listener)
+    return open_results(path)
+
+
+def _admit(resolved: Spec, path: Path, resume: bool, overwrite: bool) -> tuple[State | None, bool]:
+    """Where to go on, ``None`` for a new run, and whether nothing is left to do."""
+    from prunekit.engine.run import state_path
+    from prunekit.engine.state import State
+
     if not any(part.cls.name == "hdf5" for part in resolved.listed("recorders")):
         raise SpecError("recorders: the list must hold hdf5, which writes the results file")
-    path = Path(out) if out is not None else Path(f"{resolved.run.name}.h5")
     if not path.parent.is_dir():
         raise ResultsError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
@@ -342,7 +365,7 @@ def run(
                 complete = results.summary["status"] == "complete"
             if complete:
                 leftover.unlink(missing_ok=True)
-                return open_results(path)
+                return None, True
         if leftover.exists() or path.exists():
             state = State.load(leftover)
             _check_same_spec(leftover, state.spec, resolved.data)
@@ -354,8 +377,7 @@ def run(
         raise ResultsError(
             f"{leftover}: an unfinished run's state is there; use --resume to go on with it, or --overwrite"
         )
-    execute(resolved, path, state, manager, listener)
-    return open_results(path)
+    return state, False
 
 
 def open(path: str | Path) -> Results:

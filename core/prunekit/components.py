@@ -142,12 +142,10 @@ class Loss(Component, ABC):
         Columns in the shape of ``outputs``; within one column an example has at most one term. By default
         an example is one term: override where :meth:`total` sums several per example (tokens, outputs).
         """
-        import torch
-
         leaf = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.total(leaf, targets), leaf)
-        yield gradient
+        self.total(leaf, targets).backward()  # type: ignore[no-untyped-call]
+        assert leaf.grad is not None
+        yield leaf.grad
 
     def term_count(self, outputs: Tensor, targets: Tensor) -> int:
         """How many columns :meth:`term_gradients` yields."""
@@ -164,12 +162,10 @@ class Loss(Component, ABC):
             targets: The batch's; for masks and weights, labels do not enter.
             generator: On the CPU, so that every device draws the same.
         """
-        import torch
-
-        total = torch.zeros_like(outputs)
+        total = outputs.new_zeros(outputs.shape)
         for column in self.ggn_factor(outputs, targets):
-            signs = torch.randint(2, (len(outputs),), generator=generator).to(outputs) * 2 - 1
-            total += column * signs.view(-1, *(1,) * (outputs.ndim - 1))
+            coins = outputs.new_empty(len(outputs), device="cpu").bernoulli_(0.5, generator=generator)
+            total += column * (2 * coins - 1).to(outputs).view(-1, *(1,) * (outputs.ndim - 1))
         return total
 
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int] | None:
@@ -250,6 +246,12 @@ class Estimator(Component, ABC):
     second_order: ClassVar[bool] = False
     """True if the graph is differentiated twice: slices are smaller, and attention takes its plain kernel."""
     needs_data: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
+    """True if what several processes find, each on its examples and over everyone's normaliser, may be summed.
+
+    A process may get no batch: :meth:`finish` then returns zeros. A statistic that is not additive is refused
+    where there are several processes; without data it is process 0's.
+    """
 
     def start(self, problem: Problem) -> None:
         """Called once, before the first batch."""
@@ -259,7 +261,7 @@ class Estimator(Component, ABC):
 
     @abstractmethod
     def finish(self, normaliser: float) -> dict[str, Tensor]:
-        """Return the statistic, one tensor per parameter; ``normaliser`` is the loss's, over all batches."""
+        """Return the statistic, one tensor per parameter; ``normaliser`` is the loss's, over all examples."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunekit.components import Loss
 from prunekit.data import Split, Splits
-from prunekit.engine.measure import measure
+from prunekit.engine.measure import measure, share
 
 
 class Landscape:
@@ -64,4 +64,4 @@ class Landscape:
 
     def loss(self, weights: Mapping[str, Tensor], split: Split) -> float:
         """Loss of a set of examples at these parameters and buffers, in eval mode."""
-        return measure(self._model, [(split.x, split.y)], self._loss, weights)[0]
+        return measure(self._model, share(split), self._loss, weights)[0]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from prunekit import distributed
 from prunekit.components import Loss
 from prunekit.data import Split, Splits
 from prunekit.engine.events import Metrics
 from prunekit.errors import DataError
-from prunekit.estimation.problem import call, pieces
+from prunekit.estimation.problem import call, count, pieces
 from prunekit.estimation.quiet import evaluating
 
 SLICE = 500
@@ -30,35 +31,43 @@ def measure(
 
     Args:
         model: Left as it was found.
-        batches: ``(input, target)`` pairs of any sizes.
+        batches: ``(input, target)`` pairs of any sizes; of several processes, each has its own, maybe none.
         loss: Its terms are summed in float64 and divided by the summed normaliser.
         weights: Parameters and buffers to use in place of the model's own.
 
     Returns:
         The loss, and the fraction of wrong predictions or ``None`` for a regression task.
     """
-    total: Tensor | None = None
-    wrong: Tensor | None = None
+    total: Tensor | float = 0.0
+    wrong: Tensor | float = 0.0
     normaliser, predictions = 0.0, 0
     with evaluating(model), torch.no_grad():
         for batch_inputs, batch_targets in batches:
+            if count(batch_inputs) == 0:
+                continue
             for inputs, targets in pieces(batch_inputs, batch_targets, SLICE):
                 if weights is None:
                     outputs = call(model, inputs)
                 else:
                     outputs = functional_call(model, dict(weights), (inputs,))
-                value = loss.total(outputs, targets).double()
-                total = value if total is None else total + value
+                total = total + loss.total(outputs, targets).double()
                 normaliser += loss.normaliser(outputs, targets)
                 errors = loss.errors(outputs, targets)
                 if errors is not None:
-                    wrong = errors[0] if wrong is None else wrong + errors[0]
+                    wrong = wrong + errors[0]
                     predictions += errors[1]
-    if total is None or normaliser == 0:
+    loss_sum, wrong_sum, normaliser, predictions_sum = distributed.sums(
+        float(total), float(wrong), normaliser, predictions
+    )
+    if normaliser == 0:
         raise DataError("nothing to measure: the batches hold no examples that count for the loss")
-    return float(total) / normaliser, float(
-        wrong
-    ) / predictions if wrong is not None and predictions else None
+    return loss_sum / normaliser, wrong_sum / predictions_sum if predictions_sum else None
+
+
+def share(split: Split) -> list[tuple[Tensor, Tensor]]:
+    """This process's part of a split, as batches: all of it where there is one process."""
+    part = distributed.shard(len(split))
+    return [(split.x[part], split.y[part])]
 
 
 def metric_names(splits: Splits) -> tuple[str, ...]:
@@ -75,7 +84,7 @@ def metrics(model: nn.Module, splits: Splits, loss: Loss, train_examples: int | 
             continue
         if name == "train" and train_examples is not None:
             split = Split(split.x[:train_examples], split.y[:train_examples])
-        value, error = measure(model, [(split.x, split.y)], loss)
+        value, error = measure(model, share(split), loss)
         found[f"{name}_loss"] = value
         if f"{name}_error" in found:
             found[f"{name}_error"] = error

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunekit import distributed
 from prunekit.components import Probe, ProbeRecord, Recorder, Series
 from prunekit.engine import setup
 from prunekit.engine.events import Listener, Metrics, RunView
 from prunekit.engine.landscape import Landscape
-from prunekit.engine.measure import measure, metric_names, metrics
+from prunekit.engine.measure import measure, metric_names, metrics, share
 from prunekit.engine.seeds import generator
 from prunekit.engine.state import State
 from prunekit.engine.step import Pruner
@@ -44,7 +45,8 @@ def execute(
         PrunekitError: Recorded as ``failed`` (or ``interrupted`` for a keyboard interrupt), then raised.
     """
     execution = _Execution(spec, setup.build(spec, manager), out, state, manager, listener or Listener())
-    if state is None:
+    distributed.gather(None)  # what is there may go once every process has got this far
+    if state is None and execution.first:
         # Whoever calls has made sure that what is there may go. The state first: alone it would look resumable.
         state_path(out).unlink(missing_ok=True)
         out.unlink(missing_ok=True)
@@ -80,9 +82,12 @@ class _Execution:
             manager,
         )
         self.probes: list[Probe] = [part.build() for part in spec.listed("probes")]
+        # Of several processes, the first alone writes, and tells recorders and plugins what happens.
+        self.first = distributed.rank() == 0
         self.recorders: list[Recorder] = [part.build() for part in spec.listed("recorders")]
         self.state_file = state_path(out)
         fresh = state is None
+        self._same_weights()
         self.state = state or State(spec=spec.data, current=setup.state_of(plan.model))
         if not fresh:
             self._restore()
@@ -124,9 +129,9 @@ class _Execution:
         }
         order = list(phases)
         try:
-            self.state.save(self.state_file)
+            self._save()
             self._tell("started")
-            self.manager.hook.prunekit_run_started(run=self._refreshed())
+            self._call("prunekit_run_started", self._refreshed())
             for name in order[order.index(self.state.phase) :]:
                 phases[name]()
             self.view.status = "complete"
@@ -140,11 +145,12 @@ class _Execution:
             except Exception as second:
                 error.add_note(f"recording the failure failed too: {second}")
             raise
-        self.state_file.unlink(missing_ok=True)
+        if self.first:
+            self.state_file.unlink(missing_ok=True)
 
     def _finish(self) -> None:
         self._tell("finished")
-        self.manager.hook.prunekit_run_finished(run=self._refreshed())
+        self._call("prunekit_run_finished", self._refreshed())
 
     # -- phases ------------------------------------------------------------------------------------
 
@@ -184,7 +190,7 @@ class _Execution:
             record = probe.measure(landscape, generator(self.seed, "probe", probe.name))
             self.state.probes[probe.name] = _plain_record(record)
             self.state.done = index + 1
-            self.state.save(self.state_file)
+            self._save()
             self._tell("probe_finished", probe.name, record_from_plain(self.state.probes[probe.name]))
             self.listener.probe(probe.name)
 
@@ -197,11 +203,11 @@ class _Execution:
             trainer.restore(state.optimizer)
         for index in range(state.done, settings.epochs):
             running = trainer.epoch(index)
+            self._same_weights()
             row: dict[str, float | None] = {"epoch": index + 1, "running_loss": running}
             value = -float(index)  # without a validation split the last epoch is the best
             if self.splits.valid is not None and len(self.splits.valid):
-                valid = self.splits.valid
-                loss, error = measure(self.model, [(valid.x, valid.y)], self.loss)
+                loss, error = measure(self.model, share(self.splits.valid), self.loss)
                 row["valid_loss"] = value = loss
                 if error is not None:
                     row["valid_error"] = value = error
@@ -211,7 +217,7 @@ class _Execution:
             state.done = index + 1
             state.current = setup.state_of(self.model)
             state.optimizer = trainer.state()
-            state.save(self.state_file)
+            self._save()
             self._tell("epoch_finished", phase)
             self.listener.epoch(phase, row)
         trainer.close()
@@ -222,13 +228,15 @@ class _Execution:
         settings = self.settings.prune
         draw = 0 if settings.sample == "fixed" else index
         examples = self._draw(settings.examples, "examples", draw)
-        sample = self.splits.train.take(examples)
+        here = examples[distributed.shard(len(examples))]
+        sample = self.splits.train.take(here)
         record = self.pruner.step(index, [(sample.x, sample.y)], generator(self.seed, "statistics", index))
         found = self._metrics()
         record = replace(record, **found)  # type: ignore[arg-type]
         if settings.recalibrate_batchnorm is not None:
             chosen = self._draw(settings.recalibrate_batchnorm, "recalibrate", index)
             recalibrate(self.model, self.splits.train.take(chosen))
+            self._same_weights()
         state = self.state
         state.steps.append(record)
         state.masks = {name: m.cpu() for name, m in self.pruner.masks.items()}
@@ -238,9 +246,9 @@ class _Execution:
             state.current = {}
         else:
             state.current = setup.state_of(self.model)
-            state.save(self.state_file)
+            self._save()
         view = self._tell("step_finished", record)
-        self.manager.hook.prunekit_step_finished(run=view, step=record)
+        self._call("prunekit_step_finished", view, step=record)
         self.listener.step(record)
         return found
 
@@ -270,9 +278,19 @@ class _Execution:
         state = self.state
         state.phase, state.done, state.optimizer, state.best = phase, 0, None, None
         state.current = weights
-        state.save(self.state_file)
+        self._save()
+
+    def _save(self) -> None:
+        if self.first:
+            self.state.save(self.state_file)
+
+    def _same_weights(self) -> None:
+        """What every process computes alike must not drift where their devices round differently."""
+        distributed.take_first(setup.tensors(self.model))
 
     def _tell(self, event: str, *details: Any) -> RunView:
+        if not self.first:
+            return self.view
         view = self._refreshed()
         for recorder in self.recorders:
             try:
@@ -282,6 +300,10 @@ class _Execution:
             except OSError as error:
                 raise RunError(f"recorder {recorder.name!r} cannot write: {error}") from error
         return view
+
+    def _call(self, hook: str, view: RunView, **details: Any) -> None:
+        if self.first:
+            getattr(self.manager.hook, hook)(run=view, **details)
 
     def _refreshed(self) -> RunView:
         view, state = self.view, self.state

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit import __version__
+from prunekit import __version__, distributed
 from prunekit.components import Criterion, Loss, Selector
 from prunekit.data import Splits
 from prunekit.engine.seeds import derived
@@ -37,14 +37,23 @@ class Plan:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device where there is one, else the CPU.
+    """``auto`` is the first CUDA device where there is one, else the CPU; of several processes, each has its own.
 
     Raises:
         DeviceError: If the device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if distributed.world() == 1:
+            return torch.device(name)
     device = torch.device(name)
+    if device.type == "cuda" and distributed.world() > 1:
+        device = distributed.local_device()
+        if name not in ("cuda", str(device)):
+            raise DeviceError(
+                f"device {name!r} is one GPU for several processes; with 'cuda' each has its own"
+            )
+        name = str(device)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -60,6 +69,8 @@ def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
         DataError, CheckpointError, DeviceError, SpecError: If something is missing or does not fit.
     """
     device, dtype = choose_device(spec.run.device), getattr(torch, spec.run.dtype)
+    if device.type == "cuda" and distributed.world() > 1:
+        torch.cuda.set_device(device)
     splits: Splits = _part(spec, "dataset").build().load(spec.run.seed).to(device, dtype)
     _check_data(splits, str(spec.data["dataset"]["name"]))
     info = splits.info
@@ -99,6 +110,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "world": distributed.world(),
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
@@ -107,8 +119,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent and other buffers, tied ones once, detached copies."""
+    return {name: t.clone() for name, t in tensors(model).items()}
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of :func:`state_of` themselves, detached."""
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: t.detach().clone() for name, t in named}
+    return {name: t.detach() for name, t in named}
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from prunekit import distributed
 from prunekit.budget import Layer, pruned_count
 from prunekit.components import Criterion, Loss, Selector
 from prunekit.engine.choose import estimators
@@ -76,7 +77,8 @@ class Pruner:
 
         Args:
             index: Which level.
-            batches: Read twice: for the statistics, and for the loss after the step.
+            batches: Read twice: for the statistics, and for the loss after the step. Of several processes,
+                each has its own, and all end with the same masks, weights and record.
             generator: For statistics that draw.
 
         Raises:
@@ -100,7 +102,7 @@ class Pruner:
         self._apply(weights, found.statistics, masks)
         after = measure(self.model, batches, self.loss)[0]
         pruned = self.counts[index]
-        return StepRecord(
+        record = StepRecord(
             step=index + 1,
             target_sparsity=self.levels[index],
             sparsity=pruned / self.total,
@@ -111,6 +113,7 @@ class Pruner:
             layers={n: (m.numel() - int(m.count_nonzero())) / m.numel() for n, m in self.masks.items()},
             seconds=time.perf_counter() - started,
         )
+        return distributed.from_first(record)
 
     def weights(self) -> dict[str, Tensor]:
         """The prunable weights now, detached, in float32 at least, exact zeros where pruned."""
@@ -142,7 +145,9 @@ class Pruner:
             pruned += new.numel() - int(new.count_nonzero())
         if pruned != count:
             raise RunError(f"the selection prunes {pruned} weights, and {count} were asked for")
-        return {name: masks[name] for name in self.masks}
+        masks = {name: masks[name] for name in self.masks}
+        distributed.take_first(masks)  # devices that round differently would drift apart
+        return masks
 
     def _apply(self, weights: Mapping[str, Tensor], statistics: Estimates, masks: dict[str, Tensor]) -> None:
         update = getattr(self.criterion, "update", None)
@@ -151,6 +156,7 @@ class Pruner:
             for name, value in (values or {}).items():
                 _refuse_non_finite(value, masks[name], f"the update of {name}")
                 self.parameters[name].copy_(value)
+        distributed.take_first({name: self.parameters[name] for name in values or {}})
         zero(self.parameters, {name: ~mask for name, mask in masks.items()})
         self.masks = masks
 

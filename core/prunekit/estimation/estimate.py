@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from prunekit import distributed
 from prunekit.components import Estimator, Loss
 from prunekit.errors import DataError
 from prunekit.estimation.hessian import refuse_wrong_second_derivatives
 from prunekit.estimation.layout import Layout, examine, input_shapes, weigh_once
 from prunekit.estimation.problem import Problem, count, forward, pieces
 from prunekit.estimation.quiet import differentiable, evaluating, refuse_batch_statistics
+from prunekit.estimation.share import merged, own_draws, refuse_unshareable
 from prunekit.requests import Estimates
 
 DEFAULT_BUDGET = 512 << 20
@@ -50,7 +52,7 @@ def estimate(
     Args:
         model: Left as it was found: parameters, buffers, ``.grad``, modes, ``requires_grad``, random state;
             also on error.
-        batches: ``(input, target)`` pairs, read once.
+        batches: ``(input, target)`` pairs, read once; of several processes, each has its own, maybe none.
         estimators: Request to estimator; all share each batch's forward pass.
         loss: Its terms and normalisers are summed, so batch sizes do not matter.
         parameters: For which the statistics are wanted.
@@ -61,7 +63,8 @@ def estimate(
         UnsupportedError: If something cannot be computed, by name.
         DataError: If there are no examples.
     """
-    problem = Problem(model, parameters, loss, generator, budget or DEFAULT_BUDGET)
+    problem = Problem(model, parameters, loss, own_draws(generator), budget or DEFAULT_BUDGET)
+    refuse_unshareable(estimators.values())
     normaliser, total = 0.0, 0.0
     layouts: dict[Any, Layout] = {}
     working = [e for e in estimators.values() if e.needs_data]
@@ -101,11 +104,13 @@ def estimate(
                 seen += count(inputs)
                 normaliser += batch.normaliser
                 total += float(batch.total.detach())
-        if working and not seen:
+        if working:
+            normaliser, total, examples = distributed.sums(normaliser, total, seen)
+        if working and not examples:
             raise DataError(
                 "the batches hold no examples; a re-iterable or a callable is needed, not a spent iterator"
             )
         if working and normaliser == 0:
             raise DataError("no example counts for the loss: its normaliser is zero (all targets ignored?)")
-        statistics = Estimates({key: e.finish(normaliser) for key, e in estimators.items()})
+        statistics = Estimates({key: merged(e, e.finish(normaliser)) for key, e in estimators.items()})
     return Estimated(statistics, total / normaliser if working else None)

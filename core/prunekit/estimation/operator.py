@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from prunekit import distributed
 from prunekit.components import Loss
 from prunekit.errors import DataError, SpecError
 from prunekit.estimation.hessian import refuse_wrong_second_derivatives
@@ -37,7 +38,7 @@ class Operator:
 
     Args:
         model: Read at every product; the operator follows its weights.
-        batches: Returns the examples anew for every product.
+        batches: Returns the examples anew for every product; of several processes, each its own.
         kind: Which matrix.
         loss: Its normaliser is summed over the batches.
         parameters: Name to parameter.
@@ -65,6 +66,7 @@ class Operator:
         """Shape of a vector's tensors, by parameter."""
         return {name: p.shape for name, p in self._problem.parameters.items()}
 
+    @distributed.together()
     def __matmul__(self, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply.
 
@@ -102,9 +104,10 @@ class Operator:
                     normaliser += weight
                     for name, value in found.items():
                         total[name] += value
+        (normaliser,) = distributed.sums(normaliser)
         if normaliser == 0:
             raise DataError("no example counts for the loss; the batches are empty, or all targets ignored")
-        return {name: value.div_(normaliser) for name, value in total.items()}
+        return {name: value / normaliser for name, value in distributed.total(total).items()}
 
     def _checked(self, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parameters = self._problem.parameters
