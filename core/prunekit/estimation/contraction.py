@@ -17,12 +17,9 @@ from torch import Tensor
 
 from prunekit.estimation.capture import Geometry, Use
 
-PIECE_BYTES = 4 << 20
-"""Per-example products are squared in pieces of about this size, which a core's cache holds."""
-
 
 def windows(x: Tensor, geometry: Geometry, positions: Sequence[int]) -> Tensor:
-    """Unfold any number of spatial axes, with stride, padding and dilation, as a view where possible.
+    """Unfold any number of spatial axes, with stride, padding and dilation.
 
     Args:
         x: ``[N, C, *spatial]``.
@@ -30,8 +27,13 @@ def windows(x: Tensor, geometry: Geometry, positions: Sequence[int]) -> Tensor:
         positions: Number of places of the kernel along each spatial axis.
 
     Returns:
-        ``[N, groups, C // groups * prod(kernel), prod(positions)]``.
+        ``[N, groups, C // groups * prod(kernel), prod(positions)]``, a copy where it cannot be a view.
     """
+    return grouped(window_view(padded(x, geometry, positions), geometry, positions), geometry)
+
+
+def padded(x: Tensor, geometry: Geometry, positions: Sequence[int]) -> Tensor:
+    """The input with its padding, contiguous and long enough for every window."""
     pads = [p for pair in reversed(geometry.padding) for p in pair]
     if any(pads):
         x = F.pad(x, pads)
@@ -44,24 +46,26 @@ def windows(x: Tensor, geometry: Geometry, positions: Sequence[int]) -> Tensor:
     short = [max(0, n - have) for n, have in zip(needed, x.shape[2:], strict=True)]
     if any(short):
         x = F.pad(x, [p for extra in reversed(short) for p in (0, extra)])
-    x = x.contiguous()
-    n, channels = x.shape[:2]
+    return x.contiguous()
+
+
+def window_view(x: Tensor, geometry: Geometry, positions: Sequence[int]) -> Tensor:
+    """All windows of a padded input as a view, ``[N, C, *kernel, *positions]``."""
     strides = x.stride()
-    size = (n, channels, *geometry.kernel, *positions)
     stride = (
         strides[0],
         strides[1],
         *(s * d for s, d in zip(strides[2:], geometry.dilation, strict=True)),
         *(s * t for s, t in zip(strides[2:], geometry.stride, strict=True)),
     )
-    view = x.as_strided(size, stride)
-    inner = channels // geometry.groups
-    for k in geometry.kernel:
-        inner *= k
-    outer = 1
-    for o in positions:
-        outer *= o
-    return view.reshape(n, geometry.groups, inner, outer)
+    return x.as_strided((*x.shape[:2], *geometry.kernel, *positions), stride)
+
+
+def grouped(view: Tensor, geometry: Geometry) -> Tensor:
+    """``[N, C, *kernel, *positions]`` as ``[N, groups, C // groups * prod(kernel), prod(positions)]``."""
+    n, channels = view.shape[:2]
+    inner = channels // geometry.groups * torch.Size(geometry.kernel).numel()
+    return view.reshape(n, geometry.groups, inner, -1)
 
 
 def inward(use: Use) -> Tensor:
@@ -106,114 +110,6 @@ def gradient(uses: Sequence[Use], returned: Sequence[Tensor], shape: torch.Size)
     v = joined([outward(use, g) for use, g in zip(uses, returned, strict=True)])
     dtype = torch.promote_types(u.dtype, v.dtype)  # autocast gives the two different ones
     return as_parameter(uses[0], torch.einsum("ngbt,ngat->gba", v.to(dtype), u.to(dtype)), shape)
-
-
-class SquareSum:
-    """``Σ_n Σ_c (Σ_t v_c u)²`` for one parameter, the returned gradients ``v_c`` arriving one by one.
-
-    One position: the classes merge before one product of squares. Few positions: the square is expanded
-    over pairs of positions, ``Σ_tt' (Σ_c v_ct v_ct') u_t u_t'``, which merges the classes and the examples
-    too and forms no per-example gradient. Many: per-example products, squared while a cache holds them.
-
-    Args:
-        uses: All uses of the parameter in this pass.
-        columns: How many ``v`` will come.
-        dtype: In which products are formed and summed.
-    """
-
-    def __init__(self, uses: Sequence[Use], columns: int, dtype: torch.dtype) -> None:
-        self._uses = uses
-        self._dtype = dtype
-        self._u = joined([inward(use) for use in uses]).to(dtype)
-        positions = self._u.shape[-1]
-        # Expanding pays while there are fewer pairs of positions than columns times positions.
-        self._rule: _Products | _OnePosition | _Pairs = _Products(self._u)
-        if positions == 1:
-            self._rule = _OnePosition(self._u)
-        elif positions <= 2 * columns - 1:
-            self._rule = _Pairs(self._u)
-
-    def add(self, returned: Sequence[Tensor]) -> None:
-        """Add one column: the gradient at each use's output."""
-        v = joined([outward(use, g) for use, g in zip(self._uses, returned, strict=True)]).to(self._dtype)
-        self._rule.add(v)
-
-    def total(self, shape: torch.Size) -> Tensor:
-        """The sum, in the parameter's shape."""
-        total = self._rule.total()
-        return self._u.new_zeros(shape) if total is None else as_parameter(self._uses[0], total, shape)
-
-
-class _Products:
-    """Per-example products, squared at once."""
-
-    def __init__(self, u: Tensor) -> None:
-        self._u = u.transpose(-1, -2)
-        self._sum: Tensor | None = None
-
-    def add(self, v: Tensor) -> None:
-        n, groups, b, _ = v.shape
-        a = self._u.shape[-1]
-        if self._sum is None:
-            self._sum = v.new_zeros(groups, b, a)
-            self._rows = max(1, min(n, PIECE_BYTES // (groups * b * a * v.element_size())))
-            self._room = v.new_empty(self._rows, groups, b, a)
-        for start in range(0, n, self._rows):
-            rows = min(self._rows, n - start)
-            # One room for all: fresh memory costs more than the product where positions are few.
-            piece = torch.matmul(
-                v[start : start + rows], self._u[start : start + rows], out=self._room[:rows]
-            )
-            for one in piece:
-                self._sum.addcmul_(one, one)
-
-    def total(self) -> Tensor | None:
-        return self._sum
-
-
-class _OnePosition:
-    """Classes merge first: ``Σ_n (Σ_c v²) u²``."""
-
-    def __init__(self, u: Tensor) -> None:
-        self._u = u
-        self._sum: Tensor | None = None
-
-    def add(self, v: Tensor) -> None:
-        self._sum = v.square() if self._sum is None else self._sum.addcmul_(v, v)
-
-    def total(self) -> Tensor | None:
-        if self._sum is None:
-            return None
-        return torch.einsum("ngbt,ngat->gba", self._sum, self._u.square())
-
-
-class _Pairs:
-    """Classes and examples merge: ``Σ_tt' Σ_n (Σ_c v_ct v_ct') (u_t u_t')``, positions outermost in memory."""
-
-    def __init__(self, u: Tensor) -> None:
-        self._u = u
-        self._columns: list[Tensor] = []
-
-    def add(self, v: Tensor) -> None:
-        self._columns.append(v.permute(3, 1, 0, 2).contiguous())  # position, group, example, outward
-
-    def total(self) -> Tensor | None:
-        if not self._columns:
-            return None
-        u = self._u.permute(3, 1, 0, 2).contiguous()
-        positions, groups, _, a = u.shape
-        b = self._columns[0].shape[-1]
-        total = u.new_zeros(groups, b, a)
-        for t in range(positions):
-            merged = torch.zeros_like(self._columns[0][t:])
-            for v in self._columns:
-                merged.addcmul_(v[t:], v[t])
-            merged[1:] *= 2  # t < t' stands for both orders
-            products = u[t:] * u[t]
-            for g in range(groups):
-                total[g].addmm_(merged[:, g].reshape(-1, b).t(), products[:, g].reshape(-1, a))
-        # Pairs may cancel to zero; rounding must not leave a negative square.
-        return total.clamp_(min=0)
 
 
 def _bias_size(use: Use) -> int:

@@ -13,7 +13,7 @@ from prunekit import distributed
 from prunekit.components import Estimator, Loss
 from prunekit.errors import DataError
 from prunekit.estimation.hessian import refuse_wrong_second_derivatives
-from prunekit.estimation.layout import Layout, examine, input_shapes, weigh_once
+from prunekit.estimation.layout import Graph, Layout, examine_anew, input_shapes, known_layout, weigh_once
 from prunekit.estimation.problem import Problem, count, forward, pieces
 from prunekit.estimation.quiet import differentiable, evaluating, refuse_batch_statistics
 from prunekit.estimation.share import merged, own_draws, refuse_unshareable
@@ -67,6 +67,7 @@ def estimate(
     refuse_unshareable(estimators.values())
     normaliser, total = 0.0, 0.0
     layouts: dict[Any, Layout] = {}
+    fresh: set[Any] = set()  # shapes examined now, because the network took another way than it was known for
     working = [e for e in estimators.values() if e.needs_data]
     capture = any(e.captures for e in working)
     twice = any(e.second_order for e in working)
@@ -85,19 +86,27 @@ def estimate(
             shapes = input_shapes(batch_inputs)
             if count(batch_inputs) == 0:
                 continue
-            if shapes not in layouts:
-                if capture:
-                    layouts[shapes] = examine(problem, batch_inputs, batch_targets, capture)
+            layout = layouts.get(shapes)
+            if layout is None:
+                if not capture:
+                    layout = weigh_once(problem, shapes, batch_inputs, batch_targets)
                 else:
-                    layouts[shapes] = weigh_once(problem, shapes, batch_inputs, batch_targets)
+                    layout = known_layout(problem, shapes) or examine_anew(
+                        problem, shapes, batch_inputs, batch_targets
+                    )
                 if twice:
                     refuse_wrong_second_derivatives(problem, batch_inputs, batch_targets)
-            layout = layouts[shapes]
+                layouts[shapes] = layout
             size = max(1, problem.budget // (layout.bytes_per_example * (_TWICE if twice else 1)))
             for inputs, targets in pieces(batch_inputs, batch_targets, size):
                 batch, uses = forward(problem, inputs, targets, capture)
                 if capture:
-                    batch.uses, batch.others = layout.sort(uses, batch.outputs, parameters)
+                    graph = Graph(batch.outputs)
+                    if graph.shape != layout.shape_of_graph and shapes not in fresh:
+                        layout = examine_anew(problem, shapes, batch_inputs, batch_targets)
+                        layouts[shapes] = layout
+                        fresh.add(shapes)
+                    batch.uses, batch.others = layout.sort(uses, graph, parameters, len(batch.outputs))
                 batch.shared = len(working) > 1
                 for estimator in working:
                     estimator.add(batch)

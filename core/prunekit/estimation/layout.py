@@ -25,7 +25,7 @@ from prunekit.estimation.contraction import gradient
 from prunekit.estimation.problem import Problem, few_examples, forward
 
 _EXAMPLES = 3
-_WEIGHED: WeakKeyDictionary[nn.Module, dict[Any, Layout]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Layout]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,15 @@ class Layout:
     Attributes:
         trusted: Parameter to the signatures of its uses.
         bytes_per_example: Activations kept for a backward pass, with room for what is made from them.
+        shape_of_graph: Operations of the graph that was examined; see :class:`Graph`.
     """
 
     trusted: Mapping[str, tuple[Any, ...]]
     bytes_per_example: int
+    shape_of_graph: int = 0
 
     def sort(
-        self, uses: Sequence[Use], outputs: Tensor, parameters: Mapping[str, Tensor]
+        self, uses: Sequence[Use], graph: Graph, parameters: Mapping[str, Tensor], examples: int
     ) -> tuple[dict[str, list[Use]], list[str]]:
         """Split the parameters of a real pass into captured ones and ones for the fallback.
 
@@ -49,18 +51,57 @@ class Layout:
         whether a parameter is in use, and whether all its uses were seen.
         """
         by_name = _by_name(uses)
-        edges = _edges_to_leaves(outputs)
-        n = outputs.shape[0]
+        n = examples
         captured, others = {}, []
         for name, parameter in parameters.items():
             found = by_name.get(name, [])
             known = bool(found) and self.trusted.get(name) == tuple(u.signature for u in found)
-            known = known and edges[id(parameter)] <= len(found)
+            known = known and graph.edges[id(parameter)] <= len(found)
             if known and all(u.intact and u.input.shape[0] == u.output_shape[0] == n for u in found):
                 captured[name] = found
-            elif edges[id(parameter)]:
+            elif graph.edges[id(parameter)]:
                 others.append(name)
         return captured, others
+
+
+class Graph:
+    """What an autograd graph is made of.
+
+    Attributes:
+        edges: How many edges lead to each leaf, by the leaf's identity.
+        shape: A hash of all operations with the axes and places they work on, in the order of a walk; the
+            same for two passes of one network that take the same way, whatever the number of examples.
+    """
+
+    def __init__(self, outputs: Tensor) -> None:
+        seen: dict[Any, int] = {}
+        walk: list[Any] = []
+        self.edges: Counter[int] = Counter()
+        waiting: list[Any] = [outputs.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                self.edges[id(leaf)] += 1
+            if node is None or node in seen:
+                walk.append(seen.get(node, -1))
+                continue
+            seen[node] = len(seen)
+            walk.append((node.name(), id(leaf), *(getattr(node, key, None) for key in _PLACES)))
+            waiting += [following for following, _ in node.next_functions]
+        self.shape = hash(repr(walk))
+
+
+_PLACES = tuple(
+    f"_saved_{key}"
+    for key in ("dim", "dim0", "dim1", "dims", "index", "start", "end", "step", "repeats", "equation")
+)
+"""What tells operations of one name apart besides sizes."""
+
+
+def known_layout(problem: Problem, shapes: Any) -> Layout | None:
+    """The layout found for such inputs earlier in the model's life; good for passes with the same graph."""
+    return _KNOWN.get(problem.model, {}).get((shapes, tuple(problem.parameters)))
 
 
 def input_shapes(inputs: Any) -> tuple[Any, ...]:
@@ -70,10 +111,17 @@ def input_shapes(inputs: Any) -> tuple[Any, ...]:
 
 def weigh_once(problem: Problem, shapes: Any, inputs: Any, targets: Any) -> Layout:
     """Only the memory of an example, remembered while the model lives: it decides slices, not results."""
-    known = _WEIGHED.setdefault(problem.model, {})
+    known = _KNOWN.setdefault(problem.model, {})
     if shapes not in known:
         known[shapes] = examine(problem, inputs, targets, capture=False)
     return known[shapes]
+
+
+def examine_anew(problem: Problem, shapes: Any, inputs: Any, targets: Any) -> Layout:
+    """Find the layout for inputs of this shape, and remember it while the model lives."""
+    found = examine(problem, inputs, targets, capture=True)
+    _KNOWN.setdefault(problem.model, {})[shapes, tuple(problem.parameters)] = found
+    return found
 
 
 def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layout:
@@ -140,7 +188,7 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
         tolerance = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
         if float((got - expected).abs().max()) <= tolerance:
             trusted[name] = tuple(use.signature for use in found)
-    return Layout(trusted, size)
+    return Layout(trusted, size, Graph(batch.outputs).shape)
 
 
 def _by_name(uses: Sequence[Use]) -> dict[str, list[Use]]:
@@ -148,20 +196,3 @@ def _by_name(uses: Sequence[Use]) -> dict[str, list[Use]]:
     for use in uses:
         grouped.setdefault(use.name, []).append(use)
     return grouped
-
-
-def _edges_to_leaves(outputs: Tensor) -> Counter[int]:
-    """How many edges of a graph lead to each of its leaves, by the leaf's identity."""
-    seen: set[Any] = set()
-    leaves: Counter[int] = Counter()
-    waiting: list[Any] = [outputs.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            leaves[id(leaf)] += 1
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
-    return leaves

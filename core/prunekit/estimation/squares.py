@@ -18,7 +18,7 @@ class SquaredColumns(Estimator):
     """Sum over examples and columns of squared vector-Jacobian products, over the loss's normaliser.
 
     A subclass says which columns are sent back. Cost per batch: one backward pass to the activations per
-    column, and the products of :class:`~prunekit.estimation.contraction.SquareSum`.
+    column, and the products of :class:`~prunekit.estimation.squaring.SquareSum`.
     """
 
     captures = True
@@ -29,16 +29,23 @@ class SquaredColumns(Estimator):
 
     def start(self, problem: Problem) -> None:
         """Make the accumulators."""
+        from prunekit.estimation.squaring import Scratch
+
+        self._scratch = Scratch()
         self._problem = problem
-        self._sums = problem.zeros()
+        self._sums: dict[str, Tensor] = {}
 
     def add(self, batch: ForwardPass) -> None:
         """Send every column back and add its squares."""
-        from prunekit.estimation.contraction import SquareSum
         from prunekit.estimation.fallback import squared_columns
+        from prunekit.estimation.squaring import SquareSum
 
+        problem = self._problem
         count, columns = self.columns(batch)
-        squares = {name: SquareSum(uses, count, self._sums[name].dtype) for name, uses in batch.uses.items()}
+        squares = {
+            name: SquareSum(uses, count, problem.dtype(problem.parameters[name]), self._scratch)
+            for name, uses in batch.uses.items()
+        }
         kept = []
         for column in columns:
             for name, returned in batch.backward(column).items():
@@ -46,11 +53,24 @@ class SquaredColumns(Estimator):
             if batch.others:
                 kept.append(column)
         for name, square in squares.items():
-            self._sums[name] += square.total(self._sums[name].shape)
+            self._add(name, square.total(problem.parameters[name].shape))
         if kept:
             for name, value in squared_columns(batch, kept).items():
-                self._sums[name] += value
+                self._add(name, value)
+
+    def _add(self, name: str, value: Tensor | None) -> None:
+        if value is not None:
+            self._sums[name] = self._sums[name].add_(value) if name in self._sums else value
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
-        """Divide by the normaliser."""
-        return {name: total.div_(normaliser) for name, total in self._sums.items()}
+        """Divide by the normaliser; zeros for a parameter that the outputs do not depend on."""
+        import torch
+
+        del self._scratch
+        dtypes = {name: self._problem.dtype(p) for name, p in self._problem.parameters.items()}
+        return {
+            name: self._sums[name].div_(normaliser)
+            if name in self._sums
+            else torch.zeros_like(p, dtype=dtypes[name], requires_grad=False)
+            for name, p in self._problem.parameters.items()
+        }

@@ -98,17 +98,20 @@ class CrossEntropy(Loss):
         n, classes = outputs.shape[:2]
         p = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).softmax(1).reshape(n, classes, -1)
         scale = self._mass(outputs, targets).to(p).sqrt()
-        tail = p.flip(1).cumsum(1).flip(1)  # r_{j-1}: class j and all beyond
+        tail = p.flip(1).cumsum(1).flip(1)
+        before, after = tail[:, :-1], tail[:, 1:].sqrt()
+        # A tail that has underflowed to 0 has nothing left to share: what divides by it stands for 0.
+        share = scale.unsqueeze(1) * (p[:, :-1] / before).sqrt().nan_to_num(0.0)
+        diagonal, below = share * after, -(share / after).nan_to_num(0.0, posinf=0.0)
         for position in range(p.shape[2]):
-            q, r, m = p[..., position], tail[..., position], scale[:, position]
             for j in range(classes - 1):
-                before, after = r[:, j], r[:, j + 1]
                 column = torch.zeros_like(p)
-                # A tail that has underflowed to 0 has nothing left to share: 0/0 stands for 0.
-                share = m * (q[:, j] / before).sqrt().nan_to_num(0.0)
-                column[:, j, position] = share * after.sqrt()
-                below = (q[:, j + 1 :] / after.sqrt().unsqueeze(1)).nan_to_num(0.0)
-                column[:, j + 1 :, position] = -below * share.unsqueeze(1)
+                column[:, j, position] = diagonal[:, j, position]
+                torch.mul(
+                    p[:, j + 1 :, position],
+                    below[:, j, position].unsqueeze(1),
+                    out=column[:, j + 1 :, position],
+                )
                 yield column.reshape(outputs.shape).to(outputs.dtype)
 
     def term_gradients(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
