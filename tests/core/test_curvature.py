@@ -445,3 +445,63 @@ def test_bad_operators_and_vectors_are_refused_by_name() -> None:
     ]
     with pytest.raises(pk.DataError, match="no example"):
         pk.operator(model, [], "ggn", parameters="all") @ vector_for(model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linear",
+        "groups",
+        "transposed",
+        "conv_3d",
+        "dilation",
+        "used_twice",
+        "attention",
+        "tokens_and_layer_norm",
+        "mixture",
+    ],
+)
+def test_float32_agrees_to_its_precision(build, name) -> None:
+    network = build(name)
+    expected = dense(network.model, network.x, network.y)
+    vector = vector_for(network.model)
+    network.model.float()
+    batches = [(tree_map(lambda t: t.float(), x), y) for x, y in network.batches()]
+    found = pk.statistics(network.model, batches, DIAGONALS, parameters="all")
+    for statistic in DIAGONALS:
+        close(found[statistic], expected.diagonal(statistic.removesuffix("_diagonal")), rtol=1e-4)
+    for kind in OPERATORS:
+        operator = pk.operator(network.model, batches, kind, parameters="all")
+        close(operator @ vector, expected.product(kind, vector), rtol=1e-4)
+
+
+def test_permuting_hidden_units_permutes_every_diagonal() -> None:
+    model, x = small(), torch.randn(7, 4, dtype=float64)
+    order = torch.randperm(5)
+    permuted = copy.deepcopy(model)
+    permuted[0].weight.data, permuted[0].bias.data = model[0].weight.data[order], model[0].bias.data[order]
+    permuted[2].weight.data = model[2].weight.data[:, order]
+    before = pk.statistics(model, [(x, TARGETS)], DIAGONALS)
+    after = pk.statistics(permuted, [(x, TARGETS)], DIAGONALS)
+    for statistic in DIAGONALS:
+        torch.testing.assert_close(after[statistic]["0.weight"], before[statistic]["0.weight"][order])
+        torch.testing.assert_close(after[statistic]["2.weight"], before[statistic]["2.weight"][:, order])
+
+
+def test_a_network_that_takes_another_way_later_is_examined_again() -> None:
+    """What is remembered of a network holds for the graph that it was found with."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.turn = nn.Linear(4, 5), nn.Linear(5, 3), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x).tanh()  # example, token, unit
+            return self.last(hidden.transpose(0, 1)[self.turn] if self.turn >= 0 else hidden.sum(1))
+
+    model, x = Turned().double(), torch.randn(7, 7, 4, dtype=float64)
+    for turn in (0, 2, -1, 0):
+        model.turn = turn
+        found = pk.statistics(model, [(x, TARGETS)], ["ggn_diagonal"], parameters="all")
+        close(found["ggn_diagonal"], dense(model, x, TARGETS).diagonal("ggn"))

@@ -352,6 +352,44 @@ def test_saliency_leaves_the_model_as_it_was_also_with_masks_and_errors(watched)
     assert same(before, state_of(watched))
 
 
+def precision() -> list[object]:
+    backends = torch.backends
+    places = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
+    return [p.fp32_precision for p in places]
+
+
+@pytest.mark.parametrize("way", ["older", "newer"])
+def test_reduced_precision_that_the_process_allows_never_touches_a_statistic(way) -> None:
+    backends = torch.backends
+    if not hasattr(backends.mkldnn, "matmul"):
+        pytest.skip("this torch has no such settings")
+    if way == "older":
+        torch.set_float32_matmul_precision("medium")
+        backends.cudnn.allow_tf32 = True
+    else:
+        backends.cuda.matmul.fp32_precision = "tf32"
+        backends.mkldnn.conv.fp32_precision = "bf16"
+    seen = []
+
+    class Net(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(precision())
+            return super().forward(x)
+
+    try:
+        before = precision()
+        pk.statistics(Net(4, 3), [(torch.randn(7, 4), INDICES)], BOTH)
+        assert precision() == before
+        assert {"tf32", "bf16"} & set(map(str, before))
+        assert seen
+        assert not {"tf32", "bf16"} & {str(p) for found in seen for p in found}
+    finally:
+        backends.cuda.matmul.fp32_precision = "none"
+        backends.mkldnn.conv.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+        backends.cudnn.allow_tf32 = True
+
+
 def test_user_hooks_still_run_afterwards(watched) -> None:
     calls = []
     watched.last.register_forward_hook(lambda *_: calls.append(1))

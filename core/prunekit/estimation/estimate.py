@@ -97,7 +97,8 @@ def estimate(
                 if twice:
                     refuse_wrong_second_derivatives(problem, batch_inputs, batch_targets)
                 layouts[shapes] = layout
-            size = max(1, problem.budget // (layout.bytes_per_example * (_TWICE if twice else 1)))
+            room = problem.budget * 3 // 4  # the rest is for pieces of work
+            size = max(1, room // (layout.bytes_per_example * (_TWICE if twice else 1)))
             for inputs, targets in pieces(batch_inputs, batch_targets, size):
                 batch, uses = forward(problem, inputs, targets, capture)
                 if capture:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from prunekit.estimation.capture import Use
 from prunekit.estimation.contraction import gradient
 from prunekit.estimation.problem import Problem, few_examples, forward
+from prunekit.estimation.squaring import merges_pairs
 
 _EXAMPLES = 3
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Layout]] = WeakKeyDictionary()
@@ -141,12 +142,8 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
             problem, few_examples(inputs, examples), few_examples(targets, examples), capture
         )
     saved = sum(seen.values())
-    # Gradients that come back, and the unfolded inputs that products are formed from.
-    products = sum(
-        use.output_shape.numel() * 2 + use.input.numel() * max(1, torch.Size(use.geometry.kernel).numel())
-        for use in uses
-        if not use.geometry.bias
-    )
+    columns = problem.loss.ggn_rank(batch.outputs, batch.targets)
+    products = sum(_room(use, columns) for use in uses if not use.geometry.bias) if capture else 0
     size = (2 * saved + products * batch.outputs.element_size()) // examples + 1
     if not capture:
         return Layout({}, size)
@@ -189,6 +186,18 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
         if float((got - expected).abs().max()) <= tolerance:
             trusted[name] = tuple(use.signature for use in found)
     return Layout(trusted, size, Graph(batch.outputs).shape)
+
+
+def _room(use: Use, columns: int) -> int:
+    """Numbers held for a use besides what autograd saves: padded inputs, what comes back, merged pairs."""
+    outward, inward = use.output_shape.numel(), use.input.numel()
+    if use.geometry.transposed:
+        outward, inward = inward, outward * torch.Size(use.geometry.kernel).numel()
+    # Of the factors of the weight's gradient, [·, positions], the positions are what they share.
+    weight_side = use.output_shape[-1] if use.geometry.dims == 0 else use.output_shape[1]
+    positions = max(1, use.output_shape[1:].numel() // weight_side)
+    merged = outward * (positions + 1) // 2 if positions > 1 and merges_pairs(positions, columns) else 0
+    return 2 * outward + 2 * inward + merged
 
 
 def _by_name(uses: Sequence[Use]) -> dict[str, list[Use]]:

@@ -106,7 +106,7 @@ class ForwardPass:
             return {}
         # A scalar, not the outputs with a vector: for the latter torch first imports its symbolic shapes,
         # and with them sympy, which takes half a second of every process.
-        scalar = (self.outputs * column).sum()
+        scalar = self.outputs.reshape(-1).dot(column.reshape(-1))
         arrived = torch.autograd.grad(scalar, list(edges), retain_graph=True, allow_unused=True)
         found = {
             edge: g if g is not None else self.outputs.new_zeros(use.output_shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,45 @@ def preserved_rng() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Form products of float32 in float32: no TF32 on a GPU, no bfloat16 on a CPU, whatever is allowed outside."""
+    backends = torch.backends
+    mkldnn: Any = backends.mkldnn
+    cpu = [mkldnn.matmul, mkldnn.conv] if hasattr(mkldnn, "matmul") else []
+    new: list[Any] = (
+        [backends.cuda.matmul, getattr(backends.cudnn, "conv", None), *cpu] if cpu else []
+    )  # torch 2.9 has them
+    held = [(place, place.fp32_precision) for place in new]
+    older: tuple[str, bool] | None
+    try:
+        older = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    except RuntimeError:  # the process uses the newer settings, and torch refuses a mixture
+        older = None
+    try:
+        if older is None:
+            for place in new:
+                place.fp32_precision = "ieee"
+        else:
+            if older[0] != "highest":
+                torch.set_float32_matmul_precision("highest")
+            if older[1]:
+                backends.cudnn.allow_tf32 = False
+            for place in cpu:
+                if place.fp32_precision not in ("none", "ieee"):
+                    place.fp32_precision = "ieee"
+        yield
+    finally:
+        if older is not None:
+            if older[0] != "highest":
+                torch.set_float32_matmul_precision(older[0])
+            if older[1]:
+                backends.cudnn.allow_tf32 = True
+        for place, value in held:
+            if place.fp32_precision != value:
+                place.fp32_precision = value
 
 
 @contextmanager
@@ -55,7 +95,7 @@ def evaluating(model: nn.Module, differentiate: Collection[str] = ()) -> Iterato
         if differentiate:
             for parameter in flags:
                 parameter.requires_grad_(id(parameter) in wanted)
-        with preserved_rng():
+        with preserved_rng(), full_float32():
             yield
     finally:
         for module, mode in modes:

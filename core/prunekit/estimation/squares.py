@@ -31,7 +31,7 @@ class SquaredColumns(Estimator):
         """Make the accumulators."""
         from prunekit.estimation.squaring import Scratch
 
-        self._scratch = Scratch()
+        self._scratch = Scratch(problem.budget)
         self._problem = problem
         self._sums: dict[str, Tensor] = {}
 

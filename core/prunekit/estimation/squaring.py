@@ -28,10 +28,17 @@ _PRODUCT_COST = 16
 """What it costs to write and square an entry of a per-example product, in multiplications; measured."""
 
 
+def merges_pairs(positions: int, columns: int) -> bool:
+    """Whether expanding over pairs of positions takes fewer multiplications, per entry and example."""
+    return positions * (positions + 1) // 2 <= columns * (positions + _PRODUCT_COST)
+
+
 class Scratch:
     """Memory that is used again and again: a fresh page costs more than what is written to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: int) -> None:
+        self.piece = min(PIECE_BYTES, budget // 128)
+        """Bytes of a piece of work."""
         self._held: dict[str, Tensor] = {}
 
     def room(self, purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -65,9 +72,8 @@ class SquareSum:
         self._rule: _Products | _OnePosition | _Pairs
         if u.positions == 1:
             self._rule = _OnePosition(u, scratch)
-        # Multiplications for each entry and example; writing and squaring a product is worth some more.
-        elif u.positions * (u.positions + 1) // 2 <= columns * (u.positions + _PRODUCT_COST):
-            self._rule = _Pairs(u)
+        elif merges_pairs(u.positions, columns):
+            self._rule = _Pairs(u, scratch)
         else:
             self._rule = _Products(u, scratch)
 
@@ -153,7 +159,7 @@ class _Products:
         if self._sum is None:
             self._sum = v.new_zeros(shape)
         largest = max(self._sum.nbytes, self._u.size * self._u.positions * v.element_size())
-        rows = max(2, PIECE_BYTES // largest // 2 * 2)  # bmm gives each of two cores its examples
+        rows = max(2, self._scratch.piece // largest // 2 * 2)  # bmm gives each of two cores its examples
         for start in range(0, len(v), rows):
             part = v[start : start + rows]
             u = self._u.examples(start, start + len(part))
@@ -193,46 +199,43 @@ class _OnePosition:
 class _Pairs:
     """Classes and examples merge: ``Σ_tt' Σ_n (Σ_c v_ct v_ct') (u_t u_t')``, positions outermost in memory."""
 
-    def __init__(self, u: _Inward) -> None:
+    def __init__(self, u: _Inward, scratch: Scratch) -> None:
         self._u = u
-        self._columns: list[Tensor] = []
+        self._scratch = scratch
+        self._merged: Tensor | None = None
 
     def add(self, v: Tensor) -> None:
-        self._columns.append(v.permute(3, 0, 1, 2).contiguous())  # position, example, group, outward
+        """Add to ``Σ_c v_ct v_ct'`` for all t ≤ t'."""
+        v = v.permute(3, 0, 1, 2).contiguous()  # position, example, group, outward
+        positions = len(v)
+        if self._merged is None:
+            self._merged = v.new_zeros(positions * (positions + 1) // 2, *v.shape[1:])
+        start = 0
+        for t in range(positions):
+            self._merged[start : start + positions - t].addcmul_(v[t:], v[t])
+            start += positions - t
 
     def total(self) -> Tensor | None:
-        if not self._columns:
+        if self._merged is None:
             return None
-        positions, n, groups, b = self._columns[0].shape
-        u = self._u
-        total = self._columns[0].new_zeros(u.offsets, groups, b, u.size // u.offsets)
-        pairs = positions * (positions + 1) // 2
-        rows = max(
-            1, 4 * PIECE_BYTES // (pairs * max(groups * b, u.size // u.offsets) * total.element_size())
-        )
-        row_of = torch.zeros(positions, positions, dtype=torch.long, device=total.device)
-        first, second = torch.triu_indices(positions, positions, device=total.device)
+        merged, u = self._merged, self._u
+        pairs, n, groups, b = merged.shape
+        total = merged.new_zeros(u.offsets, groups, b, u.size // u.offsets)
+        largest = pairs * max(groups * b, u.size // u.offsets) * total.element_size()
+        rows = max(1, 4 * self._scratch.piece // largest)
+        first, second = torch.triu_indices(u.positions, u.positions, device=total.device)
+        row_of = torch.zeros(u.positions, u.positions, dtype=torch.long, device=total.device)
         row_of[first, second] = torch.arange(pairs, device=total.device)
         for start in range(0, n, rows):
-            merged = self._merged(start, start + rows)
+            some = merged[:, start : start + rows]
             for offset in range(u.offsets):
                 valid, inward = u.at(offset, start, start + rows)
                 i, j = torch.triu_indices(len(valid), len(valid), device=total.device)
                 products = inward[i] * inward[j]
-                chosen = merged if len(valid) == positions else merged[row_of[valid[i], valid[j]]]
+                products[i != j] *= 2  # which stands for both orders
+                chosen = some if len(valid) == u.positions else some[row_of[valid[i], valid[j]]]
                 for g in range(groups):
                     left = chosen[:, :, g].reshape(-1, b)
                     total[offset, g].addmm_(left.t(), products[:, :, g].reshape(len(left), -1))
         # Pairs may cancel to zero; rounding must not leave a negative square.
         return total.clamp_(min=0).permute(1, 2, 3, 0).reshape(groups, b, u.size)
-
-    def _merged(self, start: int, stop: int) -> Tensor:
-        """``Σ_c v_ct v_ct'`` for t ≤ t', twice for t < t', which stands for both orders."""
-        parts = []
-        for t in range(len(self._columns[0])):
-            part = torch.zeros_like(self._columns[0][t:, start:stop])
-            for v in self._columns:
-                part.addcmul_(v[t:, start:stop], v[t, start:stop])
-            part[1:] *= 2
-            parts.append(part)
-        return torch.cat(parts)
