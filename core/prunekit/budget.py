@@ -11,10 +11,17 @@ from prunekit.errors import SpecError
 
 @dataclass(frozen=True)
 class Layer:
-    """A prunable tensor as a selector's check sees it."""
+    """A prunable tensor as a selector's check sees it.
+
+    Attributes:
+        name: The parameter's.
+        shape: The parameter's.
+        input_axis: The axis that runs over what enters the layer: 0 for transposed convolutions.
+    """
 
     name: str
     shape: tuple[int, ...]
+    input_axis: int = 1
 
     @property
     def size(self) -> int:

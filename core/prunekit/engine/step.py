@@ -18,7 +18,7 @@ from prunekit.engine.events import StepRecord
 from prunekit.engine.measure import measure
 from prunekit.errors import RunError, SpecError
 from prunekit.estimation.estimate import estimate
-from prunekit.masks import prunable_parameters, zero
+from prunekit.masks import input_axes, prunable_parameters, zero
 from prunekit.plugins import PluginManager
 from prunekit.requests import Estimates
 from prunekit.spec.prunable import Prunable
@@ -60,7 +60,8 @@ class Pruner:
         self.criterion = criterion
         self.selector = selector
         self.parameters = prunable_parameters(model, prunable)
-        self.layers = [Layer(name, tuple(p.shape)) for name, p in self.parameters.items()]
+        axes = input_axes(model)
+        self.layers = [Layer(n, tuple(p.shape), axes.get(id(p), 1)) for n, p in self.parameters.items()]
         self.total = sum(layer.size for layer in self.layers)
         try:
             self.levels = check_levels(levels)

@@ -67,6 +67,15 @@ def prunable_parameters(model: nn.Module, prunable: Prunable | None = None) -> d
     return chosen
 
 
+def input_axes(model: nn.Module) -> dict[int, int]:
+    """The input dimension of weights where it is not axis 1, by the weight's identity."""
+    return {
+        id(module.weight): 0
+        for module in model.modules()
+        if isinstance(module, _CONVOLUTION) and module.transposed and isinstance(module.weight, Tensor)
+    }
+
+
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Does any shell-style pattern match the whole name, letter case included?"""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,97 @@
+"""N of every M weights along the input dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, model_validator
+
+from prunekit import Options, Selector, SpecError
+from prunekit.budget import Layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PatternOptions(Options):
+    """Options.
+
+    Attributes:
+        n: Weights kept of every group.
+        m: Weights of a group.
+    """
+
+    n: int = Field(default=2, ge=1)
+    m: int = Field(default=4, ge=2)
+
+    @model_validator(mode="after")
+    def _n_is_less(self) -> Self:
+        if self.n >= self.m:
+            raise ValueError(f"n must be less than m; found n {self.n}, m {self.m}")
+        return self
+
+
+class Pattern(Selector):
+    """Semi-structured sparsity: of every ``m`` neighbours along the input dimension, ``n`` stay.
+
+    The input dimension is a linear layer's inputs and a convolution's input channels, at each place of its
+    kernel on its own. The schedule ends where every group has its ``m - n`` pruned; before that, the
+    smallest saliencies go, wherever they are, but never more than ``m - n`` of a group. Reference: Mishra et
+    al. (2021), section 3, for 2:4.
+    """
+
+    name = "nm"
+    Options = PatternOptions
+
+    def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
+        """Refuse layers without whole groups, and a schedule that does not end with the pattern."""
+        n, m = self.options.n, self.options.m
+        problems = []
+        for layer in layers:
+            inputs = layer.shape[layer.input_axis] if len(layer.shape) > 1 else 0
+            if len(layer.shape) < 2:
+                problems.append(
+                    f"prune.selector: {layer.name} has no input dimension; exclude it (prune.prunable)"
+                )
+            elif inputs % m:
+                problems.append(
+                    f"prune.selector: {layer.name} has {inputs} inputs, which are no whole groups of {m}; "
+                    "exclude it (prune.prunable)"
+                )
+        if problems:
+            raise SpecError(problems)
+        size = sum(layer.size for layer in layers)
+        whole = size // m * (m - n)
+        if budgets[-1] != whole:
+            raise SpecError(
+                f"prune.scheduler: {n}:{m} prunes {whole} of {size} weights, and the schedule ends at "
+                f"{budgets[-1]}; sparsity must be {1 - n / m:g}"
+            )
+        self._axes = {layer.name: layer.input_axis for layer in layers}
+
+    def select(
+        self, saliency: Mapping[str, Tensor], masks: Mapping[str, Tensor], budget: int
+    ) -> dict[str, Tensor]:
+        """Prune the smallest that their groups let go."""
+        from prunekit.masks.select import prune_smallest
+
+        open_ = {
+            name: self._may_go(saliency[name], mask, self._axes.get(name, 1)) for name, mask in masks.items()
+        }
+        closed = sum(int(mask.numel() - mask.count_nonzero()) for mask in open_.values())
+        gone = sum(int(mask.numel() - mask.count_nonzero()) for mask in masks.values())
+        left = prune_smallest(saliency, open_, closed + budget - gone)
+        return {name: mask & (left[name] | ~open_[name]) for name, mask in masks.items()}
+
+    def _may_go(self, saliency: Tensor, mask: Tensor, axis: int) -> Tensor:
+        """Kept weights among the ``m - n`` first of their group: those gone, then the smallest."""
+        import torch
+
+        m = self.options.m
+        ranked = saliency.masked_fill(~mask, -torch.inf).movedim(axis, -1)
+        rank = ranked.reshape(*ranked.shape[:-1], -1, m)
+        # Stable: of equal saliencies the earlier input goes first.
+        first = rank.argsort(dim=-1, stable=True)[..., : m - self.options.n]
+        among = torch.zeros_like(rank, dtype=torch.bool).scatter_(-1, first, True)
+        return among.flatten(-2).movedim(-1, axis) & mask
