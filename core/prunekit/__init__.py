@@ -41,7 +41,7 @@ _HOME = {
     ),
     "prunekit.hookspecs": ("hookimpl",),
     "prunekit.plugins": ("PluginManager",),
-    "prunekit.requests": ("Sampled", "Statistic"),
+    "prunekit.requests": ("Detailed", "Sampled", "Statistic"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     )
     from prunekit.hookspecs import hookimpl
     from prunekit.plugins import PluginManager
-    from prunekit.requests import Sampled, Statistic
+    from prunekit.requests import Detailed, Sampled, Statistic
 
 __all__ = [
     "CheckpointError",
@@ -84,6 +84,7 @@ __all__ = [
     "DataError",
     "DataInfo",
     "Dataset",
+    "Detailed",
     "DeviceError",
     "Estimator",
     "Loss",

@@ -174,6 +174,7 @@ def saliency(
             selected,
             generator(seed, "statistics", 0),
             memory,
+            _complete(masks, selected),
         )
         weights = {
             n: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
@@ -418,6 +419,20 @@ def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dic
         return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     patterns = (parameters,) if isinstance(parameters, str) else tuple(parameters)
     return prunable_parameters(model, Prunable(include=patterns, biases=True, norms=True))
+
+
+def _complete(masks: Mapping[str, Any] | None, parameters: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Masks of all parameters; those that were not given keep everything."""
+    import torch
+
+    if not masks:
+        return None
+    return {
+        name: torch.as_tensor(masks[name]).to(p.device)
+        if name in masks
+        else torch.ones_like(p, dtype=torch.bool)
+        for name, p in parameters.items()
+    }
 
 
 def _fresh(batches: Batches | Callable[[], Batches]) -> Batches:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from copy import copy
+from typing import Any, Self
 
 
 class Statistic:
@@ -38,7 +39,24 @@ class Statistic:
         return f"Statistic({self.name!r}{options})"
 
 
-class Sampled(dict[str, Any]):
+class Detailed(dict[str, Any]):
+    """A statistic that has more beside its tensor per parameter, as attributes: tensors or mappings of them."""
+
+    def map(self, function: Callable[[Any], Any]) -> Self:
+        """The same with the function applied to every tensor."""
+        mapped = copy(self)
+        for key, tensor in self.items():
+            mapped[key] = function(tensor)
+        for name, value in vars(self).items():
+            if isinstance(value, Mapping):
+                value = {key: function(tensor) for key, tensor in value.items()}
+            elif hasattr(value, "device"):
+                value = function(value)
+            setattr(mapped, name, value)
+        return mapped
+
+
+class Sampled(Detailed):
     """A statistic estimated from draws, one tensor per parameter, with its standard error beside it.
 
     Attributes:

@@ -36,7 +36,7 @@ from prunekit.errors import UnsupportedError
 from prunekit.estimation.estimate import estimate
 from prunekit.masks import apply_masks, prunable_parameters
 from prunekit.plugins import PluginManager, default_manager
-from prunekit.requests import Estimates, Statistic
+from prunekit.requests import Detailed, Estimates, Statistic
 
 DTYPES = (torch.float32, torch.float64)
 SPARSITIES = (0.0, 0.4)
@@ -64,9 +64,7 @@ class Situation:
         """A copy on another device."""
         return Situation(
             {k: w.to(device, copy=True) for k, w in self.weights.items()},
-            Estimates(
-                {r: {k: t.to(device, copy=True) for k, t in s.items()} for r, s in self.statistics.items()}
-            ),
+            Estimates({request: _copied(found, device) for request, found in self.statistics.items()}),
             {k: m.to(device, copy=True) for k, m in self.masks.items()},
             {k: m.to(device, copy=True) for k, m in self.proposed.items()},
         )
@@ -75,6 +73,12 @@ class Situation:
         """Every tensor in it, copied."""
         tables = [self.weights, *self.statistics.values(), self.masks, self.proposed]
         return [t.clone() for table in tables for t in table.values()]
+
+
+def _copied(found: Mapping[str, Tensor], device: str) -> Mapping[str, Tensor]:
+    if isinstance(found, Detailed):
+        return found.map(lambda t: t.to(device, copy=True))
+    return {name: t.to(device, copy=True) for name, t in found.items()}
 
 
 class CriterionContract:
@@ -348,7 +352,9 @@ def _situation(
     proposed = {k: r >= sparsity + 0.2 for k, r in order.items()}
     apply_masks(model, masks)
     source = generator(0, "statistics", 0)
-    found = estimate(model, [batch(dtype)], estimators(requires, manager), loss, parameters, source)
+    found = estimate(
+        model, [batch(dtype)], estimators(requires, manager), loss, parameters, source, masks=masks
+    )
     weights = {name: p.detach().clone() for name, p in parameters.items()}
     return Situation(weights, found.statistics, masks, proposed)
 
@@ -457,6 +463,9 @@ class _Broken(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tensors, name)  # what a detailed statistic has beside its tensors
 
 
 def _broken(statistics: Estimates) -> Estimates:

@@ -8,7 +8,15 @@ import torch
 from prunekit import Criterion, PluginManager, SpecError, Statistic
 from prunekit.engine.choose import component
 from prunekit.testing import CriterionContract
-from prunekit_plugins.criteria import LinearModel, Magnitude, OptimalBrainDamage, QuadraticModel, Random
+from prunekit_plugins.criteria import (
+    GradientSurgeon,
+    LinearModel,
+    Magnitude,
+    OptimalBrainDamage,
+    OptimalBrainSurgeon,
+    QuadraticModel,
+    Random,
+)
 
 
 def build(cls: type[Criterion], lam: float = 0.0, **options: object) -> Criterion:
@@ -36,6 +44,19 @@ CASES = [
     ),
     pytest.param((OptimalBrainDamage, 0.0, {"curvature": "ggn_mc", "draws": 2}), id="obd-ggn_mc-2"),
     pytest.param((Random, 0.0, {}), id="random"),
+    *(
+        pytest.param(
+            (cls, lam, {"selection": selection, "update": update}), id=f"{cls.name}-{selection}-{update}"
+        )
+        for cls in (OptimalBrainSurgeon, GradientSurgeon)
+        for lam, selection, update in (
+            (0.0, "greedy", True),
+            (1e-2, "saliency", True),
+            (0.0, "saliency", False),
+        )
+    ),
+    pytest.param((OptimalBrainSurgeon, 1.0, {"curvature": "hessian"}), id="obs-hessian"),
+    pytest.param((OptimalBrainSurgeon, 0.0, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),
 ]
 
 

@@ -69,6 +69,13 @@ class Pruner:
             raise SpecError(f"scheduler: {error}") from None
         self.counts = [pruned_count(level, self.total) for level in self.levels]
         selector.check(self.layers, self.counts)
+        if getattr(criterion, "select", None) is not None and (
+            selector.name != "global" or selector.options != type(selector).Options()
+        ):
+            raise SpecError(
+                f"prune.selector: criterion {criterion.name!r} chooses the masks itself, so a selector has no "
+                "effect; leave it out, or choose a criterion (or its options) that ranks"
+            )
         self.masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.parameters.items()}
         self._estimation_budget = budget
         self._estimators = estimators(criterion.requires, manager)  # unknown ones are refused here
@@ -95,6 +102,7 @@ class Pruner:
             self.parameters,
             generator,
             self._estimation_budget,
+            self.masks,
         )
         before = found.loss if found.loss is not None else measure(self.model, batches, self.loss)[0]
         masks = self._select(weights, found.statistics, self.counts[index])

@@ -46,6 +46,7 @@ def estimate(
     parameters: Mapping[str, Tensor],
     generator: Generator,
     budget: int | None = None,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Estimated:
     """Compute statistics of the loss at the current weights, in eval mode.
 
@@ -58,12 +59,13 @@ def estimate(
         parameters: For which the statistics are wanted.
         generator: For estimators that draw.
         budget: Bytes for activations and products; larger batches are cut into slices.
+        masks: What is kept, for statistics that cover only that.
 
     Raises:
         UnsupportedError: If something cannot be computed, by name.
         DataError: If there are no examples.
     """
-    problem = Problem(model, parameters, loss, own_draws(generator), budget or DEFAULT_BUDGET)
+    problem = Problem(model, parameters, loss, own_draws(generator), budget or DEFAULT_BUDGET, masks)
     refuse_unshareable(estimators.values())
     normaliser, total = 0.0, 0.0
     layouts: dict[Any, Layout] = {}

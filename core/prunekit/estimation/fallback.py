@@ -43,6 +43,23 @@ def squared_columns(batch: ForwardPass, columns: Sequence[Tensor]) -> dict[str, 
     return sums
 
 
+def example_gradients(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
+    """``J_nᵀ s_n`` of every example for the parameters in ``batch.others``, ``[N, *parameter]``."""
+    problem = batch.problem
+    chosen = {name: problem.parameters[name] for name in batch.others}
+    found: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    for i in range(len(column)):
+        outputs = call(problem.model, rows(batch.inputs, i, i + 1))
+        gradients: Sequence[Tensor | None] = [None] * len(chosen)
+        if outputs.requires_grad:
+            gradients = torch.autograd.grad(
+                outputs, list(chosen.values()), column[i : i + 1], allow_unused=True
+            )
+        for (name, p), g in zip(chosen.items(), gradients, strict=True):
+            found[name].append(torch.zeros_like(p) if g is None else g.to_dense())
+    return {name: torch.stack(parts).detach() for name, parts in found.items()}
+
+
 def _batched(
     batch: ForwardPass, chosen: dict[str, Tensor], inputs: Any, vectors: Tensor
 ) -> dict[str, Tensor]:

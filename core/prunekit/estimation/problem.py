@@ -53,6 +53,7 @@ class Problem:
         loss: The task loss.
         generator: CPU generator for estimators that draw.
         budget: Bytes for activations and intermediate products.
+        masks: Weights still kept (``True``), for statistics that cover only those; ``None`` for all.
     """
 
     model: nn.Module
@@ -60,6 +61,17 @@ class Problem:
     loss: Loss
     generator: Generator
     budget: int
+    masks: Mapping[str, Tensor] | None = None
+
+    def kept(self) -> Tensor:
+        """Flat indices of the kept weights, parameters one after another."""
+        masks = [
+            torch.ones(p.numel(), dtype=torch.bool, device=p.device)
+            if self.masks is None
+            else self.masks[name].flatten()
+            for name, p in self.parameters.items()
+        ]
+        return torch.cat(masks).nonzero().squeeze(1)
 
     def dtype(self, parameter: Tensor) -> torch.dtype:
         """In which sums are accumulated: float32 at least."""

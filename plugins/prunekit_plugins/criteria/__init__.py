@@ -4,6 +4,8 @@ from prunekit import Criterion, hookimpl
 from prunekit_plugins.criteria.lm import LinearModel
 from prunekit_plugins.criteria.magnitude import Magnitude
 from prunekit_plugins.criteria.obd import OptimalBrainDamage
+from prunekit_plugins.criteria.obs import OptimalBrainSurgeon
+from prunekit_plugins.criteria.obs_gradient import GradientSurgeon
 from prunekit_plugins.criteria.qm import QuadraticModel
 from prunekit_plugins.criteria.random import Random
 
@@ -11,4 +13,12 @@ from prunekit_plugins.criteria.random import Random
 @hookimpl
 def prunekit_register_criteria() -> list[type[Criterion]]:
     """The built-in criteria."""
-    return [Magnitude, LinearModel, QuadraticModel, OptimalBrainDamage, Random]
+    return [
+        Magnitude,
+        LinearModel,
+        QuadraticModel,
+        OptimalBrainDamage,
+        OptimalBrainSurgeon,
+        GradientSurgeon,
+        Random,
+    ]
