@@ -75,7 +75,9 @@ def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
     _check_data(splits, str(spec.data["dataset"]["name"]))
     info = splits.info
     if spec.part("loss") is None:
-        spec.data["loss"] = _DEFAULT_LOSS[splits.task]
+        # A classification whose targets are numbers between 0 and 1 for a single output.
+        one = splits.task == "classification" and splits.train.y.is_floating_point() and splits.outputs == 1
+        spec.data["loss"] = "bce_with_logits" if one else _DEFAULT_LOSS[splits.task]
     part = _part(spec, "model")
     with preserved_rng():
         torch.manual_seed(derived(spec.run.seed, "model"))

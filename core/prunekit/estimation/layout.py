@@ -88,7 +88,7 @@ class Graph:
                 walk.append(seen.get(node, -1))
                 continue
             seen[node] = len(seen)
-            walk.append((node.name(), id(leaf), *(getattr(node, key, None) for key in _PLACES)))
+            walk.append((node.name(), id(leaf), *(_plain(getattr(node, key, None)) for key in _PLACES)))
             waiting += [following for following, _ in node.next_functions]
         self.shape = hash(repr(walk))
 
@@ -98,6 +98,13 @@ _PLACES = tuple(
     for key in ("dim", "dim0", "dim1", "dims", "index", "start", "end", "step", "repeats", "equation")
 )
 """What tells operations of one name apart besides sizes."""
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and texts as they are; tensors, such as a gather's indices, differ from batch to batch."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value if isinstance(value, int | str) else None
 
 
 def known_layout(problem: Problem, shapes: Any) -> Layout | None:

@@ -3,12 +3,15 @@
 from prunekit import Dataset, hookimpl
 from prunekit_plugins.datasets.cifar10 import CIFAR10
 from prunekit_plugins.datasets.digits import Digits
+from prunekit_plugins.datasets.gaussians import Gaussians
 from prunekit_plugins.datasets.mnist import MNIST, FashionMNIST
+from prunekit_plugins.datasets.monks import Monks
 from prunekit_plugins.datasets.npz import Arrays
 from prunekit_plugins.datasets.python import PythonDataset
+from prunekit_plugins.datasets.xor import XOR
 
 
 @hookimpl
 def prunekit_register_datasets() -> list[type[Dataset]]:
     """The built-in datasets."""
-    return [Digits, MNIST, FashionMNIST, CIFAR10, Arrays, PythonDataset]
+    return [Digits, MNIST, FashionMNIST, CIFAR10, Monks, XOR, Gaussians, Arrays, PythonDataset]

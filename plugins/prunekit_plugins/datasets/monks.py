@@ -1,0 +1,85 @@
+"""The MONK's problems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from prunekit import DataError, Dataset, Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit import Split, Splits
+
+_VALUES = (3, 3, 2, 3, 4, 2)  # of the six attributes: 17 inputs
+
+
+class MonksOptions(Options):
+    """Options.
+
+    Attributes:
+        root: Folder that holds ``monks-1.train`` and its like, or ``monks/`` with them.
+        problem: Which of the three.
+    """
+
+    root: Path = Path("data")
+    problem: Literal[1, 2, 3] = 1
+
+
+class Monks(Dataset):
+    """Robots with six attributes, one-hot as 17 inputs; one output, 1 for robots of the class.
+
+    124, 169 or 122 examples train, all 432 combinations test; a twentieth of the third problem's training
+    labels are wrong. Targets are ``[N, 1]``, so the default loss is ``bce_with_logits``. UCI text format:
+    class, attributes, name. Reference: Thrun et al. (1991).
+    """
+
+    name = "monks"
+    Options = MonksOptions
+
+    def load(self, seed: int) -> Splits:
+        """Read the two files."""
+        from prunekit import Splits
+
+        problem, root = self.options.problem, self.options.root
+        found = {}
+        for which in ("train", "test"):
+            places = [root / f"monks-{problem}.{which}", root / "monks" / f"monks-{problem}.{which}"]
+            path = next((p for p in places if p.is_file()), None)
+            if path is None:
+                raise DataError(
+                    f"dataset 'monks': {places[0].name} is not there; put the UCI files into {root} or {root / 'monks'}"
+                )
+            found[which] = _read(path)
+        return Splits(found["train"], test=found["test"], outputs=1)
+
+
+def _read(path: Path) -> Split:
+    import torch
+    from torch.nn.functional import one_hot
+
+    from prunekit import Split
+
+    rows = []
+    try:
+        text = path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"dataset 'monks': {path}: cannot be read ({error})") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        numbers = [int(w) for w in words[:7] if w.isdecimal()]
+        fits = len(numbers) == 7 and numbers[0] in (0, 1)
+        if not fits or any(not 1 <= v <= most for v, most in zip(numbers[1:], _VALUES, strict=True)):
+            raise DataError(
+                f"dataset 'monks': {path}:{number}: needs a class (0, 1) and six attributes of up to "
+                f"{', '.join(map(str, _VALUES))}; found {line.strip()!r}"
+            )
+        rows.append(numbers)
+    if not rows:
+        raise DataError(f"dataset 'monks': {path}: holds no examples")
+    table = torch.tensor(rows)
+    columns: list[Tensor] = [one_hot(table[:, 1 + i] - 1, most) for i, most in enumerate(_VALUES)]
+    return Split(torch.cat(columns, 1).float(), table[:, :1].float())
