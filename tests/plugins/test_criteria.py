@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunekit import Criterion, PluginManager, SpecError, Statistic
+from prunekit import Criterion, PluginManager, SpecError, Statistic, saliency
 from prunekit.engine.choose import component
 from prunekit.testing import CriterionContract
 from prunekit_plugins.criteria import (
+    SNIP,
+    EmpiricalFisher,
     GradientSurgeon,
     LinearModel,
     Magnitude,
@@ -16,6 +18,8 @@ from prunekit_plugins.criteria import (
     OptimalBrainSurgeon,
     QuadraticModel,
     Random,
+    TaylorFirstOrder,
+    TaylorSecondOrder,
 )
 
 
@@ -56,6 +60,11 @@ CASES = [
         )
     ),
     pytest.param((OptimalBrainSurgeon, 1.0, {"curvature": "hessian"}), id="obs-hessian"),
+    *(
+        pytest.param((cls, lam, {}), id=f"{cls.name}-{lam}")
+        for cls in (EmpiricalFisher, TaylorFirstOrder, TaylorSecondOrder, SNIP)
+        for lam in (0.0, 1e-2)
+    ),
     pytest.param((OptimalBrainSurgeon, 0.0, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),
 ]
 
@@ -97,3 +106,37 @@ def test_draws_reach_the_statistic_and_are_refused_where_nothing_is_drawn() -> N
         SpecError, match=r"draws has no meaning for curvature 'hessian'; .* ggn_mc or hutchinson"
     ):
         component("criterion", {"name": "obd", "curvature": "hessian", "draws": 7})
+
+
+def test_the_first_and_second_order_family_has_its_formulas() -> None:
+    w, g, d = (
+        torch.tensor([[2.0, -1.0, 0.0]]),
+        torch.tensor([[0.5, 3.0, 1.0]]),
+        torch.tensor([[1.0, 4.0, 2.0]]),
+    )
+    statistics = {
+        "gradient": {"w": g},
+        Statistic("ggn_diagonal"): {"w": d},
+        "empirical_fisher_diagonal": {"w": d},
+    }
+    expected = {
+        "taylor_fo": [[1.0, 9.0, 0.0]],
+        "taylor_so": [[(-1.0 + 2.0) ** 2, (3.0 + 2.0) ** 2, 0.0]],
+        "snip": [[0.25, 0.75, 0.0]],
+        "empirical_fisher": [[2.0, 2.0, 0.0]],
+    }
+    for name, values in expected.items():
+        found = component("criterion", name).saliency({"w": w}, statistics)["w"]
+        assert torch.equal(found, torch.tensor(values)), name
+
+
+def test_snip_is_the_share_of_the_gradient_in_a_multiplicative_mask() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).double()
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.randint(3, (9,))
+    factors = {n: torch.ones_like(p, requires_grad=True) for n, p in model.named_parameters() if p.ndim > 1}
+    scaled = {n: p.detach() * factors.get(n, 1.0) for n, p in model.named_parameters()}
+    loss = torch.nn.functional.cross_entropy(torch.func.functional_call(model, scaled, (x,)), y)
+    slopes = dict(zip(factors, torch.autograd.grad(loss, list(factors.values())), strict=True))
+    total = sum(s.abs().sum() for s in slopes.values())
+    for name, value in saliency(model, [(x, y)], "snip").items():
+        torch.testing.assert_close(value, slopes[name].abs() / total)

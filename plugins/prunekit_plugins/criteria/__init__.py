@@ -1,6 +1,7 @@
 """Pruning criteria: formulas from weights and statistics to saliencies."""
 
 from prunekit import Criterion, hookimpl
+from prunekit_plugins.criteria.empirical_fisher import EmpiricalFisher
 from prunekit_plugins.criteria.lm import LinearModel
 from prunekit_plugins.criteria.magnitude import Magnitude
 from prunekit_plugins.criteria.obd import OptimalBrainDamage
@@ -8,6 +9,9 @@ from prunekit_plugins.criteria.obs import OptimalBrainSurgeon
 from prunekit_plugins.criteria.obs_gradient import GradientSurgeon
 from prunekit_plugins.criteria.qm import QuadraticModel
 from prunekit_plugins.criteria.random import Random
+from prunekit_plugins.criteria.snip import SNIP
+from prunekit_plugins.criteria.taylor_fo import TaylorFirstOrder
+from prunekit_plugins.criteria.taylor_so import TaylorSecondOrder
 
 
 @hookimpl
@@ -20,5 +24,9 @@ def prunekit_register_criteria() -> list[type[Criterion]]:
         OptimalBrainDamage,
         OptimalBrainSurgeon,
         GradientSurgeon,
+        EmpiricalFisher,
+        TaylorFirstOrder,
+        TaylorSecondOrder,
+        SNIP,
         Random,
     ]

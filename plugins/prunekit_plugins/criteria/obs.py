@@ -11,7 +11,7 @@ class OptimalBrainSurgeon(Surgeon):
     The gradient is taken to be zero. Exact where the loss is quadratic and at its minimum: the saliency is
     the loss's increase after the others have made up for the weight that goes. Several weights S at once:
     δθ = −H⁻¹_{:,S} ([H⁻¹]_SS)⁻¹ θ_S. Needs a dense inverse: for a few thousand weights.
-    Reference: Hassibi & Stork (1992), equation 5.
+    Reference: Hassibi & Stork (1992).
     """
 
     name = "obs"

@@ -17,7 +17,7 @@ class GradientSurgeon(Surgeon):
 
     The survivors take that step too: δθ = −H⁻¹g − H⁻¹_{:,S} ([H⁻¹]_SS)⁻¹ (θ − H⁻¹g)_S. Damping limits it.
     With a diagonal H the saliency is (−gθ + ½dθ²) + g²/(2d): the quadratic model's, without the absolute
-    value, up to a constant. Reference: Singh & Alistarh (2020), WoodTaylor, section 5.
+    value, up to a constant. Reference: Singh & Alistarh (2020), WoodTaylor.
     """
 
     name = "obs_gradient"

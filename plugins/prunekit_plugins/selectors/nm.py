@@ -38,7 +38,7 @@ class Pattern(Selector):
     The input dimension is a linear layer's inputs and a convolution's input channels, at each place of its
     kernel on its own. The schedule ends where every group has its ``m - n`` pruned; before that, the
     smallest saliencies go, wherever they are, but never more than ``m - n`` of a group. Reference: Mishra et
-    al. (2021), section 3, for 2:4.
+    al. (2021), for 2:4.
     """
 
     name = "nm"

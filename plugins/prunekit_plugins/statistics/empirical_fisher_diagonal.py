@@ -19,7 +19,7 @@ class EmpiricalFisherDiagonal(SquaredColumns):
     With the given labels, unlike the Fisher matrix, which equals the GGN here. A loss term is an example
     for plain cross-entropy, a token for sequences, one output of an example for ``mse`` and
     ``bce_with_logits``. It vanishes where a network fits its labels exactly, which curvature does not.
-    Reference: Kunstner, Hennig & Balles (2019), equation 3.
+    Reference: Kunstner, Hennig & Balles (2019).
 
     Cost per batch: one backward pass to the activations per loss term of an example.
     """

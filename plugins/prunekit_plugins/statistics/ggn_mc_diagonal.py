@@ -30,7 +30,7 @@ class GGNMonteCarloDiagonal(SquaredColumns):
     """An unbiased estimate of ``ggn_diagonal`` by ``draws`` labels per term; variance falls as 1/draws.
 
     Labels come from the model's predictive distribution: softmax, Bernoulli, or a normal of variance ½
-    for ``mse``. Reference: Martens (2020), section 9.2; Dangel, Kunstner & Hennig (2020), DiagGGN-MC.
+    for ``mse``. Reference: Martens (2020); Dangel, Kunstner & Hennig (2020), DiagGGN-MC.
 
     Cost per batch: one backward pass to the activations per draw. Every draw has a generator of its own,
     seeded by the step's, and takes the examples in their order: how batches are cut does not matter.

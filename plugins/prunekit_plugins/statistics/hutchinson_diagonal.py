@@ -32,7 +32,7 @@ class HutchinsonDiagonal(Estimator):
     average out too; how the data are cut changes the numbers drawn, not what they estimate.
     ``.standard_error`` of the result holds one tensor per parameter, from the spread over the draws (NaN
     with a single draw); nothing else of a step depends on it.
-    Reference: Bekas, Kokiopoulou & Saad (2007), equation 1; Hutchinson (1990) for the trace.
+    Reference: Bekas, Kokiopoulou & Saad (2007); Hutchinson (1990) for the trace.
 
     Cost per batch slice: one gradient with its graph, and one backward pass through both per draw. Memory
     besides the graph: about nine times the parameters, most of it for the standard error.

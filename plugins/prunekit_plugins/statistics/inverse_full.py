@@ -55,7 +55,7 @@ class InverseFull(Estimator):
     """(C + αI)⁻¹ over all kept weights, C a curvature matrix averaged like the loss; dense, in float64.
 
     By Cholesky factorisation, which for the sum of outer products α I + Σ g gᵀ gives what the
-    Sherman-Morrison recursion gives (Hassibi & Stork, 1992, equation 13). A matrix that is not positive
+    Sherman-Morrison recursion gives (Hassibi & Stork, 1992). A matrix that is not positive
     definite is refused, with the damping that would make it so; nothing is replaced silently.
 
     Cost: memory for three K × K matrices of K kept weights; K² operations for each example and column, and

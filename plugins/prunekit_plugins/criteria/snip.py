@@ -1,0 +1,32 @@
+"""Single-shot network pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prunekit import Criterion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SNIP(Criterion):
+    """|g·θ| / Σ|g·θ|: how sensitive the loss is to a factor on each weight, as shares of the whole.
+
+    The absolute gradient in a multiplicative mask at one. It is meant for one step at initialisation, and
+    says nothing of the loss's change: nothing is predicted. Ranks as ``lm`` does while λ = 0.
+    Reference: Lee, Ajanthan & Torr (2019).
+    """
+
+    name = "snip"
+    requires = frozenset({"gradient"})
+
+    def saliency(
+        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """|gθ| per weight, divided by their sum."""
+        gradient = statistics["gradient"]
+        sensitivity = {k: (gradient[k] * w).abs() for k, w in weights.items()}
+        total = sum(float(s.double().sum()) for s in sensitivity.values())
+        return {k: s / total if total else s for k, s in sensitivity.items()}

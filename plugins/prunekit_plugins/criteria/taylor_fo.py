@@ -1,0 +1,26 @@
+"""Molchanov's first-order importance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prunekit_plugins.criteria.lm import LinearModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TaylorFirstOrder(LinearModel):
+    """(g·θ)²: the square of the first-order change in the loss. Ranks as ``lm`` does while λ = 0.
+
+    With λ it differs: the penalty is added to a square. Reference: Molchanov et al. (2019).
+    """
+
+    name = "taylor_fo"
+
+    def saliency(
+        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """(gθ)² per weight."""
+        return {k: change.square() for k, change in super().saliency(weights, statistics).items()}
