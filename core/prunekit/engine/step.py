@@ -17,7 +17,7 @@ from prunekit.engine.choose import estimators
 from prunekit.engine.events import StepRecord
 from prunekit.engine.measure import measure
 from prunekit.errors import RunError, SpecError
-from prunekit.estimation.estimate import estimate
+from prunekit.estimation.estimate import DEFAULT_BUDGET, estimate
 from prunekit.masks import input_axes, prunable_parameters, zero
 from prunekit.plugins import PluginManager
 from prunekit.requests import Estimates
@@ -79,6 +79,8 @@ class Pruner:
         self.masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.parameters.items()}
         self._estimation_budget = budget
         self._estimators = estimators(criterion.requires, manager)  # unknown ones are refused here
+        for estimator in self._estimators.values():
+            estimator.check(self.total, budget or DEFAULT_BUDGET)
 
     def step(self, index: int, batches: Batches, generator: Generator) -> StepRecord:
         """Prune to level ``index`` (from 0), with statistics from ``batches`` at the weights as they are.

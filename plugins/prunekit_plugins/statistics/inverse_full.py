@@ -72,6 +72,18 @@ class InverseFull(Estimator):
         """Only the Hessian's graph is differentiated twice."""
         return bool(self.options.curvature == "hessian")
 
+    def check(self, weights: int, budget: int) -> None:
+        """Refuse matrices that do not fit."""
+        needed = _MATRICES * 8 * weights**2
+        if needed > budget:
+            most = int((budget / (_MATRICES * 8)) ** 0.5)
+            raise UnsupportedError(
+                f"inverse_full: {weights:,} kept weights take {needed / 2**30:,.1f} GiB ({_MATRICES} dense float64 "
+                f"matrices) and some {weights**3 / 3e10:,.0f} s per inverse; the memory budget is "
+                f"{budget / 2**30:,.2f} GiB, enough for {most:,} weights. Raise it "
+                f"(memory: {-(-needed // 2**30)}GiB), or prune fewer layers (prunable)"
+            )
+
     def start(self, problem: Problem) -> None:
         """Refuse what does not fit, and make the accumulator."""
         import torch
@@ -79,15 +91,7 @@ class InverseFull(Estimator):
         self._problem = problem
         self._kept = problem.kept()
         count = len(self._kept)
-        needed = _MATRICES * 8 * count**2
-        if needed > problem.budget:
-            most = int((problem.budget / (_MATRICES * 8)) ** 0.5)
-            raise UnsupportedError(
-                f"inverse_full: {count:,} kept weights take {needed / 2**30:,.1f} GiB ({_MATRICES} dense float64 "
-                f"matrices) and some {count**3 / 3e10:,.0f} s per inverse; the memory budget is "
-                f"{problem.budget / 2**30:,.2f} GiB, enough for {most:,} weights. Raise it "
-                f"(memory: {-(-needed // 2**30)}GiB), or prune fewer layers (prunable)"
-            )
+        self.check(count, problem.budget)
         self._sum = torch.zeros(count, count, dtype=torch.float64, device=self._kept.device)
 
     def add(self, batch: ForwardPass) -> None:
