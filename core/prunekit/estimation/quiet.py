@@ -30,12 +30,9 @@ def preserved_rng() -> Iterator[None]:
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Form products of float32 in float32: no TF32 on a GPU, no bfloat16 on a CPU, whatever is allowed outside."""
-    backends = torch.backends
-    mkldnn: Any = backends.mkldnn
-    cpu = [mkldnn.matmul, mkldnn.conv] if hasattr(mkldnn, "matmul") else []
-    new: list[Any] = (
-        [backends.cuda.matmul, getattr(backends.cudnn, "conv", None), *cpu] if cpu else []
-    )  # torch 2.9 has them
+    backends: Any = torch.backends
+    cpu = _settings(backends.mkldnn, "matmul", "conv")
+    new = [*_settings(backends.cuda, "matmul"), *_settings(backends.cudnn, "conv"), *cpu]
     held = [(place, place.fp32_precision) for place in new]
     older: tuple[str, bool] | None
     try:
@@ -64,6 +61,12 @@ def full_float32() -> Iterator[None]:
         for place, value in held:
             if place.fp32_precision != value:
                 place.fp32_precision = value
+
+
+def _settings(backend: Any, *operations: str) -> list[Any]:
+    """Torch's newer precision settings of a backend, where this torch has them (2.9)."""
+    found = [getattr(backend, operation, None) for operation in operations]
+    return [setting for setting in found if hasattr(setting, "fp32_precision")]
 
 
 @contextmanager
