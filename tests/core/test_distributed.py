@@ -126,9 +126,10 @@ def test_every_process_ends_with_the_same_bits(library: list[dict[str, Any]]) ->
             found = other["found"][key]
             assert found["steps"] == expected["steps"]
             parts = [found["statistics"][s] for s in found["statistics"]]
-            parts += [found[part] for part in ("saliency", "masks", "weights")]
+            rest = ("saliency", "masks", "weights", "ggn", "hessian", "empirical_fisher")
+            parts += [found[part] for part in rest]
             truth = [expected["statistics"][s] for s in expected["statistics"]]
-            truth += [expected[part] for part in ("saliency", "masks", "weights")]
+            truth += [expected[part] for part in rest]
             for mine, theirs in zip(parts, truth, strict=True):
                 assert all(torch.equal(t, theirs[name]) for name, t in mine.items())
 

@@ -90,9 +90,12 @@ def found(rank: int, world: int) -> dict[str, Any]:
             start, stop = ENDS[world][rank : rank + 2]
             batches = list(zip(x[start:stop].split(4), y[start:stop].split(4), strict=True))
             pruning = pk.prune(copy.deepcopy(model), batches, "qm", sparsity=0.8, steps=4, lam=1e-3)
-            wanted = ["gradient", "ggn_diagonal", "uniform"]
+            wanted = ["gradient", "ggn_diagonal", "empirical_fisher_diagonal", "hessian_diagonal", "uniform"]
+            ones = {n: torch.ones_like(p) for n, p in model.named_parameters()}
+            kinds = ("ggn", "hessian", "empirical_fisher")
             results[f"{name} {dtype}"] = {
                 "statistics": dict(pk.statistics(model, batches, wanted, parameters="all")),
+                **{k: pk.operator(model, batches, k, parameters="all") @ ones for k in kinds},
                 "saliency": pk.saliency(model, batches, "qm", masks=pruning.masks),
                 "masks": pruning.masks,
                 "weights": {n: p.detach() for n, p in pruning.model.named_parameters()},
