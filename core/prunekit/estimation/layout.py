@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from prunekit.estimation.capture import Use
 from prunekit.estimation.contraction import gradient
 from prunekit.estimation.problem import Problem, few_examples, forward
-from prunekit.estimation.squaring import merges_pairs
+from prunekit.estimation.squaring import STACKED, merges_pairs
 
 _EXAMPLES = 3
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Layout]] = WeakKeyDictionary()
@@ -196,15 +196,20 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
 
 
 def _room(use: Use, columns: int) -> int:
-    """Numbers held for a use besides what autograd saves: padded inputs, what comes back, merged pairs."""
+    """Numbers held for a use besides what autograd saves: padded inputs, what comes back."""
     outward, inward = use.output_shape.numel(), use.input.numel()
     if use.geometry.transposed:
         outward, inward = inward, outward * torch.Size(use.geometry.kernel).numel()
     # Of the factors of the weight's gradient, [·, positions], the positions are what they share.
     weight_side = use.output_shape[-1] if use.geometry.dims == 0 else use.output_shape[1]
     positions = max(1, use.output_shape[1:].numel() // weight_side)
-    merged = outward * (positions + 1) // 2 if positions > 1 and merges_pairs(positions, columns) else 0
-    return 2 * outward + 2 * inward + merged
+    if positions == 1:
+        held = 0
+    elif merges_pairs(positions, columns):
+        held = outward * (positions + 1) // 2
+    else:
+        held = outward * min(columns, STACKED)
+    return 2 * outward + 2 * inward + held
 
 
 def _by_name(uses: Sequence[Use]) -> dict[str, list[Use]]:

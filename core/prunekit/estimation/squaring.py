@@ -28,6 +28,10 @@ _PRODUCT_COST = 16
 """What it costs to write and square an entry of a per-example product, in multiplications; measured."""
 
 
+STACKED = 16
+"""Columns that wait for each other where products are formed."""
+
+
 def merges_pairs(positions: int, columns: int) -> bool:
     """Whether expanding over pairs of positions takes fewer multiplications, per entry and example."""
     return positions * (positions + 1) // 2 <= columns * (positions + _PRODUCT_COST)
@@ -75,7 +79,7 @@ class SquareSum:
         elif merges_pairs(u.positions, columns):
             self._rule = _Pairs(u, scratch)
         else:
-            self._rule = _Products(u, scratch)
+            self._rule = _Products(u, columns, scratch)
 
     def add(self, returned: Sequence[Tensor]) -> None:
         """Add one column: the gradient at each use's output."""
@@ -147,34 +151,56 @@ class _Inward:
 
 
 class _Products:
-    """Per-example products, squared at once."""
+    """Per-example products, squared at once; several columns share an unfolded input and a larger product."""
 
-    def __init__(self, u: _Inward, scratch: Scratch) -> None:
+    def __init__(self, u: _Inward, columns: int, scratch: Scratch) -> None:
         self._u = u
         self._scratch = scratch
+        self._together = min(columns, STACKED)
+        self._waiting: list[Tensor] = []
         self._sum: Tensor | None = None
 
     def add(self, v: Tensor) -> None:
-        shape = (*v.shape[1:3], self._u.size)
-        if self._sum is None:
-            self._sum = v.new_zeros(shape)
-        largest = max(self._sum.nbytes, self._u.size * self._u.positions * v.element_size())
-        rows = max(2, self._scratch.piece // largest // 2 * 2)  # bmm gives each of two cores its examples
-        for start in range(0, len(v), rows):
-            part = v[start : start + rows]
-            u = self._u.examples(start, start + len(part))
-            room = self._scratch.room("products", (len(part), *shape), v)
-            left, right = part.flatten(0, 1), u.flatten(0, 1).transpose(1, 2)
-            # Not matmul: with more than one leading axis it makes a copy of its own. Alone, mm uses all cores.
-            if len(left) == 1:
-                torch.mm(left[0], right[0], out=room[0, 0])
-            else:
-                torch.bmm(left, right, out=room.flatten(0, 1))
-            for product in room:
-                self._sum.addcmul_(product, product)
+        self._waiting.append(v)
+        if len(self._waiting) == self._together:
+            self._flush()
 
     def total(self) -> Tensor | None:
+        if self._waiting:
+            self._flush()
         return self._sum
+
+    def _flush(self) -> None:
+        columns, self._waiting = self._waiting, []
+        examples, groups, b, positions = columns[0].shape
+        if self._sum is None:
+            self._sum = columns[0].new_zeros(groups, b, self._u.size)
+        piece = self._scratch.piece
+        together = max(1, min(len(columns), 2 * piece // self._sum.nbytes))
+        largest = max(together * self._sum.nbytes, self._u.size * positions * self._sum.element_size())
+        rows = max(2, piece // largest // 2 * 2)  # bmm gives each of two cores its examples
+        for start in range(0, examples, rows):
+            u = self._u.examples(start, min(start + rows, examples))
+            for first in range(0, len(columns), together):
+                self._add([v[start : start + rows] for v in columns[first : first + together]], u)
+
+    def _add(self, columns: Sequence[Tensor], u: Tensor) -> None:
+        assert self._sum is not None
+        n, groups, b, positions = columns[0].shape
+        k = len(columns)
+        stacked = self._scratch.room("stacked", (n, groups, k, b, positions), u)
+        torch.stack(list(columns), 2, out=stacked)
+        room = self._scratch.room("products", (n, groups, k, b, self._u.size), u)
+        left, right = stacked.view(n * groups, k * b, positions), u.flatten(0, 1).transpose(1, 2)
+        products = room.view(n * groups, k * b, -1)
+        # Not matmul: with more than one leading axis it makes a copy of its own. Alone, mm uses all cores.
+        if len(left) == 1:
+            torch.mm(left[0], right[0], out=products[0])
+        else:
+            torch.bmm(left, right, out=products)
+        for example in room:
+            for column in example.unbind(1):
+                self._sum.addcmul_(column, column)
 
 
 class _OnePosition:
