@@ -209,7 +209,7 @@ def _room(use: Use, columns: int) -> int:
         held = outward * (positions + 1) // 2
     else:
         held = outward * min(columns, STACKED)
-    return 2 * outward + 2 * inward + held
+    return 3 * outward + 3 * inward + held
 
 
 def _by_name(uses: Sequence[Use]) -> dict[str, list[Use]]:

@@ -28,8 +28,8 @@ _PRODUCT_COST = 16
 """What it costs to write and square an entry of a per-example product, in multiplications; measured."""
 
 
-STACKED = 16
-"""Columns that wait for each other where products are formed."""
+STACKED = 3
+"""Columns that wait for each other where products are formed; with more, what waits falls out of the caches."""
 
 
 def merges_pairs(positions: int, columns: int) -> bool:
@@ -188,10 +188,12 @@ class _Products:
         assert self._sum is not None
         n, groups, b, positions = columns[0].shape
         k = len(columns)
-        stacked = self._scratch.room("stacked", (n, groups, k, b, positions), u)
-        torch.stack(list(columns), 2, out=stacked)
+        stacked = columns[0]
+        if k > 1:
+            stacked = self._scratch.room("stacked", (n, groups, k, b, positions), u)
+            torch.stack(list(columns), 2, out=stacked)
         room = self._scratch.room("products", (n, groups, k, b, self._u.size), u)
-        left, right = stacked.view(n * groups, k * b, positions), u.flatten(0, 1).transpose(1, 2)
+        left, right = stacked.reshape(n * groups, k * b, positions), u.flatten(0, 1).transpose(1, 2)
         products = room.view(n * groups, k * b, -1)
         # Not matmul: with more than one leading axis it makes a copy of its own. Alone, mm uses all cores.
         if len(left) == 1:
