@@ -99,8 +99,9 @@ def estimate(
                 if twice:
                     refuse_wrong_second_derivatives(problem, batch_inputs, batch_targets)
                 layouts[shapes] = layout
-            room = problem.budget * 3 // 4  # the rest is for pieces of work
-            size = max(1, room // (layout.bytes_per_example * (_TWICE if twice else 1)))
+            # The rest is for pieces of work, or for vectors that a Hessian is multiplied with.
+            room = problem.budget // (2 * _TWICE) if twice else problem.budget * 3 // 4
+            size = max(1, room // layout.bytes_per_example)
             for inputs, targets in pieces(batch_inputs, batch_targets, size):
                 batch, uses = forward(problem, inputs, targets, capture)
                 if capture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,25 +75,29 @@ def refuse_wrong_second_derivatives(problem: Problem, inputs: Any, targets: Any)
     """
     batch, _ = forward(problem, few_examples(inputs), few_examples(targets), capture=False)
     product = batch.hessian_products()
-    generator = torch.Generator().manual_seed(0)
 
-    def draw(names: Iterable[str]) -> dict[str, Tensor]:
-        """Random for these names, zero for the others."""
-        return {
-            name: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
-            if name in names
-            else torch.zeros_like(p)
-            for name, p in problem.parameters.items()
-        }
+    def vector(seed: int, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Random for these names, zero for the others; drawn again rather than kept."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, p in problem.parameters.items():
+            if name in names:
+                yield name, torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
+            else:
+                yield name, torch.zeros_like(p)
 
-    def asymmetric(names: Iterable[str]) -> bool:
-        u, v = draw(names), draw(problem.parameters)
-        one, other = product(v), product(u)
-        first = [(u[n] * one[n]).double() for n in problem.parameters]
-        second = [(v[n] * other[n]).double() for n in problem.parameters]
-        scale = sum(float(t.abs().sum()) for t in [*first, *second])
-        gap = abs(sum(float(t.sum()) for t in first) - sum(float(t.sum()) for t in second))
-        return not gap <= torch.finfo(batch.outputs.dtype).eps ** 0.5 * scale
+    def form(left: Iterator[tuple[str, Tensor]], right: Iterator[tuple[str, Tensor]]) -> tuple[float, float]:
+        """``leftᵀ H right``, and the sum of its terms' sizes."""
+        found, value, size = product(dict(right)), 0.0, 0.0
+        for name, u in left:
+            terms = u.mul_(found.pop(name))
+            value += float(terms.sum(dtype=torch.float64))
+            size += float(terms.abs_().sum(dtype=torch.float64))
+        return value, size
+
+    def asymmetric(names: Collection[str]) -> bool:
+        one, size = form(vector(0, names), vector(1, problem.parameters))
+        other, size_too = form(vector(1, problem.parameters), vector(0, names))
+        return not abs(one - other) <= torch.finfo(batch.outputs.dtype).eps ** 0.5 * (size + size_too)
 
     if asymmetric(problem.parameters):
         guilty = [name for name in problem.parameters if asymmetric([name])]

@@ -149,8 +149,10 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
             problem, few_examples(inputs, examples), few_examples(targets, examples), capture
         )
     saved = sum(seen.values())
-    columns = problem.loss.ggn_rank(batch.outputs, batch.targets)
-    products = sum(_room(use, columns) for use in uses if not use.geometry.bias) if capture else 0
+    products = 0
+    if capture:
+        columns = problem.loss.ggn_rank(batch.outputs, batch.targets)
+        products = sum(_room(use, columns) for use in uses if not use.geometry.bias)
     size = (2 * saved + products * batch.outputs.element_size()) // examples + 1
     if not capture:
         return Layout({}, size)

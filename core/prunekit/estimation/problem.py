@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -126,9 +126,14 @@ class ForwardPass:
         }
         return {name: [found[use.edge] for use in uses] for name, uses in self.uses.items()}
 
-    def hessian_products(self) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
-        """Products with the Hessian of the batch's total loss in the parameters; zero where it has none."""
-        parameters = self.problem.parameters
+    def hessian_products(
+        self, names: Collection[str] | None = None
+    ) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+        """Products with the Hessian of the batch's total loss in the parameters; zero where it has none.
+
+        With ``names``, the block of the Hessian in those parameters.
+        """
+        parameters = {n: p for n, p in self.problem.parameters.items() if names is None or n in names}
         gradients = torch.autograd.grad(
             self.total, list(parameters.values()), create_graph=True, allow_unused=True
         )

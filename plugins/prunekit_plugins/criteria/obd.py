@@ -25,9 +25,15 @@ class OptimalBrainDamage(Criterion):
     Options = CurvatureOptions
 
     @property
+    def diagonal(self) -> Statistic:
+        """The statistic that stands for the second derivative."""
+        found: Statistic = self.options.statistic
+        return found
+
+    @property
     def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
         """The diagonal that the options name."""
-        return frozenset({self.options.statistic})
+        return frozenset({self.diagonal})
 
     def saliency(
         self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
@@ -47,5 +53,5 @@ class OptimalBrainDamage(Criterion):
     def _change(
         self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
-        diagonal = statistics[self.options.statistic]
+        diagonal = statistics[self.diagonal]
         return {k: 0.5 * diagonal[k] * w.square() for k, w in weights.items()}

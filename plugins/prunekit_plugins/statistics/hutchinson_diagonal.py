@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from prunekit.estimation import ForwardPass, Problem
 
+_VECTORS = 7  # of a group: gradient, signs, product, mean, squares, and two to work with
+
 
 class HutchinsonOptions(Options):
     """Options.
@@ -28,14 +30,14 @@ class HutchinsonDiagonal(Estimator):
     """The mean of v ⊙ Hv over random sign vectors v: unbiased for diag(H), with its standard error.
 
     The error of one draw at weight i is Σ_{j≠i} H_ij v_i v_j, of variance Σ_{j≠i} H_ij², whatever H_ii is;
-    j runs over the parameters asked for. Each slice of the data has draws of its own, so errors of slices
+    j runs over the parameters that are drawn together: all of them, where their vectors fit half the memory
+    budget, else groups of them. Each slice of the data has draws of its own, so errors of slices
     average out too; how the data are cut changes the numbers drawn, not what they estimate.
     ``.standard_error`` of the result holds one tensor per parameter, from the spread over the draws (NaN
     with a single draw); nothing else of a step depends on it.
     Reference: Bekas, Kokiopoulou & Saad (2007); Hutchinson (1990) for the trace.
 
-    Cost per batch slice: one gradient with its graph, and one backward pass through both per draw. Memory
-    besides the graph: about nine times the parameters, most of it for the standard error.
+    Cost per batch slice and group: one gradient with its graph, and one backward pass through both per draw.
     """
 
     name = "hutchinson_diagonal"
@@ -46,18 +48,31 @@ class HutchinsonDiagonal(Estimator):
         """Make the accumulators."""
         self._sums, self._variances = problem.zeros(), problem.zeros()
         self._generator = problem.generator
+        self._groups: list[list[str]] = []
+        room = 0
+        for name, total in self._sums.items():
+            needed = _VECTORS * total.nbytes
+            if needed > room:
+                self._groups.append([])
+                room = problem.budget // 2
+            room -= needed
+            self._groups[-1].append(name)
 
     def add(self, batch: ForwardPass) -> None:
         """Add the mean of this slice's draws, and the variance of that mean."""
+        for names in self._groups:
+            self._add(batch, names)
+
+    def _add(self, batch: ForwardPass, names: list[str]) -> None:
         import torch
 
-        draws, products = self.options.draws, batch.hessian_products()
-        means = {name: torch.zeros_like(t) for name, t in self._sums.items()}
-        squares = {name: torch.zeros_like(t) for name, t in self._sums.items()}
+        draws, products = self.options.draws, batch.hessian_products(names)
+        means = {name: torch.zeros_like(self._sums[name]) for name in names}
+        squares = {name: torch.zeros_like(self._sums[name]) for name in names}
         for index in range(draws):
-            signs = {n: self._signs(t) for n, t in batch.problem.parameters.items()}
+            signs = {name: self._signs(batch.problem.parameters[name]) for name in names}
             found = products(signs)
-            for name in list(found):
+            for name in names:
                 # Welford's recursion: sums of squares would cancel.
                 value = found.pop(name).to(means[name].dtype) * signs[name]
                 deviation = value - means[name]

@@ -109,11 +109,13 @@ class InverseFull(Estimator):
         """Divide, damp, invert."""
         import torch
 
-        curvature = self._sum.div_(normaliser)
-        curvature = 0.5 * (curvature + curvature.t())
+        curvature = self._sum.div_(2 * normaliser)
+        curvature = curvature + curvature.t()
+        del self._sum  # three matrices at most at any time
         damped = curvature.clone()
         damped.diagonal().add_(self.options.damping)
         factor, info = torch.linalg.cholesky_ex(damped)
+        del damped
         if int(info):
             lowest = float(torch.linalg.eigvalsh(curvature)[0])
             raise UnsupportedError(
