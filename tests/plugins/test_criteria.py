@@ -117,7 +117,7 @@ def test_the_first_and_second_order_family_has_its_formulas() -> None:
     statistics = {
         "gradient": {"w": g},
         Statistic("ggn_diagonal"): {"w": d},
-        "empirical_fisher_diagonal": {"w": d},
+        Statistic("empirical_fisher_diagonal"): {"w": d},
     }
     expected = {
         "taylor_fo": [[1.0, 9.0, 0.0]],
