@@ -12,6 +12,7 @@ from prunekit_plugins.criteria import (
     SNIP,
     EmpiricalFisher,
     GradientSurgeon,
+    GraSP,
     LinearModel,
     Magnitude,
     OptimalBrainDamage,
@@ -62,10 +63,11 @@ CASES = [
     pytest.param((OptimalBrainSurgeon, 1.0, {"curvature": "hessian"}), id="obs-hessian"),
     *(
         pytest.param((cls, lam, {}), id=f"{cls.name}-{lam}")
-        for cls in (EmpiricalFisher, TaylorFirstOrder, TaylorSecondOrder, SNIP)
+        for cls in (EmpiricalFisher, TaylorFirstOrder, TaylorSecondOrder, SNIP, GraSP)
         for lam in (0.0, 1e-2)
     ),
     pytest.param((OptimalBrainSurgeon, 0.0, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),
+    pytest.param((GraSP, 0.0, {"temperature": 1.0}), id="grasp-1"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from prunekit import Criterion, hookimpl
 from prunekit_plugins.criteria.empirical_fisher import EmpiricalFisher
+from prunekit_plugins.criteria.grasp import GraSP
 from prunekit_plugins.criteria.lm import LinearModel
 from prunekit_plugins.criteria.magnitude import Magnitude
 from prunekit_plugins.criteria.obd import OptimalBrainDamage
@@ -28,5 +29,6 @@ def prunekit_register_criteria() -> list[type[Criterion]]:
         TaylorFirstOrder,
         TaylorSecondOrder,
         SNIP,
+        GraSP,
         Random,
     ]

@@ -6,6 +6,7 @@ from prunekit_plugins.statistics.ggn_diagonal import GGNDiagonal
 from prunekit_plugins.statistics.ggn_mc_diagonal import GGNMonteCarloDiagonal
 from prunekit_plugins.statistics.gradient import Gradient
 from prunekit_plugins.statistics.hessian_diagonal import HessianDiagonal
+from prunekit_plugins.statistics.hessian_gradient import HessianGradient
 from prunekit_plugins.statistics.hutchinson_diagonal import HutchinsonDiagonal
 from prunekit_plugins.statistics.inverse_full import InverseFull
 from prunekit_plugins.statistics.uniform import Uniform
@@ -22,5 +23,6 @@ def prunekit_register_statistics() -> list[type[Estimator]]:
         HessianDiagonal,
         HutchinsonDiagonal,
         InverseFull,
+        HessianGradient,
         Uniform,
     ]

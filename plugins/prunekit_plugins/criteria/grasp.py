@@ -1,0 +1,52 @@
+"""Gradient signal preservation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from prunekit import Criterion, Options, Statistic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GraSPOptions(Options):
+    """Options.
+
+    Attributes:
+        temperature: The logits are divided by it before the loss, as in the authors' code.
+    """
+
+    temperature: float = Field(default=200.0, gt=0)
+
+
+class GraSP(Criterion):
+    """θ ⊙ Hg, with its sign: those go whose removal raises the gradient's norm most, or lowers it least.
+
+    The published score is −θ ⊙ Hg and the largest go. H and g are those of the mean loss over one and the
+    same set; the authors' code takes them from different halves of a batch. It is meant for one step at
+    initialisation, and says nothing of the loss's change: nothing is predicted.
+    Reference: Wang, Zhang & Grosse (2020).
+    """
+
+    name = "grasp"
+    Options = GraSPOptions
+
+    @property
+    def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
+        """Hg at the temperature."""
+        return frozenset({self._product})
+
+    @property
+    def _product(self) -> Statistic:
+        return Statistic("hessian_gradient", temperature=self.options.temperature)
+
+    def saliency(
+        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """θ(Hg) per weight."""
+        product = statistics[self._product]
+        return {k: w * product[k] for k, w in weights.items()}
