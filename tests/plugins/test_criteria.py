@@ -19,6 +19,7 @@ from prunekit_plugins.criteria import (
     OptimalBrainSurgeon,
     QuadraticModel,
     Random,
+    SynFlow,
     TaylorFirstOrder,
     TaylorSecondOrder,
 )
@@ -63,7 +64,7 @@ CASES = [
     pytest.param((OptimalBrainSurgeon, 1.0, {"curvature": "hessian"}), id="obs-hessian"),
     *(
         pytest.param((cls, lam, {}), id=f"{cls.name}-{lam}")
-        for cls in (EmpiricalFisher, TaylorFirstOrder, TaylorSecondOrder, SNIP, GraSP)
+        for cls in (EmpiricalFisher, TaylorFirstOrder, TaylorSecondOrder, SNIP, GraSP, SynFlow)
         for lam in (0.0, 1e-2)
     ),
     pytest.param((OptimalBrainSurgeon, 0.0, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),

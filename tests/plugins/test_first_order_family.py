@@ -1,6 +1,9 @@
-"""GraSP, and the statistic it is made from."""
+"""GraSP and SynFlow, and the statistics they are made from."""
 
 from __future__ import annotations
+
+import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -123,3 +126,136 @@ def test_a_temperature_must_be_positive() -> None:
     model, batch = smooth(), examples()
     with pytest.raises(pk.SpecError, match=r"grasp.*temperature: must be greater than 0"):
         pk.saliency(model, [batch], {"name": "grasp", "temperature": 0})
+
+
+def rectifiers(*sizes: int, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """A ReLU network without biases."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after, bias=False, dtype=dtype), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def convolutions() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3, stride=2, groups=2, bias=False),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(6, 3, bias=False),
+    ).double()
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(rectifiers(5, 9, 7, 3), (5,)), (convolutions(), (2, 10, 10))], ids=["mlp", "conv"]
+)
+def test_every_layer_has_the_same_total_flow(model, shape) -> None:
+    batch = torch.randn(6, *shape, dtype=torch.float64), torch.randint(3, (6,))
+    totals = torch.stack([s.sum() for s in pk.saliency(model, [batch], "synflow").values()])
+    absolute = copy.deepcopy(model)
+    for p in absolute.parameters():
+        p.data.abs_()
+    flow = absolute(torch.ones(1, *shape, dtype=torch.float64)).sum().detach()
+    torch.testing.assert_close(totals, flow.expand(len(totals)), rtol=1e-10, atol=0)
+
+
+def test_the_flow_of_a_linear_network_is_a_product_of_matrices() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 6, bias=False), nn.Linear(6, 5, bias=False), nn.Linear(5, 3, bias=False)
+    )
+    model.double()
+    first, second, third = (layer.weight.detach().abs() for layer in model)
+    left, right = torch.ones(3, dtype=torch.float64) @ third, first @ torch.ones(4, dtype=torch.float64)
+    batch = examples()
+    found = pk.saliency(model, [batch], "synflow")
+    torch.testing.assert_close(found["1.weight"], torch.outer(left, right) * second, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found["0.weight"].sum(), left @ second @ right, rtol=1e-12, atol=0)
+
+
+def test_the_data_and_the_signs_of_weights_do_not_matter_and_pruned_weights_have_no_flow() -> None:
+    model = rectifiers(4, 6, 3)
+    model[0].weight.data[:2] = 0
+    first = pk.saliency(model, [examples()], "synflow")
+    assert not first["0.weight"][:2].any()
+    assert not first["2.weight"][:, :2].any()  # what follows units that are gone
+    model[0].weight.data.neg_()
+    second = pk.saliency(model, [examples(3), examples(5)], "synflow")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_buffers_are_taken_absolute_in_eval_mode_and_nothing_is_changed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 3))
+    model(torch.randn(20, 4) + 3)
+    before = copy.deepcopy(model.state_dict())
+    found = pk.saliency(model, [(torch.randn(6, 4), torch.randint(3, (6,)))], "synflow", parameters="all")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert model.training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    twin = copy.deepcopy(model).double().eval()
+    for value in twin.state_dict().values():
+        value.abs_()
+    twin(torch.ones(1, 4, dtype=torch.float64)).sum().backward()
+    for name, p in twin.named_parameters():
+        assert found[name].dtype == torch.float64
+        torch.testing.assert_close(found[name], (p.grad * p.detach()).abs())
+
+
+def test_a_flow_beyond_float32_is_found_and_one_beyond_float64_is_refused() -> None:
+    model = rectifiers(4, 6, 6, 3, dtype=torch.float32)
+    batch = torch.zeros(5, 4), torch.randint(3, (5,))
+    for p in model.parameters():
+        p.data *= 1e20
+    found = pk.saliency(model, [batch], "synflow")
+    totals = torch.stack([s.sum() for s in found.values()])
+    assert bool((totals > torch.finfo(torch.float32).max).all())
+    torch.testing.assert_close(totals, totals[:1].expand(3), rtol=1e-6, atol=0)
+
+    model = rectifiers(4, 6, 6, 3)
+    for p in model.parameters():
+        p.data *= 1e150
+    with pytest.raises(pk.UnsupportedError, match=r"synaptic_flow: .*not finite even in float64"):
+        pk.saliency(model, [(batch[0].double(), batch[1])], "synflow")
+
+
+def test_inputs_that_cannot_be_ones_are_refused_and_several_tensors_are_ones() -> None:
+    words = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 3))
+    batch = torch.randint(7, (5, 3)), torch.randint(3, (5,))
+    with pytest.raises(pk.UnsupportedError, match=r"synaptic_flow: an input is torch\.int64"):
+        pk.saliency(words, [batch], "synflow")
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 3, bias=False), nn.Linear(2, 3, bias=False)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return self.first(a) + self.second(b)
+
+    torch.manual_seed(0)
+    model, a, b, y = Two(), torch.randn(5, 4), torch.randn(5, 2), torch.randint(3, (5,))
+    for inputs in ((a, b), {"b": b, "a": a}):
+        found = pk.saliency(model, [(inputs, y)], "synflow")
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(found[name], p.detach().double().abs())
+
+
+def test_many_steps_leave_weights_in_every_layer_where_one_step_empties_some() -> None:
+    """The conservation law at work (Tanaka et al., theorem 3)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 200), nn.ReLU(), nn.Linear(200, 30), nn.ReLU(), nn.Linear(30, 4))
+    batch = torch.randn(8, 20), torch.randint(4, (8,))
+    left = {}
+    for steps in (1, 100):
+        pruning = pk.prune(copy.deepcopy(model), [batch], "synflow", sparsity=0.99, steps=steps)
+        left[steps] = [int(mask.sum()) for mask in pruning.masks.values()]
+    assert left[1][0] == 0
+    assert min(left[100]) > 0
+    assert sum(left[1]) == sum(left[100])

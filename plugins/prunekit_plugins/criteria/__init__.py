@@ -11,6 +11,7 @@ from prunekit_plugins.criteria.obs_gradient import GradientSurgeon
 from prunekit_plugins.criteria.qm import QuadraticModel
 from prunekit_plugins.criteria.random import Random
 from prunekit_plugins.criteria.snip import SNIP
+from prunekit_plugins.criteria.synflow import SynFlow
 from prunekit_plugins.criteria.taylor_fo import TaylorFirstOrder
 from prunekit_plugins.criteria.taylor_so import TaylorSecondOrder
 
@@ -30,5 +31,6 @@ def prunekit_register_criteria() -> list[type[Criterion]]:
         TaylorSecondOrder,
         SNIP,
         GraSP,
+        SynFlow,
         Random,
     ]

@@ -9,6 +9,7 @@ from prunekit_plugins.statistics.hessian_diagonal import HessianDiagonal
 from prunekit_plugins.statistics.hessian_gradient import HessianGradient
 from prunekit_plugins.statistics.hutchinson_diagonal import HutchinsonDiagonal
 from prunekit_plugins.statistics.inverse_full import InverseFull
+from prunekit_plugins.statistics.synaptic_flow import SynapticFlow
 from prunekit_plugins.statistics.uniform import Uniform
 
 
@@ -24,5 +25,6 @@ def prunekit_register_statistics() -> list[type[Estimator]]:
         HutchinsonDiagonal,
         InverseFull,
         HessianGradient,
+        SynapticFlow,
         Uniform,
     ]

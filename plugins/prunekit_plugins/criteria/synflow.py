@@ -1,0 +1,31 @@
+"""Synaptic flow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prunekit import Criterion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SynFlow(Criterion):
+    """|∂R/∂|θ| ⊙ θ|, R the sum of the outputs with absolute weights for an input of ones, in float64.
+
+    Every layer has the same total score where R is homogeneous in each (no biases or norms), so a layer with
+    few weights left has large scores. That protects it over many steps, not in a single one: the authors take
+    100 on the ``exponential`` schedule. Data and loss do not enter; nothing is predicted.
+    Reference: Tanaka, Kunin, Yamins & Ganguli (2020), algorithm 1.
+    """
+
+    name = "synflow"
+    requires = frozenset({"synaptic_flow"})
+
+    def saliency(
+        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """|∂R/∂|θ| θ| per weight."""
+        slope = statistics["synaptic_flow"]
+        return {k: (slope[k] * w).abs() for k, w in weights.items()}
