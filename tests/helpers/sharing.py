@@ -93,8 +93,11 @@ def found(rank: int, world: int) -> dict[str, Any]:
             wanted = ["gradient", "ggn_diagonal", "empirical_fisher_diagonal", "hessian_diagonal", "uniform"]
             ones = {n: torch.ones_like(p) for n, p in model.named_parameters()}
             kinds = ("ggn", "hessian", "empirical_fisher")
+            statistics = dict(pk.statistics(model, batches, wanted, parameters="all"))
+            if name == "convnet":  # the other one's weights enter as a sum, not as a layer's
+                statistics |= pk.statistics(model, batches, "input_second_moment")
             results[f"{name} {dtype}"] = {
-                "statistics": dict(pk.statistics(model, batches, wanted, parameters="all")),
+                "statistics": statistics,
                 **{k: pk.operator(model, batches, k, parameters="all") @ ones for k in kinds},
                 "saliency": pk.saliency(model, batches, "qm", masks=pruning.masks),
                 "masks": pruning.masks,

@@ -22,6 +22,7 @@ from prunekit_plugins.criteria import (
     SynFlow,
     TaylorFirstOrder,
     TaylorSecondOrder,
+    Wanda,
 )
 
 
@@ -64,11 +65,12 @@ CASES = [
     pytest.param((OptimalBrainSurgeon, 1.0, {"curvature": "hessian"}), id="obs-hessian"),
     *(
         pytest.param((cls, lam, {}), id=f"{cls.name}-{lam}")
-        for cls in (EmpiricalFisher, TaylorFirstOrder, TaylorSecondOrder, SNIP, GraSP, SynFlow)
+        for cls in (EmpiricalFisher, TaylorFirstOrder, TaylorSecondOrder, SNIP, GraSP, SynFlow, Wanda)
         for lam in (0.0, 1e-2)
     ),
     pytest.param((OptimalBrainSurgeon, 0.0, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),
     pytest.param((GraSP, 0.0, {"temperature": 1.0}), id="grasp-1"),
+    pytest.param((Wanda, 1e-2, {"selection": "saliency"}), id="wanda-saliency"),
 ]
 
 

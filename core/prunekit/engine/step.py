@@ -173,7 +173,10 @@ class Pruner:
 
 
 def saliencies(
-    criterion: Criterion, weights: Mapping[str, Tensor], statistics: Estimates, masks: Mapping[str, Tensor]
+    criterion: Criterion,
+    weights: Mapping[str, Tensor],
+    statistics: Mapping[Any, Mapping[str, Tensor]],
+    masks: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """A criterion's saliencies with the λ term, checked.
 

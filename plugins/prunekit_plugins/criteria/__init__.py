@@ -14,6 +14,7 @@ from prunekit_plugins.criteria.snip import SNIP
 from prunekit_plugins.criteria.synflow import SynFlow
 from prunekit_plugins.criteria.taylor_fo import TaylorFirstOrder
 from prunekit_plugins.criteria.taylor_so import TaylorSecondOrder
+from prunekit_plugins.criteria.wanda import Wanda
 
 
 @hookimpl
@@ -32,5 +33,6 @@ def prunekit_register_criteria() -> list[type[Criterion]]:
         SNIP,
         GraSP,
         SynFlow,
+        Wanda,
         Random,
     ]

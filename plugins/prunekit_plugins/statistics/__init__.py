@@ -8,6 +8,7 @@ from prunekit_plugins.statistics.gradient import Gradient
 from prunekit_plugins.statistics.hessian_diagonal import HessianDiagonal
 from prunekit_plugins.statistics.hessian_gradient import HessianGradient
 from prunekit_plugins.statistics.hutchinson_diagonal import HutchinsonDiagonal
+from prunekit_plugins.statistics.input_second_moment import InputSecondMoment
 from prunekit_plugins.statistics.inverse_full import InverseFull
 from prunekit_plugins.statistics.synaptic_flow import SynapticFlow
 from prunekit_plugins.statistics.uniform import Uniform
@@ -26,5 +27,6 @@ def prunekit_register_statistics() -> list[type[Estimator]]:
         InverseFull,
         HessianGradient,
         SynapticFlow,
+        InputSecondMoment,
         Uniform,
     ]
