@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,8 @@ def command(arguments: list[str]) -> None:
     """The command line, for a process of its own."""
     from prunekit_cli.main import invoke
 
+    # Where the tests run in a shell's background, SIGINT is ignored, and the command would respect that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(invoke(arguments))
 
 
