@@ -253,8 +253,8 @@ class Estimator(Component, ABC):
     where there are several processes; without data it is process 0's.
     """
 
-    def check(self, weights: int, budget: int) -> None:
-        """Refuse, before anything is computed, what cannot be had for so many weights in so many bytes.
+    def check(self, layers: Sequence[Layer], budget: int) -> None:
+        """Refuse, before anything is computed, what cannot be had for such layers in so many bytes.
 
         Raises:
             UnsupportedError: Saying what it would take, and what would fit.

@@ -48,12 +48,18 @@ class Detailed(dict[str, Any]):
         for key, tensor in self.items():
             mapped[key] = function(tensor)
         for name, value in vars(self).items():
-            if isinstance(value, Mapping):
-                value = {key: function(tensor) for key, tensor in value.items()}
-            elif hasattr(value, "device"):
-                value = function(value)
-            setattr(mapped, name, value)
+            setattr(mapped, name, _mapped(value, function))
         return mapped
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, function) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(item, function) for item in value)
+    if hasattr(value, "map"):
+        return value.map(function)
+    return function(value) if hasattr(value, "device") else value
 
 
 class Sampled(Detailed):

@@ -10,6 +10,7 @@ from prunekit.engine.choose import component
 from prunekit.testing import CriterionContract
 from prunekit_plugins.criteria import (
     SNIP,
+    BlockSurgeon,
     EmpiricalFisher,
     GradientSurgeon,
     GraSP,
@@ -19,6 +20,7 @@ from prunekit_plugins.criteria import (
     OptimalBrainSurgeon,
     QuadraticModel,
     Random,
+    RowSurgeon,
     SynFlow,
     TaylorFirstOrder,
     TaylorSecondOrder,
@@ -55,7 +57,7 @@ CASES = [
         pytest.param(
             (cls, lam, {"selection": selection, "update": update}), id=f"{cls.name}-{selection}-{update}"
         )
-        for cls in (OptimalBrainSurgeon, GradientSurgeon)
+        for cls in (OptimalBrainSurgeon, GradientSurgeon, RowSurgeon, BlockSurgeon)
         for lam, selection, update in (
             (0.0, "greedy", True),
             (1e-2, "saliency", True),

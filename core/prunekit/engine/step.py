@@ -80,7 +80,7 @@ class Pruner:
         self._estimation_budget = budget
         self._estimators = estimators(criterion.requires, manager)  # unknown ones are refused here
         for estimator in self._estimators.values():
-            estimator.check(self.total, budget or DEFAULT_BUDGET)
+            estimator.check(self.layers, budget or DEFAULT_BUDGET)
 
     def step(self, index: int, batches: Batches, generator: Generator) -> StepRecord:
         """Prune to level ``index`` (from 0), with statistics from ``batches`` at the weights as they are.

@@ -7,7 +7,9 @@ from prunekit_plugins.criteria.lm import LinearModel
 from prunekit_plugins.criteria.magnitude import Magnitude
 from prunekit_plugins.criteria.obd import OptimalBrainDamage
 from prunekit_plugins.criteria.obs import OptimalBrainSurgeon
+from prunekit_plugins.criteria.obs_block import BlockSurgeon
 from prunekit_plugins.criteria.obs_gradient import GradientSurgeon
+from prunekit_plugins.criteria.obs_rows import RowSurgeon
 from prunekit_plugins.criteria.qm import QuadraticModel
 from prunekit_plugins.criteria.random import Random
 from prunekit_plugins.criteria.snip import SNIP
@@ -27,6 +29,8 @@ def prunekit_register_criteria() -> list[type[Criterion]]:
         OptimalBrainDamage,
         OptimalBrainSurgeon,
         GradientSurgeon,
+        RowSurgeon,
+        BlockSurgeon,
         EmpiricalFisher,
         TaylorFirstOrder,
         TaylorSecondOrder,

@@ -1,4 +1,4 @@
-"""Elimination on a quadratic model of the loss, with its whole inverse: what the OBS criteria share.
+"""Elimination on a quadratic model of the loss, with its inverse in blocks: what the OBS criteria share.
 
 The model is ``½ (w − c)ᵀ H (w − c)`` up to a constant, H the damped curvature and c its minimum: the weights
 themselves where the gradient is taken to be zero (OBS), a Newton step away where it is not (WoodTaylor).
@@ -7,20 +7,23 @@ themselves where the gradient is taken to be zero (OBS), a Newton step away wher
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from prunekit import Criterion, Options, Statistic
+from prunekit_plugins.surgery.curvature import Curvature
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit_plugins.surgery.blocks import Blocks, Chunk
 
 Tensors = Mapping[str, "Tensor"]
 
 
 class SurgeonOptions(Options):
-    """Options of the criteria with a whole inverse.
+    """Options of the criteria with an inverse.
 
     Attributes:
         curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws;
@@ -30,54 +33,73 @@ class SurgeonOptions(Options):
         update: Adjust the surviving weights.
         selection: ``greedy`` eliminates one weight after another, the inverse and the weights brought up to
             date in between; ``saliency`` ranks all at once and leaves the choice to the selector.
+        scope: Of greedy elimination: ``global``, one budget for all layers; ``layerwise``, a share for each.
+        refresh: Greedy elimination computes a block's inverse anew after so many removals from it.
     """
 
-    curvature: Literal["ggn", "ggn_mc", "empirical_fisher", "hessian"] = "ggn"
+    curvature: Curvature = "ggn"
     damping: float = Field(default=1e-4, ge=0)
     draws: int = Field(default=1, ge=1)
     update: bool = True
     selection: Literal["greedy", "saliency"] = "greedy"
+    scope: Literal["global", "layerwise"] = "global"
+    refresh: int = Field(default=512, ge=1)
+
+
+class BlockSurgeonOptions(SurgeonOptions):
+    """Options of the criteria with an inverse in blocks.
+
+    Attributes:
+        gradient: Keep the first-order term: the model's minimum is then a damped Newton step away, and survivors
+            take it.
+    """
+
+    gradient: bool = False
 
 
 class Surgeon(Criterion):
-    """Base of ``obs`` and ``obs_gradient``."""
+    """Base of the criteria; a subclass names the statistic with the inverse."""
 
     Options = SurgeonOptions
     damps = True
+    statistic: ClassVar[str]
 
     @property
     def inverse(self) -> Statistic:
         """The statistic with the inverse."""
+        return Statistic(self.statistic, **self.inverse_options())
+
+    def inverse_options(self) -> dict[str, Any]:
+        """Its options."""
         options = self.options
-        return Statistic(
-            "inverse_full",
-            curvature=options.curvature,
-            damping=options.damping + self.lam,
-            draws=options.draws,
-        )
+        return {
+            "curvature": options.curvature,
+            "damping": options.damping + self.lam,
+            "draws": options.draws,
+        }
+
+    @property
+    def first_order(self) -> bool:
+        """Whether the model has the gradient."""
+        return bool(getattr(self.options, "gradient", False))
 
     @property
     def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
-        """The inverse."""
-        return frozenset({self.inverse})
-
-    def minimum(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Tensor:
-        """Where the model has its minimum, over the kept weights: here at the weights. Flat, float64."""
-        return flat(weights)[statistics[self.inverse].kept]  # type: ignore[attr-defined]
-
-    def slope(self, statistics: Mapping[Any, Tensors]) -> Tensor | None:
-        """The gradient in the model, over all weights, or ``None`` for zero."""
-        return None
+        """The inverse, and the gradient where the model has it."""
+        return frozenset({self.inverse, "gradient"} if self.first_order else {self.inverse})
 
     def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> dict[str, Tensor]:
         """``c_q² / (2 [H⁻¹]_qq)``, for each weight on its own."""
         import torch
 
-        found: Any = statistics[self.inverse]
-        values = torch.zeros(
-            sum(w.numel() for w in weights.values()), dtype=torch.float64, device=found.kept.device
-        )
-        values[found.kept] = self.minimum(weights, statistics).square() / (2 * found.matrix.diagonal())
+        blocks: Any = statistics[self.inverse]
+        minimum = flat(weights)
+        if self.first_order:
+            for chunk, values in self._minima(weights, statistics):
+                minimum[chunk.index[chunk.there]] = values[chunk.there]
+        diagonal = flat(blocks)
+        kept = diagonal > 0
+        values = torch.where(kept, minimum.square() / torch.where(kept, 2 * diagonal, 1.0), 0.0)
         return shaped(values, weights)
 
     @property
@@ -94,54 +116,71 @@ class Surgeon(Criterion):
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
     ) -> float:
         """``gᵀΔ + ½ ΔᵀCΔ`` with the change that the step makes and the curvature without damping, in nats."""
-        found: Any = statistics[self.inverse]
+        blocks: Any = statistics[self.inverse]
         before = flat(weights)
         after = flat(self._adjusted(weights, statistics, masks)) if self.options.update else before.clone()
         after[~flat(masks).bool()] = 0
         change = after - before
-        kept = change[found.kept]
-        slope = self.slope(statistics)
-        first = 0.0 if slope is None else float(slope @ change)
-        return first + 0.5 * float(kept @ (found.curvature @ kept))
+        first = float(flat(statistics["gradient"]) @ change) if self.first_order else 0.0
+        return first + 0.5 * float(blocks.curved(change))
+
+    def _minimum(self, chunk: Chunk, weights: Tensor, gradient: Tensor | None) -> Tensor:
+        """Where the model of some blocks has its minimum: ``θ − H⁻¹g``."""
+        import torch
+
+        values = chunk.at(weights)
+        if gradient is None:
+            return values
+        return values - torch.bmm(chunk.inverse, chunk.at(gradient).unsqueeze(2)).squeeze(2)
+
+    def _minima(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Any:
+        blocks: Any = statistics[self.inverse]
+        values = flat(weights)
+        gradient = flat(statistics["gradient"]) if self.first_order else None
+        for chunk in blocks.chunks():
+            yield chunk, self._minimum(chunk, values, gradient)
 
     def _eliminate(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
     ) -> dict[str, Tensor]:
-        import torch
+        from prunekit_plugins.surgery.selection import greedy, shares
 
-        found: Any = statistics[self.inverse]
-        inverse, values = found.matrix.clone(), self.minimum(weights, statistics).clone()
-        there = torch.ones_like(values, dtype=torch.bool)
-        total = sum(m.numel() for m in masks.values())
-        for _ in range(budget - (total - len(values))):
-            loss = values.square() / (2 * inverse.diagonal())
-            q = int(loss.masked_fill_(~there, torch.inf).argmin())
-            column = inverse[:, q].clone()
-            values -= values[q] / column[q] * column
-            # The inverse of the matrix without row and column q, with zeros in their place.
-            inverse.addr_(column, column, alpha=-1 / float(column[q]))
-            there[q] = False
-            inverse[q, q] = 1.0  # unused; keeps the quotients finite
-        left = torch.zeros(total, dtype=torch.bool, device=values.device)
-        left[found.kept] = there
+        blocks: Blocks = statistics[self.inverse]  # type: ignore[assignment]
+        values = flat(weights)
+        gradient = flat(statistics["gradient"]) if self.first_order else None
+        gone = greedy(
+            blocks,
+            lambda chunk: self._minimum(chunk, values, gradient),
+            flat(self.saliency(weights, statistics)),
+            masks,
+            {None: budget} if self.options.scope == "global" else shares(masks, budget),
+            self.options.refresh,
+        )
+        left = flat(masks).bool()
+        left[gone] = False
         return shaped(left, masks)
 
     def _adjusted(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
     ) -> dict[str, Tensor]:
         """The minimum of the model with the pruned weights at zero: ``c − H⁻¹_{:,S} ([H⁻¹]_SS)⁻¹ c_S``."""
-        import torch
+        from prunekit_plugins.surgery.solve import adjusted
 
-        found: Any = statistics[self.inverse]
-        values = self.minimum(weights, statistics)
-        gone = ~flat(masks).bool()[found.kept]
-        if bool(gone.any()):
-            columns = found.matrix[:, gone]
-            factor = torch.linalg.cholesky(columns[gone])
-            solved = torch.cholesky_solve(values[gone].unsqueeze(1), factor)
-            values = values - (columns @ solved).squeeze(1)
-        everything = flat(weights).clone()
-        everything[found.kept] = values
+        blocks: Any = statistics[self.inverse]
+        # The prediction and the update of one step ask for the same.
+        return blocks.remembered(  # type: ignore[no-any-return]
+            (weights, masks), lambda: self._solved(adjusted, weights, statistics, masks)
+        )
+
+    def _solved(
+        self, solve: Any, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
+    ) -> dict[str, Tensor]:
+        left = flat(masks).bool()
+        everything = flat(weights)
+        for chunk, values in self._minima(weights, statistics):
+            gone = chunk.there & ~left[chunk.index]
+            found = solve(chunk.inverse, values, gone)
+            everything[chunk.index[chunk.there]] = found[chunk.there]
         return {n: v.to(weights[n].dtype) for n, v in shaped(everything, weights).items()}
 
 

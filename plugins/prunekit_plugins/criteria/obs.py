@@ -15,3 +15,4 @@ class OptimalBrainSurgeon(Surgeon):
     """
 
     name = "obs"
+    statistic = "inverse_full"

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-from prunekit import Statistic
-from prunekit_plugins.criteria._surgery import Surgeon, flat
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from prunekit_plugins.criteria._surgery import Surgeon
 
 
 class GradientSurgeon(Surgeon):
@@ -21,20 +14,5 @@ class GradientSurgeon(Surgeon):
     """
 
     name = "obs_gradient"
-
-    @property
-    def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
-        """The gradient and the inverse."""
-        return frozenset({"gradient", self.inverse})
-
-    def minimum(
-        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
-    ) -> Tensor:
-        """The model's minimum over the kept weights, ``θ − H⁻¹g``."""
-        found: Any = statistics[self.inverse]
-        step: Tensor = found.matrix @ flat(statistics["gradient"])[found.kept]
-        return super().minimum(weights, statistics) - step
-
-    def slope(self, statistics: Mapping[Any, Mapping[str, Tensor]]) -> Tensor:
-        """The gradient."""
-        return flat(statistics["gradient"])
+    statistic = "inverse_full"
+    first_order = True

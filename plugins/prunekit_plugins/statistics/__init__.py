@@ -9,7 +9,9 @@ from prunekit_plugins.statistics.hessian_diagonal import HessianDiagonal
 from prunekit_plugins.statistics.hessian_gradient import HessianGradient
 from prunekit_plugins.statistics.hutchinson_diagonal import HutchinsonDiagonal
 from prunekit_plugins.statistics.input_second_moment import InputSecondMoment
+from prunekit_plugins.statistics.inverse_block import InverseBlock
 from prunekit_plugins.statistics.inverse_full import InverseFull
+from prunekit_plugins.statistics.inverse_rows import InverseRows
 from prunekit_plugins.statistics.synaptic_flow import SynapticFlow
 from prunekit_plugins.statistics.uniform import Uniform
 
@@ -25,6 +27,8 @@ def prunekit_register_statistics() -> list[type[Estimator]]:
         HessianDiagonal,
         HutchinsonDiagonal,
         InverseFull,
+        InverseRows,
+        InverseBlock,
         HessianGradient,
         SynapticFlow,
         InputSecondMoment,

@@ -1,0 +1,35 @@
+"""Optimal Brain Surgeon with curvature in blocks of neighbouring weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from prunekit_plugins.criteria._surgery import BlockSurgeonOptions, Surgeon
+
+
+class BlockSurgeonSizeOptions(BlockSurgeonOptions):
+    """Options.
+
+    Attributes:
+        size: Kept weights of a block.
+    """
+
+    size: int = Field(default=128, ge=1)
+
+
+class BlockSurgeon(Surgeon):
+    """``obs`` with H taken in blocks of ``size`` neighbouring weights, zero between blocks.
+
+    For networks of millions of weights. With ``curvature: empirical_fisher`` and ``selection: saliency`` it is
+    WoodFisher, with ``gradient: true`` WoodTaylor in blocks. Reference: Singh & Alistarh (2020).
+    """
+
+    name = "obs_block"
+    statistic = "inverse_block"
+    Options = BlockSurgeonSizeOptions
+
+    def inverse_options(self) -> dict[str, Any]:
+        """With the blocks' size."""
+        return {**super().inverse_options(), "size": self.options.size}

@@ -1,0 +1,35 @@
+"""Optimal Brain Surgeon with the exact curvature among the weights that feed one unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from prunekit_plugins.criteria._surgery import BlockSurgeonOptions, Surgeon
+
+
+class RowSurgeonOptions(BlockSurgeonOptions):
+    """Options.
+
+    Attributes:
+        size: Most weights of a block; rows with more are cut. ``None`` for whole rows.
+    """
+
+    size: int | None = Field(default=None, ge=1)
+
+
+class RowSurgeon(Surgeon):
+    """``obs`` with H taken unit by unit: exact within all weights that feed a unit, zero between units.
+
+    For layers of up to a few thousand inputs; a step's greedy elimination takes the cheapest next weight over all
+    units. See the statistic ``inverse_rows``.
+    """
+
+    name = "obs_rows"
+    statistic = "inverse_rows"
+    Options = RowSurgeonOptions
+
+    def inverse_options(self) -> dict[str, Any]:
+        """With the blocks' limit."""
+        return {**super().inverse_options(), "size": self.options.size}

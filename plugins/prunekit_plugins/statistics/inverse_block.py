@@ -1,0 +1,68 @@
+"""The inverse of blocks of neighbouring weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from prunekit import UnsupportedError
+from prunekit_plugins.surgery.curvature import InverseOptions
+from prunekit_plugins.surgery.sums import SummedBlocks, refuse_large_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.budget import Layer
+
+
+class BlockOptions(InverseOptions):
+    """Options of ``inverse_full``, and the blocks' size.
+
+    Attributes:
+        size: Kept weights of a block; the last of a parameter may have fewer.
+    """
+
+    size: int = Field(default=128, ge=1)
+
+
+class InverseBlock(SummedBlocks):
+    """(C + αI)⁻¹ with C taken block by block: runs of ``size`` kept weights of a parameter, in its order.
+
+    Curvature between blocks is taken to be zero. With ``curvature: empirical_fisher`` this is WoodFisher's
+    approximation; its recursion of Sherman and Morrison, one gradient after another, gives the same inverse.
+    Reference: Singh & Alistarh (2020), section 3.
+
+    Cost: memory for K · size numbers of K kept weights in the weights' dtype; K · size operations for each example
+    and column, and K · size² for the inverses, which are computed anew when asked for unless half of the memory
+    budget holds them.
+    """
+
+    name = "inverse_block"
+    Options = BlockOptions
+
+    def check(self, layers: Sequence[Layer], budget: int) -> None:
+        """Refuse blocks that do not fit."""
+        size, weights = self.options.size, sum(layer.size for layer in layers)
+        refuse_large_blocks(self.name, (max(layers, key=lambda layer: layer.size).name, size), budget)
+        needed = 4 * weights * size
+        if needed > budget:
+            raise UnsupportedError(
+                f"inverse_block: {weights:,} weights in blocks of {size} take {needed / 2**30:,.2f} GiB in float32 and "
+                f"some {weights * size**2 / 8e9:,.0f} s per inverse; the memory budget is {budget / 2**30:,.2f} GiB. "
+                f"Raise it (memory: {-(-needed // 2**30)}GiB), or use smaller blocks "
+                f"(size: {max(1, budget * 9 // (40 * weights))} fits)"
+            )
+
+    def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs of kept weights."""
+        import torch
+
+        kept = keep.flatten().nonzero().squeeze(1)
+        width = min(self.options.size, max(1, len(kept)))
+        extra = -len(kept) % width
+        index = torch.nn.functional.pad(kept, (0, extra)).view(-1, width)
+        there = torch.ones_like(kept, dtype=torch.bool)
+        there = torch.nn.functional.pad(there, (0, extra)).view(-1, width)
+        return index, there, torch.zeros(len(index), dtype=torch.long, device=index.device)

@@ -1,0 +1,192 @@
+"""Curvature in blocks, and its damped inverse a few blocks at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit import Detailed, UnsupportedError
+from prunekit_plugins.surgery.inversion import inverse
+
+_MATRICES = 6  # of a block in work: curvature, damped, inverse, and what inverting and eliminating need
+_PIECE = 128 << 20
+
+
+class Family(ABC):
+    """The blocks of one layer, largest first, padded to the size of the largest.
+
+    Attributes:
+        layer: The parameter; ``None`` for a block over several.
+        index: ``[R, k]``, where each weight stands among all weights, parameters one after another; 0 in padding.
+        there: ``[R, k]``, False in padding, which comes last.
+    """
+
+    def __init__(self, layer: str | None, index: Tensor, there: Tensor) -> None:
+        sizes = there.sum(1)
+        order = sizes.argsort(descending=True, stable=True)
+        self.layer, self.index, self.there = layer, index[order], there[order]
+        self.sizes: list[int] = sizes[order].tolist()
+        self.order = order
+
+    @abstractmethod
+    def curvature(self, start: int, stop: int) -> Tensor:
+        """Blocks ``start`` to ``stop``, ``[R, k, k]`` with k that of ``start``, float64, zero in padding."""
+
+    def curved(self, change: Tensor) -> float:
+        """``Σ Δᵀ C Δ`` over all blocks, for a change of all weights."""
+        total = 0.0
+        for start, stop in self.pieces(_PIECE):
+            part = self.at(change, start, stop)
+            total += float(torch.einsum("ri,rij,rj->", part, self.curvature(start, stop), part))
+        return total
+
+    def damped(self, start: int, stop: int, damping: float) -> Tensor:
+        """Blocks with the damping added, and the identity in padding."""
+        found = self.curvature(start, stop)
+        there = self.there[start:stop, : found.shape[1]]
+        found.diagonal(dim1=1, dim2=2).add_(
+            torch.full_like(there, damping, dtype=found.dtype).masked_fill_(~there, 1)
+        )
+        return found
+
+    def at(self, values: Tensor, start: int, stop: int) -> Tensor:
+        """A vector over all weights, at some blocks; zero in padding."""
+        k = self.sizes[start]
+        index, there = self.index[start:stop, :k], self.there[start:stop, :k]
+        return torch.where(there, values[index], torch.zeros((), dtype=values.dtype, device=values.device))
+
+    def pieces(self, room: int) -> Iterator[tuple[int, int]]:
+        """Cut into runs of blocks whose padded matrices take at most ``room`` bytes, or one block."""
+        start = 0
+        while start < len(self.sizes) and self.sizes[start]:
+            stop = min(len(self.sizes), start + max(1, room // (8 * self.sizes[start] ** 2)))
+            while stop > start and not self.sizes[stop - 1]:
+                stop -= 1
+            yield start, stop
+            start = stop
+
+    def map(self, function: Any) -> Family:
+        """The same with the function applied to every tensor, such as a copy to a device."""
+        mapped: Family = object.__new__(type(self))
+        for name, value in vars(self).items():
+            setattr(mapped, name, function(value) if isinstance(value, Tensor) else value)
+        return mapped
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some blocks with their inverse.
+
+    Attributes:
+        family: Where they come from.
+        start: The first.
+        stop: One past the last.
+        index: ``[R, k]``.
+        there: ``[R, k]``.
+        inverse: ``[R, k, k]``, float64; the identity in padding.
+    """
+
+    family: Family
+    start: int
+    stop: int
+    index: Tensor
+    there: Tensor
+    inverse: Tensor
+
+    def at(self, values: Tensor) -> Tensor:
+        """A vector over all weights, at these blocks; zero in padding."""
+        return self.family.at(values, self.start, self.stop)
+
+
+class Blocks(Detailed):
+    """The diagonal of (C + αI)⁻¹ by parameter, in its shape (zero where pruned), and the blocks themselves.
+
+    Inverses are kept where half the memory budget holds them, and computed anew for every use where not.
+
+    Args:
+        statistic: Its name, for messages.
+        shapes: By parameter, in order.
+        families: All blocks over the kept weights.
+        damping: α.
+        budget: Bytes.
+    """
+
+    def __init__(
+        self,
+        statistic: str,
+        shapes: Mapping[str, torch.Size],
+        families: Sequence[Family],
+        damping: float,
+        budget: int,
+    ) -> None:
+        self.statistic, self.families, self.damping, self.budget = statistic, list(families), damping, budget
+        self._keeps = sum(8 * size**2 for family in families for size in family.sizes) <= budget // 2
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        self._last: tuple[list[Tensor], dict[str, Tensor]] = [], {}
+        sizes = [shape.numel() for shape in shapes.values()]
+        device = families[0].index.device if families else None
+        flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        for chunk in self.chunks():
+            flat[chunk.index[chunk.there]] = chunk.inverse.diagonal(dim1=1, dim2=2)[chunk.there]
+        parts = torch.split(flat, sizes)
+        super().__init__({n: p.view(shape) for (n, shape), p in zip(shapes.items(), parts, strict=True)})
+
+    def chunks(self, layer: str | None = None) -> Iterator[Chunk]:
+        """Blocks with their inverses, a piece of the memory budget at a time.
+
+        Raises:
+            UnsupportedError: If a damped block is not positive definite, with the damping that would do.
+        """
+        room = min(_PIECE, self.budget // _MATRICES)
+        for number, family in enumerate(self.families):
+            if layer is not None and family.layer != layer:
+                continue
+            for start, stop in family.pieces(room):
+                found = self._kept.get((number, start))
+                if found is None:
+                    found = self._inverse(family, start, stop)
+                    if self._keeps:
+                        self._kept[number, start] = found
+                k = found.shape[1]
+                yield Chunk(
+                    family, start, stop, family.index[start:stop, :k], family.there[start:stop, :k], found
+                )
+
+    def remembered(
+        self, given: Sequence[Mapping[str, Tensor]], compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What was computed last, if it was from the same; else compute it now."""
+        known, found = self._last
+        now = [t for table in given for t in table.values()]
+        if len(known) != len(now) or not all(torch.equal(a, b) for a, b in zip(known, now, strict=True)):
+            found = compute()
+            self._last = [t.clone() for t in now], found
+        return found
+
+    def curved(self, change: Tensor) -> float:
+        """``Δᵀ C Δ`` without damping, for a change of all weights."""
+        return sum(family.curved(change) for family in self.families)
+
+    def _inverse(self, family: Family, start: int, stop: int) -> Tensor:
+        damped = family.damped(start, stop, self.damping)
+        found, definite = inverse(damped)
+        if not bool(definite.all()):
+            bad = int((~definite).nonzero()[0])
+            size = family.sizes[start + bad]
+            raise not_definite(self.statistic, family.layer, damped[bad, :size, :size], self.damping)
+        return found
+
+
+def not_definite(statistic: str, layer: str | None, damped: Tensor, damping: float) -> UnsupportedError:
+    """The error for a block that has no inverse, with the damping that would give it one."""
+    lowest = float(torch.linalg.eigvalsh(damped)[0]) - damping
+    where = "the curvature" if layer is None else f"a block of the curvature of {layer}"
+    return UnsupportedError(
+        f"{statistic}: {where} + {damping:g}·I is not positive definite: the smallest eigenvalue of the curvature "
+        f"is {lowest:.3g}; damping must be above {max(0.0, -lowest):.3g}"
+    )
