@@ -186,6 +186,8 @@ class CriterionContract:
     def test_saliency_leaves_its_inputs_and_the_process_alone_when_it_fails(
         self, criterion: Criterion, situation: Situation
     ) -> None:
+        _saliency(criterion, situation)  # there is one
+
         def fail() -> None:
             weights, statistics = _Broken(situation.weights), _broken(situation.statistics)
             with pytest.raises(_BrokenError):

@@ -11,6 +11,7 @@ from prunekit.testing import CriterionContract
 from prunekit_plugins.criteria import (
     SNIP,
     BlockSurgeon,
+    Combinatorial,
     EmpiricalFisher,
     GradientSurgeon,
     GraSP,
@@ -62,6 +63,17 @@ CASES = [
             (0.0, "greedy", True),
             (1e-2, "saliency", True),
             (0.0, "saliency", False),
+        )
+    ),
+    *(
+        pytest.param((Combinatorial, lam, options), id=f"combinatorial-{number}")
+        for number, (lam, options) in enumerate(
+            [
+                (0.0, {}),
+                (1e-2, {"update": False, "gradient": False}),
+                (0.0, {"scope": "layerwise", "curvature": "empirical_fisher"}),
+                (0.0, {"curvature": "ggn_mc", "draws": 2, "update": False}),
+            ]
         )
     ),
     pytest.param((OptimalBrainSurgeon, 1.0, {"curvature": "hessian"}), id="obs-hessian"),

@@ -1,6 +1,7 @@
 """Pruning criteria: formulas from weights and statistics to saliencies."""
 
 from prunekit import Criterion, hookimpl
+from prunekit_plugins.criteria.combinatorial import Combinatorial
 from prunekit_plugins.criteria.empirical_fisher import EmpiricalFisher
 from prunekit_plugins.criteria.grasp import GraSP
 from prunekit_plugins.criteria.lm import LinearModel
@@ -31,6 +32,7 @@ def prunekit_register_criteria() -> list[type[Criterion]]:
         GradientSurgeon,
         RowSurgeon,
         BlockSurgeon,
+        Combinatorial,
         EmpiricalFisher,
         TaylorFirstOrder,
         TaylorSecondOrder,

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from prunekit import Criterion, Options, Statistic
+from prunekit_plugins.criteria._flat import Tensors, flat, shaped
 from prunekit_plugins.surgery.curvature import Curvature
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from prunekit_plugins.surgery.blocks import Blocks, Chunk
-
-Tensors = Mapping[str, "Tensor"]
 
 
 class SurgeonOptions(Options):
@@ -182,18 +181,3 @@ class Surgeon(Criterion):
             found = solve(chunk.inverse, values, gone)
             everything[chunk.index[chunk.there]] = found[chunk.there]
         return {n: v.to(weights[n].dtype) for n, v in shaped(everything, weights).items()}
-
-
-def flat(tensors: Tensors) -> Tensor:
-    """All values in one float64 vector, tensors one after another."""
-    import torch
-
-    return torch.cat([t.flatten().double() for t in tensors.values()])
-
-
-def shaped(values: Tensor, like: Tensors) -> dict[str, Tensor]:
-    """Undo :func:`flat`."""
-    import torch
-
-    parts = torch.split(values, [t.numel() for t in like.values()])
-    return {name: part.view(t.shape) for (name, t), part in zip(like.items(), parts, strict=True)}

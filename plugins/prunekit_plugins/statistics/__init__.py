@@ -1,6 +1,7 @@
 """Statistics of the loss at fixed weights."""
 
 from prunekit import Estimator, hookimpl
+from prunekit_plugins.statistics.curvature_factors import CurvatureFactors
 from prunekit_plugins.statistics.empirical_fisher_diagonal import EmpiricalFisherDiagonal
 from prunekit_plugins.statistics.ggn_diagonal import GGNDiagonal
 from prunekit_plugins.statistics.ggn_mc_diagonal import GGNMonteCarloDiagonal
@@ -29,6 +30,7 @@ def prunekit_register_statistics() -> list[type[Estimator]]:
         InverseFull,
         InverseRows,
         InverseBlock,
+        CurvatureFactors,
         HessianGradient,
         SynapticFlow,
         InputSecondMoment,

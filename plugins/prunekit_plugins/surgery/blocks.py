@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunekit import Detailed, UnsupportedError
+from prunekit import UnsupportedError
 from prunekit_plugins.surgery.inversion import inverse
+from prunekit_plugins.surgery.memory import Remembering
 
 _MATRICES = 6  # of a block in work: curvature, damped, inverse, and what inverting and eliminating need
 _PIECE = 128 << 20
@@ -103,7 +104,7 @@ class Chunk:
         return self.family.at(values, self.start, self.stop)
 
 
-class Blocks(Detailed):
+class Blocks(Remembering):
     """The diagonal of (C + αI)⁻¹ by parameter, in its shape (zero where pruned), and the blocks themselves.
 
     Inverses are kept where half the memory budget holds them, and computed anew for every use where not.
@@ -127,7 +128,6 @@ class Blocks(Detailed):
         self.statistic, self.families, self.damping, self.budget = statistic, list(families), damping, budget
         self._keeps = sum(8 * size**2 for family in families for size in family.sizes) <= budget // 2
         self._kept: dict[tuple[int, int], Tensor] = {}
-        self._last: tuple[list[Tensor], dict[str, Tensor]] = [], {}
         sizes = [shape.numel() for shape in shapes.values()]
         device = families[0].index.device if families else None
         flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
@@ -156,17 +156,6 @@ class Blocks(Detailed):
                 yield Chunk(
                     family, start, stop, family.index[start:stop, :k], family.there[start:stop, :k], found
                 )
-
-    def remembered(
-        self, given: Sequence[Mapping[str, Tensor]], compute: Callable[[], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """What was computed last, if it was from the same; else compute it now."""
-        known, found = self._last
-        now = [t for table in given for t in table.values()]
-        if len(known) != len(now) or not all(torch.equal(a, b) for a, b in zip(known, now, strict=True)):
-            found = compute()
-            self._last = [t.clone() for t in now], found
-        return found
 
     def curved(self, change: Tensor) -> float:
         """``Δᵀ C Δ`` without damping, for a change of all weights."""

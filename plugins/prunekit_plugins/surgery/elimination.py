@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prunekit_plugins.surgery.inversion import inverse as inverted
 
-_LAZY = 64  # removals that are kept as columns before the inverse itself is brought up to date
+_LAZY = 128  # removals that are kept as columns before the inverse itself is brought up to date
 
 
 @dataclass(frozen=True)

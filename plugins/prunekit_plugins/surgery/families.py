@@ -122,7 +122,7 @@ class Weighted(Family):
             if size < width:
                 x = x[:, columns]
             x = x * s[some].sqrt().unsqueeze(1)
-            found[row - start, :size, :size] = x.t() @ x
+            _gram(x, found[row - start])
         return found
 
     def curved(self, change: Tensor) -> float:
@@ -133,6 +133,17 @@ class Weighted(Family):
         moved.scatter_add_(1, places, change[self.index].masked_fill_(~self.there, 0.0))
         along = self.inputs.double() @ moved.t()
         return float((along.square_() * self.weights[:, self.units]).sum())
+
+
+def _gram(x: Tensor, out: Tensor) -> None:
+    """``xᵀx``, by stripes of which only what lies below the diagonal is multiplied."""
+    k = x.shape[1]
+    stripe = max(64, -(-k // 6))
+    for start in range(0, k, stripe):
+        stop = min(k, start + stripe)
+        product = x[:, start:].t() @ x[:, start:stop]
+        out[start:k, start:stop] = product
+        out[start:stop, stop:k] = product[stop - start :].t()
 
 
 def _that_count(share: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Cut:
         return self._count >= self.budget
 
 
-def shares(masks: Mapping[str, Tensor], budget: int) -> dict[str | None, int]:
+def shares(masks: Mapping[str, Tensor], budget: int) -> dict[Any, int]:
     """Each layer's part of a budget of pruned weights: the same share of its weights, by largest remainder."""
     sizes = [mask.numel() for mask in masks.values()]
     gone = [mask.numel() - int(mask.count_nonzero()) for mask in masks.values()]

@@ -1,0 +1,133 @@
+"""Joint selection on a quadratic model of the loss over the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from prunekit import Criterion, Options, Statistic
+from prunekit_plugins.criteria._flat import Tensors, flat, shaped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit_plugins.surgery.swaps import Model
+
+
+class CombinatorialOptions(Options):
+    """Options.
+
+    Attributes:
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``empirical_fisher``.
+        damping: α, the multiple of the identity added to the curvature; λ is added to it. It keeps the step local.
+        draws: Labels per loss term, for ``ggn_mc``.
+        gradient: Keep the first-order term.
+        update: Adjust the surviving weights.
+        scope: ``global``, one budget for all layers; ``layerwise``, a share for each.
+        rounds: Exchanges that are tried, at most.
+        tolerance: Of a fit of the surviving weights: its residual, relative.
+        iterations: Of such a fit, at most; products with the curvature.
+    """
+
+    curvature: Literal["ggn", "ggn_mc", "empirical_fisher"] = "ggn"
+    damping: float = Field(default=0.1, gt=0)
+    draws: int = Field(default=1, ge=1)
+    gradient: bool = True
+    update: bool = True
+    scope: Literal["global", "layerwise"] = "global"
+    rounds: int = Field(default=5, ge=0)
+    tolerance: float = Field(default=1e-2, gt=0)
+    iterations: int = Field(default=100, ge=1)
+
+
+class Combinatorial(Criterion):
+    """Chooses all weights of a step together, by exchange, on gᵀΔ + ½Δᵀ(C + αI)Δ with the curvature of all layers.
+
+    What one removal costs depends on the others that go: the masks are improved by swapping kept and pruned weights
+    while the model, with the survivors fitted anew, becomes smaller. C is never formed; a product with it costs about
+    two forward passes of the step's examples. With the gradient, survivors take the damped Gauss-Newton step of the
+    step's examples, so many examples and enough damping keep them from fitting those alone.
+    References: Yu et al. (2022), Combinatorial Brain Surgeon; Benbaki et al. (2023), CHITA.
+    """
+
+    name = "combinatorial"
+    Options = CombinatorialOptions
+    damps = True
+
+    @property
+    def factors(self) -> Statistic:
+        """The statistic with the curvature."""
+        return Statistic("curvature_factors", curvature=self.options.curvature, draws=self.options.draws)
+
+    @property
+    def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
+        """The curvature, and the gradient where the model has it."""
+        return frozenset({self.factors, "gradient"} if self.options.gradient else {self.factors})
+
+    def select(
+        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
+    ) -> dict[str, Tensor]:
+        """Masks with ``budget`` weights pruned."""
+        from prunekit_plugins.surgery.selection import shares
+        from prunekit_plugins.surgery.swaps import search
+
+        model = self._model(weights, statistics, masks)
+        total = len(model.weights)
+        layers = [(slice(0, total), total - budget)]
+        if self.options.scope == "layerwise":
+            layers, start = [], 0
+            for name, pruned in shares(masks, budget).items():
+                size = masks[name].numel()
+                layers.append((slice(start, start + size), size - pruned))
+                start += size
+        kept = search(model, flat(masks).bool(), layers, self.options.rounds)
+        return shaped(kept, masks)
+
+    @property
+    def update(self) -> Any:
+        """New values for the survivors, where they are asked for."""
+        return self._fitted if self.options.update else None
+
+    def predicted_delta_loss(
+        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
+    ) -> float:
+        """``gᵀΔ + ½ ΔᵀCΔ`` with the change that the step makes and the curvature without damping, in nats."""
+        model = self._model(weights, statistics, masks)
+        after = flat(self._fitted(weights, statistics, masks)) if self.options.update else model.weights
+        change = after * flat(masks) - model.weights
+        return float(model.gradient @ change) + 0.5 * model.factors.curved(change)
+
+    def _fitted(
+        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
+    ) -> dict[str, Tensor]:
+        factors: Any = statistics[self.factors]
+
+        def fit() -> dict[str, Tensor]:
+            model = self._model(weights, statistics, masks)
+            found = shaped(model.fitted(flat(masks).bool(), model.weights), weights)
+            return {name: value.to(weights[name].dtype) for name, value in found.items()}
+
+        # The prediction and the update of one step ask for the same.
+        return factors.remembered((weights, masks), fit)  # type: ignore[no-any-return]
+
+    def _model(self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors) -> Model:
+        import torch
+
+        from prunekit_plugins.surgery.swaps import Model
+
+        options, values = self.options, flat(weights)
+        gradient = torch.zeros_like(values)
+        if options.gradient:
+            gradient = flat(statistics["gradient"])
+        factors: Any = statistics[self.factors]
+        return Model(
+            factors,
+            values,
+            gradient,
+            options.damping + self.lam,
+            options.update,
+            options.tolerance,
+            options.iterations,
+        )
