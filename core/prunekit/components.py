@@ -193,6 +193,13 @@ class Criterion(Component, ABC):
     damps: ClassVar[bool] = False
     """True where λ goes into the criterion's own damping (criteria with an update), not the saliency."""
 
+    def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
+        """Refuse, before anything is computed, a schedule that a criterion with ``select`` cannot follow.
+
+        Raises:
+            SpecError: If it contradicts the options.
+        """
+
     def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Mapping[str, Tensor]:
         """Return one finite tensor per weight tensor, in its shape, without the λ term.
 

@@ -69,6 +69,7 @@ class Pruner:
             raise SpecError(f"scheduler: {error}") from None
         self.counts = [pruned_count(level, self.total) for level in self.levels]
         selector.check(self.layers, self.counts)
+        criterion.check(self.layers, self.counts)
         if getattr(criterion, "select", None) is not None and (
             selector.name != "global" or selector.options != type(selector).Options()
         ):

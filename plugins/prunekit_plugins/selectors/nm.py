@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from prunekit import Options, Selector, SpecError
+from prunekit import Options, Selector
 from prunekit.budget import Layer
 
 if TYPE_CHECKING:
@@ -46,28 +46,11 @@ class Pattern(Selector):
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse layers without whole groups, and a schedule that does not end with the pattern."""
+        from prunekit_plugins.surgery.pattern import refuse_other_ends, refuse_other_layers
+
         n, m = self.options.n, self.options.m
-        problems = []
-        for layer in layers:
-            inputs = layer.shape[layer.input_axis] if len(layer.shape) > 1 else 0
-            if len(layer.shape) < 2:
-                problems.append(
-                    f"prune.selector: {layer.name} has no input dimension; exclude it (prune.prunable)"
-                )
-            elif inputs % m:
-                problems.append(
-                    f"prune.selector: {layer.name} has {inputs} inputs, which are no whole groups of {m}; "
-                    "exclude it (prune.prunable)"
-                )
-        if problems:
-            raise SpecError(problems)
-        size = sum(layer.size for layer in layers)
-        whole = size // m * (m - n)
-        if budgets[-1] != whole:
-            raise SpecError(
-                f"prune.scheduler: {n}:{m} prunes {whole} of {size} weights, and the schedule ends at "
-                f"{budgets[-1]}; sparsity must be {1 - n / m:g}"
-            )
+        refuse_other_layers(layers, m, "prune.selector")
+        refuse_other_ends(layers, budgets[-1], n, m)
         self._axes = {layer.name: layer.input_axis for layer in layers}
 
     def select(
