@@ -12,6 +12,7 @@ from prunekit_plugins.statistics.hutchinson_diagonal import HutchinsonDiagonal
 from prunekit_plugins.statistics.input_second_moment import InputSecondMoment
 from prunekit_plugins.statistics.inverse_block import InverseBlock
 from prunekit_plugins.statistics.inverse_full import InverseFull
+from prunekit_plugins.statistics.inverse_layer import InverseLayer
 from prunekit_plugins.statistics.inverse_rows import InverseRows
 from prunekit_plugins.statistics.synaptic_flow import SynapticFlow
 from prunekit_plugins.statistics.uniform import Uniform
@@ -31,6 +32,7 @@ def prunekit_register_statistics() -> list[type[Estimator]]:
         InverseRows,
         InverseBlock,
         CurvatureFactors,
+        InverseLayer,
         HessianGradient,
         SynapticFlow,
         InputSecondMoment,

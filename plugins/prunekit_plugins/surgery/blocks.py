@@ -25,7 +25,10 @@ class Family(ABC):
         layer: The parameter; ``None`` for a block over several.
         index: ``[R, k]``, where each weight stands among all weights, parameters one after another; 0 in padding.
         there: ``[R, k]``, False in padding, which comes last.
+        own: Damping that these blocks add to everyone's.
     """
+
+    own: float = 0.0
 
     def __init__(self, layer: str | None, index: Tensor, there: Tensor) -> None:
         sizes = there.sum(1)
@@ -54,6 +57,18 @@ class Family(ABC):
             torch.full_like(there, damping, dtype=found.dtype).masked_fill_(~there, 1)
         )
         return found
+
+    def inverses(self, start: int, stop: int, damping: float) -> tuple[Tensor, Tensor]:
+        """Inverses of damped blocks, not to be written to, and which blocks are positive definite."""
+        return inverse(self.damped(start, stop, damping))
+
+    def held(self) -> int:
+        """Bytes that all inverses take, those apart that :meth:`lasts` leaves out."""
+        return sum(8 * size**2 for size in self.sizes)
+
+    def lasts(self, start: int) -> bool:
+        """Whether the inverses of the piece from ``start`` are to be kept if there is room."""
+        return True
 
     def at(self, values: Tensor, start: int, stop: int) -> Tensor:
         """A vector over all weights, at some blocks; zero in padding."""
@@ -126,7 +141,7 @@ class Blocks(Remembering):
         budget: int,
     ) -> None:
         self.statistic, self.families, self.damping, self.budget = statistic, list(families), damping, budget
-        self._keeps = sum(8 * size**2 for family in families for size in family.sizes) <= budget // 2
+        self._keeps = sum(family.held() for family in families) <= budget // 2
         self._kept: dict[tuple[int, int], Tensor] = {}
         sizes = [shape.numel() for shape in shapes.values()]
         device = families[0].index.device if families else None
@@ -150,7 +165,7 @@ class Blocks(Remembering):
                 found = self._kept.get((number, start))
                 if found is None:
                     found = self._inverse(family, start, stop)
-                    if self._keeps:
+                    if self._keeps and family.lasts(start):
                         self._kept[number, start] = found
                 k = found.shape[1]
                 yield Chunk(
@@ -162,20 +177,21 @@ class Blocks(Remembering):
         return sum(family.curved(change) for family in self.families)
 
     def _inverse(self, family: Family, start: int, stop: int) -> Tensor:
-        damped = family.damped(start, stop, self.damping)
-        found, definite = inverse(damped)
+        found, definite = family.inverses(start, stop, self.damping)
         if not bool(definite.all()):
-            bad = int((~definite).nonzero()[0])
-            size = family.sizes[start + bad]
-            raise not_definite(self.statistic, family.layer, damped[bad, :size, :size], self.damping)
+            bad = start + int((~definite).nonzero()[0])
+            damped = family.damped(bad, bad + 1, self.damping)[0]
+            raise not_definite(self.statistic, family.layer, damped, self.damping + family.own)
         return found
 
 
 def not_definite(statistic: str, layer: str | None, damped: Tensor, damping: float) -> UnsupportedError:
     """The error for a block that has no inverse, with the damping that would give it one."""
-    lowest = float(torch.linalg.eigvalsh(damped)[0]) - damping
+    values = torch.linalg.eigvalsh(damped)
+    lowest = float(values[0]) - damping
+    rounding = len(values) * torch.finfo(values.dtype).eps * float(values[-1])
     where = "the curvature" if layer is None else f"a block of the curvature of {layer}"
     return UnsupportedError(
         f"{statistic}: {where} + {damping:g}·I is not positive definite: the smallest eigenvalue of the curvature "
-        f"is {lowest:.3g}; damping must be above {max(0.0, -lowest):.3g}"
+        f"is {lowest:.3g}; damping must be above {max(0.0, rounding - lowest):.3g}"
     )

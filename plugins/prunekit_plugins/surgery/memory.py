@@ -23,5 +23,9 @@ class Remembering(Detailed):
         now = [t for table in given for t in table.values()]
         if len(known) != len(now) or not all(torch.equal(a, b) for a, b in zip(known, now, strict=True)):
             found = compute()
-            self._last = [t.clone() for t in now], found
+            self.remember(given, found)
         return found
+
+    def remember(self, given: Sequence[Mapping[str, Tensor]], found: dict[str, Tensor]) -> None:
+        """Keep what was computed from something, until the next."""
+        self._last = [t.clone() for table in given for t in table.values()], found
