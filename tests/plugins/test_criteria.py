@@ -13,6 +13,7 @@ from prunekit_plugins.criteria import (
     BlockSurgeon,
     Combinatorial,
     EmpiricalFisher,
+    ExactOBS,
     GradientSurgeon,
     GraSP,
     LinearModel,
@@ -22,6 +23,7 @@ from prunekit_plugins.criteria import (
     QuadraticModel,
     Random,
     RowSurgeon,
+    SparseGPT,
     SynFlow,
     TaylorFirstOrder,
     TaylorSecondOrder,
@@ -81,6 +83,11 @@ CASES = [
         pytest.param((cls, lam, {}), id=f"{cls.name}-{lam}")
         for cls in (EmpiricalFisher, TaylorFirstOrder, TaylorSecondOrder, SNIP, GraSP, SynFlow, Wanda)
         for lam in (0.0, 1e-2)
+    ),
+    *(
+        pytest.param((cls, lam, options), id=f"{cls.name}-{number}")
+        for cls, more in ((ExactOBS, {"scope": "global"}), (SparseGPT, {"refit": True, "block_size": 5}))
+        for number, (lam, options) in enumerate(((0.0, {}), (0.0, {"update": False}), (1e-2, more)))
     ),
     pytest.param((OptimalBrainSurgeon, 0.0, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),
     pytest.param((GraSP, 0.0, {"temperature": 1.0}), id="grasp-1"),

@@ -6,6 +6,7 @@ from prunekit_plugins.criteria.empirical_fisher import EmpiricalFisher
 from prunekit_plugins.criteria.grasp import GraSP
 from prunekit_plugins.criteria.lm import LinearModel
 from prunekit_plugins.criteria.magnitude import Magnitude
+from prunekit_plugins.criteria.obc import ExactOBS
 from prunekit_plugins.criteria.obd import OptimalBrainDamage
 from prunekit_plugins.criteria.obs import OptimalBrainSurgeon
 from prunekit_plugins.criteria.obs_block import BlockSurgeon
@@ -14,6 +15,7 @@ from prunekit_plugins.criteria.obs_rows import RowSurgeon
 from prunekit_plugins.criteria.qm import QuadraticModel
 from prunekit_plugins.criteria.random import Random
 from prunekit_plugins.criteria.snip import SNIP
+from prunekit_plugins.criteria.sparsegpt import SparseGPT
 from prunekit_plugins.criteria.synflow import SynFlow
 from prunekit_plugins.criteria.taylor_fo import TaylorFirstOrder
 from prunekit_plugins.criteria.taylor_so import TaylorSecondOrder
@@ -33,6 +35,8 @@ def prunekit_register_criteria() -> list[type[Criterion]]:
         RowSurgeon,
         BlockSurgeon,
         Combinatorial,
+        ExactOBS,
+        SparseGPT,
         EmpiricalFisher,
         TaylorFirstOrder,
         TaylorSecondOrder,

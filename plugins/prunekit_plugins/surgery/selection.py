@@ -63,6 +63,7 @@ def greedy(
     masks: Mapping[str, Tensor],
     budgets: Mapping[str | None, int],
     refresh: int,
+    caps: Callable[[Chunk], Caps] | None = None,
 ) -> Tensor:
     """Eliminate the cheapest weights, one after another, each block's inverse brought up to date in between.
 
@@ -73,6 +74,8 @@ def greedy(
         masks: What is kept now.
         budgets: How many weights are pruned afterwards, by layer, or in all (``None``).
         refresh: See :func:`eliminate`.
+        caps: Fresh limits to what may go from a chunk's blocks, which must leave room for the budgets; for blocks
+            of one layer each.
 
     Returns:
         Flat indices of what goes, over all weights.
@@ -91,7 +94,7 @@ def greedy(
             # With one block nothing is gained by stopping early elsewhere.
             highest = kth_smallest(saliency[start:stop][kept], count)
             guess = torch.inf if single else _FIRST_GUESS * float(highest)
-            gone.append(_cheapest(blocks, values, count, guess, refresh, layer))
+            gone.append(_cheapest(blocks, values, count, guess, refresh, layer, caps))
         start = stop
     return torch.cat(gone)
 
