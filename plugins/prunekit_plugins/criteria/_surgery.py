@@ -6,7 +6,7 @@ themselves where the gradient is taken to be zero (OBS), a Newton step away wher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -59,7 +59,7 @@ class BlockSurgeonOptions(SurgeonOptions):
 class Surgeon(Criterion):
     """Base of the criteria; a subclass names the statistic with the inverse."""
 
-    Options = SurgeonOptions
+    Options: ClassVar[type[SurgeonOptions]] = SurgeonOptions
     damps = True
     statistic: ClassVar[str]
 
@@ -123,21 +123,26 @@ class Surgeon(Criterion):
         first = float(flat(statistics["gradient"]) @ change) if self.first_order else 0.0
         return first + 0.5 * float(blocks.curved(change))
 
-    def _minimum(self, chunk: Chunk, weights: Tensor, gradient: Tensor | None) -> Tensor:
+    def _minimum(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Callable[[Chunk], Tensor]:
         """Where the model of some blocks has its minimum: ``θ − H⁻¹g``."""
         import torch
 
-        values = chunk.at(weights)
-        if gradient is None:
-            return values
-        return values - torch.bmm(chunk.inverse, chunk.at(gradient).unsqueeze(2)).squeeze(2)
+        values = flat(weights)
+        gradient = flat(statistics["gradient"]) if self.first_order else None
+
+        def found(chunk: Chunk) -> Tensor:
+            here = chunk.at(values)
+            if gradient is None:
+                return here
+            return here - torch.bmm(chunk.inverse, chunk.at(gradient).unsqueeze(2)).squeeze(2)
+
+        return found
 
     def _minima(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Any:
         blocks: Any = statistics[self.inverse]
-        values = flat(weights)
-        gradient = flat(statistics["gradient"]) if self.first_order else None
+        minimum = self._minimum(weights, statistics)
         for chunk in blocks.chunks():
-            yield chunk, self._minimum(chunk, values, gradient)
+            yield chunk, minimum(chunk)
 
     def _eliminate(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
@@ -145,11 +150,9 @@ class Surgeon(Criterion):
         from prunekit_plugins.surgery.selection import greedy, shares
 
         blocks: Blocks = statistics[self.inverse]  # type: ignore[assignment]
-        values = flat(weights)
-        gradient = flat(statistics["gradient"]) if self.first_order else None
         gone = greedy(
             blocks,
-            lambda chunk: self._minimum(chunk, values, gradient),
+            self._minimum(weights, statistics),
             flat(self.saliency(weights, statistics)),
             masks,
             {None: budget} if self.options.scope == "global" else shares(masks, budget),
@@ -163,21 +166,22 @@ class Surgeon(Criterion):
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
     ) -> dict[str, Tensor]:
         """The minimum of the model with the pruned weights at zero: ``c − H⁻¹_{:,S} ([H⁻¹]_SS)⁻¹ c_S``."""
-        from prunekit_plugins.surgery.solve import adjusted
-
         blocks: Any = statistics[self.inverse]
         # The prediction and the update of one step ask for the same.
         return blocks.remembered(  # type: ignore[no-any-return]
-            (weights, masks), lambda: self._solved(adjusted, weights, statistics, masks)
+            (weights, masks), lambda: self._solved(weights, statistics, masks)
         )
 
     def _solved(
-        self, solve: Any, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
+        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
     ) -> dict[str, Tensor]:
+        """Block by block."""
+        from prunekit_plugins.surgery.solve import adjusted
+
         left = flat(masks).bool()
         everything = flat(weights)
         for chunk, values in self._minima(weights, statistics):
             gone = chunk.there & ~left[chunk.index]
-            found = solve(chunk.inverse, values, gone)
+            found = adjusted(chunk.inverse, values, gone)
             everything[chunk.index[chunk.there]] = found[chunk.there]
         return {n: v.to(weights[n].dtype) for n, v in shaped(everything, weights).items()}

@@ -59,8 +59,12 @@ class Family(ABC):
         return found
 
     def inverses(self, start: int, stop: int, damping: float) -> tuple[Tensor, Tensor]:
-        """Inverses of damped blocks, not to be written to, and which blocks are positive definite."""
+        """Damped blocks inverted, the identity in padding, not to be written to; and which are definite ``[R]``."""
         return inverse(self.damped(start, stop, damping))
+
+    def inverse_diagonal(self, start: int, stop: int) -> Tensor | None:
+        """The inverses' diagonals ``[R, k]``, where they can be had without the inverses."""
+        return None
 
     def held(self) -> int:
         """Bytes that all inverses take, those apart that :meth:`lasts` leaves out."""
@@ -72,9 +76,13 @@ class Family(ABC):
 
     def at(self, values: Tensor, start: int, stop: int) -> Tensor:
         """A vector over all weights, at some blocks; zero in padding."""
-        k = self.sizes[start]
-        index, there = self.index[start:stop, :k], self.there[start:stop, :k]
+        index, there = self.placed(start, stop)
         return torch.where(there, values[index], torch.zeros((), dtype=values.dtype, device=values.device))
+
+    def placed(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Index and there of some blocks, as wide as the first."""
+        k = self.sizes[start]
+        return self.index[start:stop, :k], self.there[start:stop, :k]
 
     def pieces(self, room: int) -> Iterator[tuple[int, int]]:
         """Cut into runs of blocks whose padded matrices take at most ``room`` bytes, or one block."""
@@ -146,8 +154,13 @@ class Blocks(Remembering):
         sizes = [shape.numel() for shape in shapes.values()]
         device = families[0].index.device if families else None
         flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        for chunk in self.chunks():
-            flat[chunk.index[chunk.there]] = chunk.inverse.diagonal(dim1=1, dim2=2)[chunk.there]
+        for number, family in enumerate(self.families):
+            for start, stop in family.pieces(self._room):
+                index, there = family.placed(start, stop)
+                found = family.inverse_diagonal(start, stop)
+                if found is None:
+                    found = self._inverse(number, start, stop).diagonal(dim1=1, dim2=2)
+                flat[index[there]] = found[there]
         parts = torch.split(flat, sizes)
         super().__init__({n: p.view(shape) for (n, shape), p in zip(shapes.items(), parts, strict=True)})
 
@@ -157,31 +170,34 @@ class Blocks(Remembering):
         Raises:
             UnsupportedError: If a damped block is not positive definite, with the damping that would do.
         """
-        room = min(_PIECE, self.budget // _MATRICES)
         for number, family in enumerate(self.families):
             if layer is not None and family.layer != layer:
                 continue
-            for start, stop in family.pieces(room):
-                found = self._kept.get((number, start))
-                if found is None:
-                    found = self._inverse(family, start, stop)
-                    if self._keeps and family.lasts(start):
-                        self._kept[number, start] = found
-                k = found.shape[1]
-                yield Chunk(
-                    family, start, stop, family.index[start:stop, :k], family.there[start:stop, :k], found
-                )
+            for start, stop in family.pieces(self._room):
+                found = self._inverse(number, start, stop)
+                yield Chunk(family, start, stop, *family.placed(start, stop), found)
 
     def curved(self, change: Tensor) -> float:
         """``Δᵀ C Δ`` without damping, for a change of all weights."""
         return sum(family.curved(change) for family in self.families)
 
-    def _inverse(self, family: Family, start: int, stop: int) -> Tensor:
+    @property
+    def _room(self) -> int:
+        """Bytes that the matrices of one piece may take."""
+        return min(_PIECE, self.budget // _MATRICES)
+
+    def _inverse(self, number: int, start: int, stop: int) -> Tensor:
+        known = self._kept.get((number, start))
+        if known is not None:
+            return known
+        family = self.families[number]
         found, definite = family.inverses(start, stop, self.damping)
         if not bool(definite.all()):
             bad = start + int((~definite).nonzero()[0])
             damped = family.damped(bad, bad + 1, self.damping)[0]
             raise not_definite(self.statistic, family.layer, damped, self.damping + family.own)
+        if self._keeps and family.lasts(start):
+            self._kept[number, start] = found
         return found
 
 
