@@ -16,6 +16,7 @@ from prunekit_plugins.criteria import (
     ExactOBS,
     GradientSurgeon,
     GraSP,
+    KroneckerSurgeon,
     LinearModel,
     Magnitude,
     OptimalBrainDamage,
@@ -60,7 +61,7 @@ CASES = [
         pytest.param(
             (cls, lam, {"selection": selection, "update": update}), id=f"{cls.name}-{selection}-{update}"
         )
-        for cls in (OptimalBrainSurgeon, GradientSurgeon, RowSurgeon, BlockSurgeon)
+        for cls in (OptimalBrainSurgeon, GradientSurgeon, RowSurgeon, BlockSurgeon, KroneckerSurgeon)
         for lam, selection, update in (
             (0.0, "greedy", True),
             (1e-2, "saliency", True),
@@ -79,6 +80,9 @@ CASES = [
         )
     ),
     pytest.param((OptimalBrainSurgeon, 1.0, {"curvature": "hessian"}), id="obs-hessian"),
+    pytest.param(
+        (KroneckerSurgeon, 1e-2, {"curvature": "empirical_fisher", "gradient": True}), id="obs_kfac-gradient"
+    ),
     *(
         pytest.param((cls, lam, {}), id=f"{cls.name}-{lam}")
         for cls in (EmpiricalFisher, TaylorFirstOrder, TaylorSecondOrder, SNIP, GraSP, SynFlow, Wanda)

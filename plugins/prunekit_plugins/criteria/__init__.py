@@ -11,6 +11,7 @@ from prunekit_plugins.criteria.obd import OptimalBrainDamage
 from prunekit_plugins.criteria.obs import OptimalBrainSurgeon
 from prunekit_plugins.criteria.obs_block import BlockSurgeon
 from prunekit_plugins.criteria.obs_gradient import GradientSurgeon
+from prunekit_plugins.criteria.obs_kfac import KroneckerSurgeon
 from prunekit_plugins.criteria.obs_rows import RowSurgeon
 from prunekit_plugins.criteria.qm import QuadraticModel
 from prunekit_plugins.criteria.random import Random
@@ -37,6 +38,7 @@ def prunekit_register_criteria() -> list[type[Criterion]]:
         Combinatorial,
         ExactOBS,
         SparseGPT,
+        KroneckerSurgeon,
         EmpiricalFisher,
         TaylorFirstOrder,
         TaylorSecondOrder,

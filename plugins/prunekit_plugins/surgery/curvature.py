@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prunekit.estimation import ForwardPass
 
 Curvature = Literal["ggn", "ggn_mc", "empirical_fisher", "hessian"]
+OuterProducts = Literal["ggn", "ggn_mc", "empirical_fisher"]
 
 
 class InverseOptions(Options):
