@@ -14,6 +14,7 @@ from prunekit_plugins.statistics.inverse_block import InverseBlock
 from prunekit_plugins.statistics.inverse_full import InverseFull
 from prunekit_plugins.statistics.inverse_layer import InverseLayer
 from prunekit_plugins.statistics.inverse_kfac import InverseKroneckerFactored
+from prunekit_plugins.statistics.inverse_products import InverseProducts
 from prunekit_plugins.statistics.inverse_rows import InverseRows
 from prunekit_plugins.statistics.synaptic_flow import SynapticFlow
 from prunekit_plugins.statistics.uniform import Uniform
@@ -35,6 +36,7 @@ def prunekit_register_statistics() -> list[type[Estimator]]:
         CurvatureFactors,
         InverseLayer,
         InverseKroneckerFactored,
+        InverseProducts,
         HessianGradient,
         SynapticFlow,
         InputSecondMoment,
