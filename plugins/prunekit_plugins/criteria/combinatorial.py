@@ -37,7 +37,7 @@ class CombinatorialOptions(Options):
     gradient: bool = True
     update: bool = True
     scope: Literal["global", "layerwise"] = "global"
-    rounds: int = Field(default=5, ge=0)
+    rounds: int = Field(default=3, ge=0)
     tolerance: float = Field(default=1e-2, gt=0)
     iterations: int = Field(default=100, ge=1)
 
@@ -82,8 +82,11 @@ class Combinatorial(Criterion):
                 size = masks[name].numel()
                 layers.append((slice(start, start + size), size - pruned))
                 start += size
-        kept = search(model, flat(masks).bool(), layers, self.options.rounds)
-        return shaped(kept, masks)
+        kept, values = search(model, flat(masks).bool(), layers, self.options.rounds)
+        chosen = shaped(kept, masks)
+        if self.options.update:  # what the search has fitted to them is what the update will ask for
+            model.factors.remember((weights, chosen), _as(weights, values))
+        return chosen
 
     @property
     def update(self) -> Any:
@@ -106,8 +109,7 @@ class Combinatorial(Criterion):
 
         def fit() -> dict[str, Tensor]:
             model = self._model(weights, statistics, masks)
-            found = shaped(model.fitted(flat(masks).bool(), model.weights), weights)
-            return {name: value.to(weights[name].dtype) for name, value in found.items()}
+            return _as(weights, model.fitted(flat(masks).bool(), model.weights))
 
         # The prediction and the update of one step ask for the same.
         return factors.remembered((weights, masks), fit)  # type: ignore[no-any-return]
@@ -131,3 +133,7 @@ class Combinatorial(Criterion):
             options.tolerance,
             options.iterations,
         )
+
+
+def _as(weights: Tensors, values: Tensor) -> dict[str, Tensor]:
+    return {name: value.to(weights[name].dtype) for name, value in shaped(values, weights).items()}

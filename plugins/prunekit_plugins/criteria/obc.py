@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from prunekit import Criterion, Statistic
-from prunekit_plugins.criteria._surgery import flat, shaped
+from prunekit_plugins.criteria._flat import flat, shaped
 from prunekit_plugins.surgery.pattern import OptionalPattern, refuse_other_ends, refuse_other_layers
 
 if TYPE_CHECKING:

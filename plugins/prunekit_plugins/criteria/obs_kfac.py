@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunekit import RunError
-from prunekit_plugins.criteria._surgery import BlockSurgeonOptions, Surgeon, flat, shaped
+from prunekit_plugins.criteria._flat import flat, shaped
+from prunekit_plugins.criteria._surgery import BlockSurgeonOptions, Surgeon
 from prunekit_plugins.surgery.curvature import OuterProducts
 
 if TYPE_CHECKING:

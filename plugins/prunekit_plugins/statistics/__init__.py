@@ -12,8 +12,8 @@ from prunekit_plugins.statistics.hutchinson_diagonal import HutchinsonDiagonal
 from prunekit_plugins.statistics.input_second_moment import InputSecondMoment
 from prunekit_plugins.statistics.inverse_block import InverseBlock
 from prunekit_plugins.statistics.inverse_full import InverseFull
-from prunekit_plugins.statistics.inverse_layer import InverseLayer
 from prunekit_plugins.statistics.inverse_kfac import InverseKroneckerFactored
+from prunekit_plugins.statistics.inverse_layer import InverseLayer
 from prunekit_plugins.statistics.inverse_products import InverseProducts
 from prunekit_plugins.statistics.inverse_rows import InverseRows
 from prunekit_plugins.statistics.synaptic_flow import SynapticFlow

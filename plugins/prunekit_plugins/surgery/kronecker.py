@@ -86,7 +86,7 @@ class Kronecker(Family):
         """S_r at kept weights; its damping is the one that the family was made with."""
         return self._built(start, stop, 1 / self.parts)
 
-    def inverse(self, start: int, stop: int, damping: float) -> tuple[Tensor, Tensor]:
+    def inverses(self, start: int, stop: int, damping: float) -> tuple[Tensor, Tensor]:
         """M_r where nothing is pruned, else by factorisation."""
         if stop > self.whole:
             return inverse(self.damped(start, stop, damping))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,10 +47,15 @@ class Model:
     tolerance: float
     iterations: int
 
-    @property
+    @cached_property
     def diagonal(self) -> Tensor:
         """Of C + αI."""
         return torch.cat([t.flatten() for t in self.factors.values()]) + self.damping
+
+    @cached_property
+    def wanted(self) -> Tensor:
+        """(C + αI) θ − g: where the model has its minimum, (C + αI) w is that."""
+        return self.factors.product(self.weights) + self.damping * self.weights - self.gradient
 
     def slope(self, values: Tensor) -> Tensor:
         """∇Q."""
@@ -67,13 +73,9 @@ class Model:
         if not self.moves:
             return self.weights * kept
         moved = torch.where(kept, start, 0.0)
-        # The kept weights' equations: (H w)_K = (H θ − g)_K.
-        wanted = torch.where(
-            kept, self.factors.product(self.weights) + self.damping * self.weights - self.gradient, 0.0
-        )
         found, _, _ = conjugate_gradients(
             lambda v: torch.where(kept, self.factors.product(v) + self.damping * v, 0.0),
-            wanted,
+            torch.where(kept, self.wanted, 0.0),
             moved,
             torch.where(kept, self.diagonal, 1.0),
             self.tolerance,
@@ -82,7 +84,9 @@ class Model:
         return found
 
 
-def search(model: Model, open_: Tensor, layers: Sequence[tuple[slice, int]], rounds: int) -> Tensor:
+def search(
+    model: Model, open_: Tensor, layers: Sequence[tuple[slice, int]], rounds: int
+) -> tuple[Tensor, Tensor]:
     """Choose what is kept.
 
     Args:
@@ -92,13 +96,13 @@ def search(model: Model, open_: Tensor, layers: Sequence[tuple[slice, int]], rou
         rounds: Swaps that are tried, at most.
 
     Returns:
-        Bool, flat.
+        What is kept, bool, and the values fitted to it; both flat.
     """
     diagonal = model.diagonal
     kept = torch.zeros_like(open_)
     for part, count in layers:
         # Alone, a weight's removal costs the model what the quadratic formula says.
-        cost = _loss_of_removal(model, model.weights, model.slope(model.weights), diagonal)[part]
+        cost = _loss_of_removal(model, model.weights, model.gradient, diagonal)[part]
         kept[part] = ~smallest(torch.where(open_[part], cost, -torch.inf), len(cost) - count)
     values = model.fitted(kept, model.weights)
     height, share = model.height(values), _FIRST
@@ -120,7 +124,7 @@ def search(model: Model, open_: Tensor, layers: Sequence[tuple[slice, int]], rou
             break
         else:
             share = min(share, most / max(1, int(kept.count_nonzero()))) / _FEWER
-    return kept
+    return kept, values
 
 
 def _loss_of_removal(model: Model, values: Tensor, slope: Tensor, diagonal: Tensor) -> Tensor:
