@@ -7,16 +7,23 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+_DRIFT = 1e-5  # relative residuals above this are carried along without harm, in float32 too
+
 Product = Callable[[Tensor], Tensor]
 
 
 def solved(
-    product: Product, precondition: Product, wanted: Tensor, tolerance: float, limit: int
+    product: Product,
+    precondition: Product,
+    wanted: Tensor,
+    tolerance: float,
+    limit: int,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, float, int]:
     """Solve ``M x = b`` for a symmetric positive definite M.
 
-    Where the residual that is carried along says that it is done, it is computed anew; if the two differ, the iteration
-    starts again from there.
+    Where the residual that is carried along says that it is done, it is computed anew if rounding can tell the two
+    apart; if they differ, the iteration starts again from there.
 
     Args:
         product: x to M x.
@@ -24,18 +31,22 @@ def solved(
         wanted: b, of any shape.
         tolerance: Of the residual's norm, as a share of b's.
         limit: Most products.
+        start: Where to begin; zero by default.
 
     Returns:
         x, its relative residual (not within the tolerance if it failed), and the number of products.
     """
     size = float(wanted.norm())
-    found = wanted.new_zeros(wanted.shape)
     if size == 0:
-        return found, 0.0, 0
-    residual, direction, along, products = wanted.clone(), None, 0.0, 0
+        return wanted.new_zeros(wanted.shape), 0.0, 0
+    direction, along, products = None, 0.0, 0
+    if start is None:
+        found, residual = wanted.new_zeros(wanted.shape), wanted.clone()
+    else:
+        found, residual, products = start.clone(), wanted - product(start), 1
     while True:
         left = float(residual.norm()) / size
-        if left <= tolerance and direction is not None:
+        if left <= tolerance < _DRIFT and direction is not None:
             residual, direction = wanted - product(found), None
             products += 1
             left = float(residual.norm()) / size

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from prunekit.masks.select import smallest
+from prunekit_plugins.surgery.conjugate import solved
 from prunekit_plugins.surgery.factors import Factors
-from prunekit_plugins.surgery.gradients import conjugate_gradients
 
 _FIRST = 0.3  # of the kept weights are swapped at first, at most
 _FEWER = 4  # times fewer, after a swap that made the model larger
@@ -72,14 +72,14 @@ class Model:
         """The values with the smallest Q that are zero outside ``kept``."""
         if not self.moves:
             return self.weights * kept
-        moved = torch.where(kept, start, 0.0)
-        found, _, _ = conjugate_gradients(
+        scale = torch.where(kept, self.diagonal, 1.0)
+        found, _, _ = solved(
             lambda v: torch.where(kept, self.factors.product(v) + self.damping * v, 0.0),
+            lambda v: v / scale,
             torch.where(kept, self.wanted, 0.0),
-            moved,
-            torch.where(kept, self.diagonal, 1.0),
             self.tolerance,
             self.iterations,
+            torch.where(kept, start, 0.0),
         )
         return found
 

@@ -1,0 +1,238 @@
+"""Joint selection, and the products with a whole curvature matrix that it rests on, against dense matrices."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, float64, nn
+
+import prunekit as pk
+from prunekit_plugins.surgery.conjugate import solved
+from prunekit_plugins.surgery.swaps import Model, search
+
+DAMPING = 0.05
+EXACT = {"tolerance": 1e-12, "iterations": 10_000, "damping": DAMPING}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """The same numbers in any order of tests."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+class Awkward(nn.Module):
+    """Strides, groups, a transposed convolution, a weight used twice, tokens, a norm with weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 4, 3, stride=2, padding=1, groups=2)
+        self.up = nn.ConvTranspose1d(4, 2, 2, stride=2, groups=2)
+        self.tokens = nn.Linear(2, 3)
+        self.norm = nn.LayerNorm(3)
+        self.twice = nn.Linear(3, 3, bias=False)
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.conv(x))
+        x = self.norm(torch.tanh(self.tokens(self.up(x).transpose(1, 2))))
+        x = torch.tanh(self.twice(torch.tanh(self.twice(x))))
+        out: Tensor = self.head(x.mean(1))
+        return out
+
+
+def awkward() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    x, y = torch.randn(9, 2, 6, dtype=float64), torch.randint(4, (9,))
+    return Awkward().double(), [(x[:6], y[:6]), (x[6:], y[6:])]
+
+
+def mlp() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3, bias=False)).double()
+    x, y = torch.randn(20, 5, dtype=float64), torch.randint(3, (20,))
+    return model, [(x[:16], y[:16]), (x[16:], y[16:])]
+
+
+def flat(tensors: Any) -> Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors.values()])
+
+
+def dense(model: nn.Module, batches: Any, curvature: str, parameters: Any) -> Tensor:
+    operator = pk.operator(model, batches, curvature, parameters=parameters)
+    sizes = [shape.numel() for shape in operator.shapes.values()]
+    columns = []
+    for unit in torch.eye(sum(sizes), dtype=float64):
+        parts = unit.split(sizes)
+        named = {n: p.view(s) for (n, s), p in zip(operator.shapes.items(), parts, strict=True)}
+        columns.append(flat(operator @ named))
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher"])
+@pytest.mark.parametrize("parameters", ["all", None], ids=["all", "prunable"])
+def test_products_are_those_of_the_whole_matrix(curvature, parameters) -> None:
+    model, batches = awkward()
+    given = {} if parameters is None else {"parameters": parameters}
+    request = pk.Statistic("curvature_factors", curvature=curvature)
+    found = pk.statistics(model, batches, request, **given)["curvature_factors"]
+    names = list(found)
+    matrix = dense(model, batches, curvature, names)
+    vector = torch.randn(len(matrix), dtype=float64)
+    torch.testing.assert_close(found.product(vector), matrix @ vector, rtol=1e-9, atol=1e-12)
+    assert found.curved(vector) == pytest.approx(float(vector @ matrix @ vector), rel=1e-9)
+    torch.testing.assert_close(flat(found), matrix.diagonal(), rtol=1e-9, atol=1e-12)
+    assert found.curved(vector) == pytest.approx(found.map(torch.clone).curved(vector))
+
+
+def test_drawn_labels_give_the_ggn_on_average() -> None:
+    model, batches = mlp()
+    exact = pk.statistics(model, batches, "curvature_factors")["curvature_factors"]
+    request = pk.Statistic("curvature_factors", curvature="ggn_mc", draws=4000)
+    drawn = pk.statistics(model, batches, request)["curvature_factors"]
+    vector = torch.randn(32, dtype=float64)
+    assert float((drawn.product(vector) - exact.product(vector)).norm() / exact.product(vector).norm()) < 0.1
+
+
+def test_factors_do_not_follow_memory_that_is_filled_again() -> None:
+    model, batches = mlp()
+    room, labels = torch.empty(20, 5, dtype=float64), torch.empty(20, dtype=torch.long)
+
+    class Refilled:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            for x, y in batches:
+                room[: len(x)], labels[: len(y)] = x, y
+                yield room[: len(x)], labels[: len(y)]
+
+    vector = torch.randn(32, dtype=float64)
+    expected = pk.statistics(model, batches, "curvature_factors")["curvature_factors"].product(vector)
+    found = pk.statistics(model, Refilled(), "curvature_factors")["curvature_factors"].product(vector)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher"])
+@pytest.mark.parametrize("scope", ["global", "layerwise"])
+def test_survivors_minimise_the_model_and_the_prediction_is_its_value(gradient, curvature, scope) -> None:
+    model, batches = mlp()
+    names = ["0.weight", "2.weight"]
+    matrix = dense(model, batches, curvature, names)
+    slope = (
+        flat(pk.statistics(model, batches, "gradient")["gradient"]) if gradient else torch.zeros(32).double()
+    )
+    before = flat({n: model.get_parameter(n) for n in names})
+    criterion = {
+        "name": "combinatorial",
+        "curvature": curvature,
+        "gradient": gradient,
+        "scope": scope,
+        **EXACT,
+    }
+    pruning = pk.prune(model, batches, criterion, sparsity=0.5, steps=1)
+    kept = flat(pruning.masks)
+    if scope == "layerwise":
+        assert [int(m.count_nonzero()) for m in pruning.masks.values()] == [10, 6]
+    damped = matrix + DAMPING * torch.eye(32, dtype=float64)
+    expected = torch.zeros_like(before)
+    expected[kept] = torch.linalg.solve(damped[kept][:, kept], (damped @ before - slope)[kept])
+    after = flat({n: model.get_parameter(n) for n in names})
+    torch.testing.assert_close(after, expected, rtol=1e-7, atol=1e-9)
+    change = after - before
+    predicted = float(slope @ change + 0.5 * change @ matrix @ change)
+    assert pruning.steps[0].predicted_delta_loss == pytest.approx(predicted, rel=1e-8)
+
+
+def height(matrix: Tensor, weights: Tensor, slope: Tensor, kept: Tensor, moves: bool) -> float:
+    """The damped model's value for a choice, survivors at their best or where they are."""
+    values = weights * kept
+    if moves:
+        values = torch.zeros_like(weights)
+        values[kept] = torch.linalg.solve(matrix[kept][:, kept], (matrix @ weights - slope)[kept])
+    change = values - weights
+    return float(slope @ change + 0.5 * change @ matrix @ change)
+
+
+class Matrix(dict[str, Tensor]):
+    """A matrix in place of the statistic."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(w=matrix.diagonal())
+        self.matrix = matrix
+
+    def product(self, vector: Tensor) -> Tensor:
+        return self.matrix @ vector
+
+    def curved(self, change: Tensor) -> float:
+        return float(change @ self.matrix @ change)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_exchange_comes_close_to_the_best_of_all_choices(moves) -> None:
+    """Of C(12, 5) choices, on 20 random problems with strong correlations; ranking alone is far worse."""
+    ranked, exchanged = [], []
+    for _ in range(20):
+        x = torch.randn(15, 12, dtype=float64) @ torch.randn(12, 12, dtype=float64)
+        matrix, weights = x.t() @ x / 15, torch.randn(12, dtype=float64)
+        slope = 0.1 * torch.randn(12, dtype=float64)
+        damped = matrix + 0.01 * torch.eye(12, dtype=float64)
+        model = Model(Matrix(matrix), weights, slope, 0.01, moves, 1e-12, 1000)
+        open_ = torch.ones(12, dtype=torch.bool)
+        values = []
+        for choice in itertools.combinations(range(12), 5):
+            kept = torch.zeros(12, dtype=torch.bool)
+            kept[list(choice)] = True
+            values.append(height(damped, weights, slope, kept, moves))
+        least = min(values)
+        spread = sorted(values)[len(values) // 2] - least  # to the median of all choices
+        first = height(damped, weights, slope, search(model, open_, [(slice(0, 12), 5)], 0)[0], moves)
+        found, fitted = search(model, open_, [(slice(0, 12), 5)], 50)
+        assert int(found.count_nonzero()) == 5
+        last = height(damped, weights, slope, found, moves)
+        assert model.height(fitted) == pytest.approx(last, rel=1e-6, abs=1e-9)
+        assert last <= first + 1e-9
+        ranked.append((first - least) / spread)
+        exchanged.append((last - least) / spread)
+    assert sum(exchanged) < 0.6 * sum(ranked)
+    assert sum(exchanged) / 20 < 0.25
+
+
+def test_weights_that_are_pruned_stay_so_and_take_no_part() -> None:
+    model, batches = mlp()
+    pruning = pk.prune(model, batches, {"name": "combinatorial", **EXACT}, sparsity=0.7, steps=3)
+    assert [step.pruned for step in pruning.steps] == [
+        round(step.target_sparsity * 32) for step in pruning.steps
+    ]
+    for name, mask in pruning.masks.items():
+        assert not model.get_parameter(name)[~mask].any()
+
+
+def test_without_the_update_survivors_stay() -> None:
+    model, batches = mlp()
+    before = model[0].weight.detach().clone()
+    pruning = pk.prune(model, batches, {"name": "combinatorial", "update": False}, sparsity=0.5, steps=1)
+    kept = pruning.masks["0.weight"]
+    assert torch.equal(model[0].weight[kept], before[kept])
+
+
+def test_conjugate_gradients_begin_where_they_are_told() -> None:
+    x = torch.randn(30, 20, dtype=float64)
+    matrix, wanted = x.t() @ x + torch.eye(20, dtype=float64), torch.randn(20, dtype=float64)
+    expected = torch.linalg.solve(matrix, wanted)
+    scale = matrix.diagonal()
+    found, residual, products = solved(lambda v: matrix @ v, lambda v: v / scale, wanted, 1e-12, 100)
+    torch.testing.assert_close(found, expected)
+    assert residual <= 1e-12
+    near = expected + 1e-3 * torch.randn(20, dtype=float64)
+    again, _, fewer = solved(lambda v: matrix @ v, lambda v: v / scale, wanted, 1e-6, 100, near)
+    torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-5)
+    assert fewer < products
+
+
+def test_too_many_examples_for_the_memory_are_refused_with_how_many_fit() -> None:
+    model = nn.Linear(50, 10)
+    batches = [(torch.randn(100, 50), torch.randint(10, (100,)))] * 40
+    with pytest.raises(pk.UnsupportedError, match=r"enough for 1,\d{3} examples\. Raise it"):
+        pk.statistics(model, batches, "curvature_factors", memory=1 << 20)
