@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -69,41 +69,21 @@ class InverseRows(SummedBlocks):
 
     def add(self, batch: ForwardPass) -> None:
         """Add the batch: factors where the columns merge, outer products elsewhere."""
-        from prunekit.estimation.contraction import inward
-
-        self._inputs: dict[str, Tensor] = {}
-        self._squares: dict[str, Tensor] = {}
-        for name, uses in batch.uses.items() if not self.second_order else ():
-            if len(uses) == 1 and uses[0].geometry.dims == 0 and not uses[0].geometry.bias:
-                u = inward(uses[0])
-                if u.shape[3] == 1:
-                    # A copy: what entered may be the caller's own memory, filled again with the next batch.
-                    dtype = self._problem.dtype(self._problem.parameters[name])
-                    self._inputs[name] = u[:, 0, :, 0].to(dtype, copy=True)
+        self._merging: dict[str, tuple[Tensor, Tensor]] = {}
         super().add(batch)
-        for name, weights in self._squares.items():
-            self._factors.setdefault(name, []).append((self._inputs[name], weights))
-        if (
-            sum(t.nbytes for parts in self._factors.values() for pair in parts for t in pair)
-            > self._problem.budget // 2
-        ):
+        for name, pair in self._merging.items():
+            self._factors.setdefault(name, []).append(pair)
+        held = sum(t.nbytes for parts in self._factors.values() for pair in parts for t in pair)
+        if held > self._problem.budget // 2:
             for name in list(self._factors):
                 self._sum_up(name)
 
-    def add_returned(
-        self,
-        batch: ForwardPass,
-        column: Tensor,
-        returned: Mapping[str, Sequence[Tensor]],
-        without: Collection[str] = (),
-    ) -> None:
-        """Merge the column where that can be done, else add its outer products."""
-        from prunekit.estimation.contraction import outward
-
-        for name, inputs in self._inputs.items():
-            v = outward(batch.uses[name][0], returned[name][0])[:, 0, :, 0].to(inputs.dtype)
-            self._squares[name] = self._squares[name].addcmul_(v, v) if name in self._squares else v.square()
-        super().add_returned(batch, column, returned, self._inputs)
+    def add_factors(self, name: str, inputs: Tensor, returned: Tensor) -> None:
+        """Merge the columns of an example."""
+        if name in self._merging:
+            self._merging[name][1].addcmul_(returned, returned)
+        else:
+            self._merging[name] = inputs, returned.square()
 
     def families(self) -> Iterator[Family]:
         """Factors and sums."""

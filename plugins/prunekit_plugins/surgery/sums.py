@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunekit import Estimator, UnsupportedError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from prunekit_plugins.surgery.blocks import Family
 
 _MOST_PRODUCTS = 20_000  # Hessian products per batch
+_TOGETHER = 512  # rows of a parameter that are added up at once
+_STRIPE = 8 << 20  # bytes of rows that are formed at once
 
 
 class SummedBlocks(Estimator):
@@ -49,6 +51,7 @@ class SummedBlocks(Estimator):
         self._offsets: dict[str, int] = {}
         self._blocks: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._sums: dict[str, Tensor] = {}
+        self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for name, p in problem.parameters.items():
             mask = None if problem.masks is None else problem.masks[name].to(p.device)
             keep = torch.ones(p.shape, dtype=torch.bool, device=p.device) if mask is None else mask
@@ -66,22 +69,28 @@ class SummedBlocks(Estimator):
         """Add the batch's outer products, or its Hessian."""
         if self.second_order:
             self._add_hessian(batch)
-        else:
-            for column in columns(self.options, batch):
-                self.add_returned(batch, column, batch.backward(column))
-
-    def add_returned(
-        self,
-        batch: ForwardPass,
-        column: Tensor,
-        returned: Mapping[str, Sequence[Tensor]],
-        without: Collection[str] = (),
-    ) -> None:
-        """Add the outer products of one column, given what it sends back; not for parameters in ``without``."""
+            return
+        from prunekit.estimation.contraction import outward
         from prunekit.estimation.rows import rows_by_parameter
 
-        for name, parts in rows_by_parameter(batch, column, returned, self._problem.budget // 8, without):
-            self.add_rows(name, parts)
+        inputs = self._single_positions(batch)
+        for column in columns(self.options, batch):
+            returned = batch.backward(column)
+            for name, u in inputs.items():
+                v = outward(batch.uses[name][0], returned[name][0])[:, 0, :, 0]
+                self.add_factors(name, u, v.to(u.dtype))
+            for name, parts in rows_by_parameter(batch, column, returned, self._problem.budget // 8, inputs):
+                self.add_rows(name, parts)
+
+    def add_factors(self, name: str, inputs: Tensor, returned: Tensor) -> None:
+        """Add the outer products of the rows ``v uᵀ``: u ``[examples, inputs]``, v ``[examples, outputs]``.
+
+        They wait until there are many: the sums are far larger than the factors, and are then read and written once.
+        """
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append((inputs, returned))
+        if sum(len(u) for u, _ in waiting) >= _TOGETHER:
+            self._sum_waiting(name)
 
     def add_rows(self, name: str, parts: Iterator[Tensor]) -> None:
         """Add the outer products of the rows ``[examples, weights]`` of a parameter."""
@@ -98,6 +107,43 @@ class SummedBlocks(Estimator):
                 picked = picked.masked_fill_(~there, 0.0)
             picked = picked.to(sums.dtype)
             sums.baddbmm_(picked.permute(1, 2, 0), picked.transpose(0, 1))
+
+    def _sum_waiting(self, name: str) -> None:
+        import torch
+
+        index, there, _ = self._blocks[name]
+        # A weight's entries of all rows side by side: picking weights then copies runs of memory.
+        u, v = (torch.cat(parts).t().contiguous() for parts in zip(*self._waiting.pop(name), strict=True))
+        if not len(index):
+            return
+        sums, (inputs, count) = self.room(name), u.shape
+        blocks = max(1, _STRIPE // (count * index.shape[1] * u.element_size()))
+        # Fresh memory would cost more than what is written to it.
+        room = u.new_empty(2, min(blocks, len(index)) * index.shape[1], count)
+        for start in range(0, len(index), blocks):
+            part, some = index[start : start + blocks], there[start : start + blocks]
+            flat = part.flatten()
+            rows, other = room[:, : len(flat)]
+            torch.index_select(v, 0, flat // inputs, out=rows)
+            torch.index_select(u, 0, flat % inputs, out=other)
+            rows = rows.mul_(other).view(*part.shape, count)
+            if not bool(some.all()):
+                rows.masked_fill_(~some.unsqueeze(2), 0.0)
+            sums[start : start + blocks].baddbmm_(rows, rows.transpose(1, 2))
+
+    def _single_positions(self, batch: ForwardPass) -> dict[str, Tensor]:
+        """What entered linear layers that see one position per example, ``[examples, inputs]``."""
+        from prunekit.estimation.contraction import inward
+
+        found = {}
+        for name, uses in batch.uses.items():
+            if len(uses) == 1 and uses[0].geometry.dims == 0 and not uses[0].geometry.bias:
+                u = inward(uses[0])
+                if u.shape[3] == 1:
+                    # A copy: what entered may be the caller's own memory, filled again with the next batch.
+                    dtype = self._problem.dtype(self._problem.parameters[name])
+                    found[name] = u[:, 0, :, 0].to(dtype, copy=True)
+        return found
 
     def families(self) -> Iterator[Family]:
         """The blocks, as sums over the batches."""
@@ -122,6 +168,8 @@ class SummedBlocks(Estimator):
 
     def divide(self, normaliser: float) -> None:
         """Divide the sums by the loss's normaliser."""
+        for name in list(self._waiting):
+            self._sum_waiting(name)
         for sums in self._sums.values():
             if self.second_order:  # rounding makes its columns differ from its rows
                 sums.copy_((sums + sums.transpose(1, 2)) / 2)
