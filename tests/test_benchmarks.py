@@ -1,10 +1,12 @@
 """What the benchmarks compare with is right, and their command starts."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -51,10 +53,44 @@ def test_the_predicted_growth_counts_multiplications():
     assert predicted == (2 * 266_200 + 9 * 31_000) / (2 * 266_200 + 31_000)
 
 
-def test_the_command_starts():
-    command = [sys.executable, BENCHMARKS / "curvature.py", "--help"]
+@pytest.mark.parametrize(
+    ("script", "says"), [("curvature", "not installed"), ("criteria", "What cannot be run")]
+)
+def test_the_command_starts(script, says):
+    command = [sys.executable, BENCHMARKS / f"{script}.py", "--help"]
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
-    assert "not installed" in done.stdout
+    assert says in done.stdout
+
+
+def test_criteria_are_listed_best_first():
+    options = ["--steps", "1", "--examples", "20", "--sparsity", "0.8", "--only", "random", "qm"]
+    command = [sys.executable, BENCHMARKS / "criteria.py", *options]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    cells = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["qm"], ["random"])]
+    assert [row[0] for row in cells] == ["qm", "random"]
+    (_, predicted, _, best, *_), (_, none, measured, worst, *_) = cells
+    assert float(predicted) > 0
+    assert (none, float(measured) > 0) == ("-", True)
+    assert float(best) < float(worst)
+
+
+def test_a_criterion_that_does_not_fit_says_what_it_would_take():
+    run = {
+        "version": 1,
+        "model": {"name": "mlp", "hidden": [300]},
+        "dataset": "digits",
+        "prune": {"criterion": "obs", "scheduler": {"name": "one_shot", "sparsity": 0.5}},
+    }
+    command = [sys.executable, BENCHMARKS / "criteria.py", "--measure"]
+
+    done = subprocess.run(command, input=json.dumps(run), capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    # (64·300 + 300·10)² numbers of 8 bytes, four times
+    assert json.loads(done.stdout) == {"refused": "refused: 14.7 GiB"}
