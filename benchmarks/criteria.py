@@ -32,13 +32,6 @@ import prunekit as pk
 from prunekit.engine.events import Listener, StepRecord
 from prunekit.plugins import default_manager
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    # Survivors take a Newton step, which 500 examples do not determine: with the default 1e-4 the loss of the digits
-    # rises by 1e10. This is the default of `combinatorial`, which takes the same step.
-    "obs_gradient": {"damping": 0.1},
-}
-"""Options of criteria whose defaults make no sense here, each with its reason."""
-
 HIDDEN = [40, 20]
 EPOCHS = {"mnist": 3, "digits": 20}
 COLUMNS = ["criterion", "predicted", "measured", "test error", "s per step", "peak MiB"]
@@ -169,7 +162,7 @@ def main() -> None:
         checkpoint, dense = trained(data, Path(folder))
         scheduler = {"name": "exponential", "sparsity": given.sparsity, "steps": given.steps}
         for name in given.only:
-            run = spec(data, {"name": name, **OPTIONS.get(name, {})}, scheduler)
+            run = spec(data, {"name": name}, scheduler)
             run["model"]["checkpoint"] = str(checkpoint)
             run["prune"]["examples"] = given.examples
             found[name] = apart(run)

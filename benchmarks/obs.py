@@ -1,4 +1,6 @@
-"""Optimal Brain Surgeon on the problems of its paper: `python benchmarks/obs.py [--data DIR] [--seeds 10]`.
+"""Optimal Brain Surgeon on the problems of its paper: `python benchmarks/obs.py --data DIR [--seeds 10]`.
+
+For networks on MNIST see one_shot.py, for millions of weights block_inverse.py, for all criteria criteria.py.
 
 DIR holds the UCI files of the MONK's problems. Networks are trained with L-BFGS and weight decay, then pruned
 one weight at a time (biases count), every step with a fresh inverse and without retraining.

@@ -24,6 +24,18 @@ def test_the_quickstart_prunes_and_recovers(tmp_path):
     assert summary["finetuned"]["test_error"] < 0.1
 
 
+def test_survivors_make_up_for_what_goes_without_retraining(tmp_path):
+    found = {}
+    for criterion in ("qm", "obs_rows"):
+        out = tmp_path / f"{criterion}.h5"
+        overrides = {"train.epochs": 10, "prune.criterion": criterion}
+        with pk.run(EXAMPLES / "without-retraining.yaml", out, overrides) as results:
+            found[criterion] = results.summary["pruned"]["test_loss"] - results.summary["dense"]["test_loss"]
+            assert results.summary["finetuned"] is None
+
+    assert found["obs_rows"] < 0.5 * found["qm"]
+
+
 def test_the_python_example_runs(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
@@ -121,3 +133,29 @@ def test_loss_changes_from_the_trained_network_are_those_of_the_papers_code(
     assert summary["dense"]["valid_error"] == pytest.approx(0.0146, abs=1e-4)
     assert summary["dense"]["test_error"] == pytest.approx(0.0161, abs=1e-4)
     assert low < summary["pruned"]["train_loss"] - summary["dense"]["train_loss"] < high
+
+
+@pytest.mark.parametrize(
+    ("criterion", "highest"),
+    [("combinatorial", 0.40), pytest.param("obs_rows", 0.50, marks=pytest.mark.slow)],
+)
+def test_off_diagonal_curvature_keeps_more_of_the_papers_network_than_its_best_criterion(
+    tmp_path, real_data, criterion, highest
+):
+    """π = 14, 2000 examples, no fine-tuning: the paper's best is 1.05, with 140 steps."""
+    overrides = {
+        "dataset.root": str(real_data),
+        "model.checkpoint": str(real_data / "mlp-mnist" / "1111.safetensors"),
+        "train": None,
+        "finetune": None,
+        "probes": [],
+        "prune.criterion": criterion,
+        "prune.scheduler.steps": 14,
+        "prune.examples": 2000,
+    }
+
+    with pk.run(EXAMPLES / "paper" / "mlp-mnist.yaml", tmp_path / "mnist.h5", overrides) as results:
+        summary = results.summary
+
+    assert summary["steps"][-1]["pruned"] == 263_131
+    assert summary["pruned"]["train_loss"] - summary["dense"]["train_loss"] < highest

@@ -71,6 +71,10 @@ class RichProgress(Listener):
         if total:
             self._task = self._progress.add_task(_TITLES[name], total=total, completed=done, text="")
 
+    def message(self, text: str) -> None:
+        """Print above the live line."""
+        self._progress.console.print(text)
+
     def epoch(self, phase: str, row: Mapping[str, float | None]) -> None:
         """Advance."""
         signals.check()
@@ -112,6 +116,10 @@ class PlainProgress(Listener):
         """Remember the phase."""
         self._name, self._total, self._done = _TITLES[name], total, done
         self._started, self._first = time.monotonic(), done
+
+    def message(self, text: str) -> None:
+        """Print."""
+        self._screen.print(text)
 
     def epoch(self, phase: str, row: Mapping[str, float | None]) -> None:
         """Print, but not too often; always the last."""

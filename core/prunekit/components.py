@@ -260,12 +260,16 @@ class Estimator(Component, ABC):
     where there are several processes; without data it is process 0's.
     """
 
-    def check(self, layers: Sequence[Layer], budget: int) -> None:
+    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
         """Refuse, before anything is computed, what cannot be had for such layers in so many bytes.
+
+        Returns:
+            What it will take, in words, if that is worth telling a user who is about to wait for it.
 
         Raises:
             UnsupportedError: Saying what it would take, and what would fit.
         """
+        return None
 
     def start(self, problem: Problem) -> None:
         """Called once, before the first batch."""

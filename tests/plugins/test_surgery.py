@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, float64, nn
 
 import prunekit as pk
+from prunekit.budget import Layer
 from prunekit_plugins.surgery.elimination import Caps, eliminate
 from prunekit_plugins.surgery.inversion import inverse
 from prunekit_plugins.surgery.solve import adjusted
@@ -365,3 +366,39 @@ def test_rows_are_exact_for_least_squares_with_several_outputs() -> None:
     step = pruning.steps[0]
     assert step.predicted_delta_loss == pytest.approx(step.delta_loss, rel=1e-8)
     assert F.mse_loss(model(x), y) < 10
+
+
+def test_what_a_statistic_will_take_is_told_before_it_is_begun(tmp_path, monkeypatch) -> None:
+    from prunekit.engine.events import Listener
+    from prunekit_plugins.statistics.inverse_full import InverseFull
+    from prunekit_plugins.surgery import cost
+
+    told = InverseFull().check([Layer("w", (4000, 1))], 8 << 30)
+    assert (
+        told
+        == "inverse_full: some 1.0 GiB and 3 s on a CPU for the inverses of all weights, less for later steps"
+    )
+    assert InverseFull().check([Layer("w", (40, 1))], 8 << 30) is None
+    monkeypatch.setattr(cost, "_WORTH", 0.0)
+    heard = []
+
+    class Ear(Listener):
+        def message(self, text: str) -> None:
+            heard.append(text)
+
+    spec = {
+        "version": 1,
+        "name": "told",
+        "seed": 0,
+        "model": {"name": "mlp", "hidden": [6]},
+        "dataset": {"name": "digits"},
+        "train": {"epochs": 1, "batch_size": 100, "optimizer": {"name": "sgd", "lr": 0.1}},
+        "prune": {
+            "criterion": "obs_rows",
+            "scheduler": {"name": "one_shot", "sparsity": 0.5},
+            "examples": 50,
+        },
+    }
+    pk.run(spec, tmp_path / "told.h5", listener=Ear()).close()
+    assert len(heard) == 1
+    assert heard[0].startswith("inverse_rows: some ")

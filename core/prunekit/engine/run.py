@@ -165,6 +165,8 @@ class _Execution:
         total = len(self.pruner.levels)
         last: Metrics | None = None
         self._begin("prune", total)
+        for cost in self.pruner.costs if self.state.done < total else ():
+            self.listener.message(cost)
         for index in range(self.state.done, total):
             last = self._step(index)
         if last is None or self.settings.prune.recalibrate_batchnorm is not None:

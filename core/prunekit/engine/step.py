@@ -80,8 +80,9 @@ class Pruner:
         self.masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.parameters.items()}
         self._estimation_budget = budget
         self._estimators = estimators(criterion.requires, manager)  # unknown ones are refused here
-        for estimator in self._estimators.values():
-            estimator.check(self.layers, budget or DEFAULT_BUDGET)
+        told = [e.check(self.layers, budget or DEFAULT_BUDGET) for e in self._estimators.values()]
+        self.costs = [cost for cost in told if cost]
+        """What the statistics of a step will take, in words."""
 
     def step(self, index: int, batches: Batches, generator: Generator) -> StepRecord:
         """Prune to level ``index`` (from 0), with statistics from ``batches`` at the weights as they are.

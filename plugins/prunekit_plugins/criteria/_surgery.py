@@ -50,7 +50,7 @@ class BlockSurgeonOptions(SurgeonOptions):
 
     Attributes:
         gradient: Keep the first-order term: the model's minimum is then a damped Newton step away, and survivors
-            take it.
+            take it. Blocks do not know of each other, so the step needs more damping than the default: 0.1 or so.
     """
 
     gradient: bool = False

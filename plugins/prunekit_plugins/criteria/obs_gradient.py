@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from prunekit_plugins.criteria._surgery import Surgeon
+from pydantic import Field
+
+from prunekit_plugins.criteria._surgery import Surgeon, SurgeonOptions
+
+
+class GradientSurgeonOptions(SurgeonOptions):
+    """Options of ``obs``, with more damping by default.
+
+    Attributes:
+        damping: Multiple of the identity added before inverting; λ is added to it. It limits the Newton step, which
+            otherwise follows the noise of a sample wherever the curvature is small.
+    """
+
+    damping: float = Field(default=0.1, ge=0)
 
 
 class GradientSurgeon(Surgeon):
@@ -14,5 +27,6 @@ class GradientSurgeon(Surgeon):
     """
 
     name = "obs_gradient"
+    Options = GradientSurgeonOptions
     statistic = "inverse_full"
     first_order = True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from prunekit import UnsupportedError
+from prunekit_plugins.surgery.cost import told
 from prunekit_plugins.surgery.curvature import InverseOptions
 from prunekit_plugins.surgery.sums import SummedBlocks, refuse_large_blocks
 
@@ -42,7 +43,7 @@ class InverseBlock(SummedBlocks):
     name = "inverse_block"
     Options = BlockOptions
 
-    def check(self, layers: Sequence[Layer], budget: int) -> None:
+    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
         """Refuse blocks that do not fit."""
         size, weights = self.options.size, sum(layer.size for layer in layers)
         refuse_large_blocks(self.name, (max(layers, key=lambda layer: layer.size).name, size), budget)
@@ -54,6 +55,7 @@ class InverseBlock(SummedBlocks):
                 f"Raise it (memory: {-(-needed // 2**30)}GiB), or use smaller blocks "
                 f"(size: {max(1, budget * 9 // (40 * weights))} fits)"
             )
+        return told(self.name, needed, weights * size**2)
 
     def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
         """Runs of kept weights."""

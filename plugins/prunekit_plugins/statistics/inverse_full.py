@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit import Estimator, UnsupportedError
+from prunekit_plugins.surgery.cost import told
 from prunekit_plugins.surgery.curvature import InverseOptions, columns, hessian_columns
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from prunekit.budget import Layer
     from prunekit.estimation import ForwardPass, Problem
 
-_MATRICES = 4  # the curvature, damped, its factor, the inverse
+_MATRICES = 8  # the curvature, the inverse, and what inverting, eliminating and adjusting need; measured
 
 
 class InverseFull(Estimator):
@@ -25,7 +26,7 @@ class InverseFull(Estimator):
     definite is refused, with the damping that would make it so; nothing is replaced silently.
     The result has ``.matrix``, ``.curvature`` and ``.kept`` beside the inverse's diagonal.
 
-    Cost: memory for four K × K matrices of K kept weights; K² operations for each example and column, and
+    Cost: memory for eight K × K matrices of K kept weights; K² operations for each example and column, and
     K³ for the inverse.
     """
 
@@ -39,9 +40,11 @@ class InverseFull(Estimator):
         """Only the Hessian's graph is differentiated twice."""
         return bool(self.options.curvature == "hessian")
 
-    def check(self, layers: Sequence[Layer], budget: int) -> None:
+    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
         """Refuse matrices that do not fit."""
-        self._check(sum(layer.size for layer in layers), budget)
+        weights = sum(layer.size for layer in layers)
+        self._check(weights, budget)
+        return told(self.name, _MATRICES * 8 * weights**2, weights**3)
 
     def _check(self, weights: int, budget: int) -> None:
         needed = _MATRICES * 8 * weights**2
@@ -83,7 +86,7 @@ class InverseFull(Estimator):
 
         curvature = self._sum.div_(2 * normaliser)
         curvature = curvature + curvature.t()
-        del self._sum  # the budget has room for four matrices
+        del self._sum  # the budget has room for eight matrices
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         family, damping = Dense(curvature, self._kept), self.options.damping
         return FullInverse(self.name, shapes, [family], damping, self._problem.budget)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prunekit import Estimator, UnsupportedError
+from prunekit_plugins.surgery.cost import told
 from prunekit_plugins.surgery.curvature import InverseOptions, OuterProducts, columns
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class InverseKroneckerFactored(Estimator):
     captures = True
     additive = False
 
-    def check(self, layers: Sequence[Layer], budget: int) -> None:
+    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
         """Refuse factors that do not fit.
 
         A layer does not say its groups: a convolution is counted with one, or with one per channel where its kernels
@@ -75,6 +76,9 @@ class InverseKroneckerFactored(Estimator):
                 units, groups = 1, units
             sizes.append((layer.name, groups, units, inputs))
         self._check(sizes, budget)
+        needed = sum(_FACTORS * groups * (b**2 + a**2) for _, groups, b, a in sizes)
+        # An eigendecomposition takes some ten times as many operations as an inverse.
+        return told(self.name, needed, sum(10 * groups * (b**3 + a**3) for _, groups, b, a in sizes))
 
     def _check(self, sizes: Sequence[tuple[str, int, int, int]], budget: int) -> None:
         """With name, groups, outputs and inputs of each layer."""

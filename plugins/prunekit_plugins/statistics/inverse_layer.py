@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prunekit import Estimator, Options, UnsupportedError
+from prunekit_plugins.surgery.cost import told
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ class InverseLayer(Estimator):
     captures = True
     additive = False
 
-    def check(self, layers: Sequence[Layer], budget: int) -> None:
+    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
         """Refuse transposed convolutions, and matrices that do not fit."""
         for layer in layers:
             if layer.input_axis == 0 and len(layer.shape) > 1:
@@ -64,6 +65,7 @@ class InverseLayer(Estimator):
         needed = 8 * (2 * sum(size**2 for size in sizes.values()) + _MATRICES * sizes[largest] ** 2)
         if needed > budget:
             raise UnsupportedError(self._too_much(needed, largest, sizes[largest], budget))
+        return told(self.name, needed, sum(size**3 for size in sizes.values()))
 
     def start(self, problem: Problem) -> None:
         """Nothing is known of the layers until they are used."""

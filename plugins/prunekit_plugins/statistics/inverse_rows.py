@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from prunekit_plugins.surgery.cost import told
 from prunekit_plugins.surgery.curvature import InverseOptions
 from prunekit_plugins.surgery.sums import SummedBlocks, refuse_large_blocks
 
@@ -45,7 +46,7 @@ class InverseRows(SummedBlocks):
     name = "inverse_rows"
     Options = RowOptions
 
-    def check(self, layers: Sequence[Layer], budget: int) -> None:
+    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
         """Refuse rows that cannot be inverted."""
 
         def row(layer: Layer) -> int:
@@ -54,6 +55,10 @@ class InverseRows(SummedBlocks):
 
         largest = max(layers, key=row)
         refuse_large_blocks(self.name, (largest.name, row(largest)), budget)
+        kept = min(budget // 2, sum(8 * layer.size * row(layer) for layer in layers))
+        return told(
+            self.name, kept + 8 * 6 * row(largest) ** 2, sum(layer.size * row(layer) ** 2 for layer in layers)
+        )
 
     def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
         """Kept weights of each unit."""

@@ -1,0 +1,21 @@
+"""What an inverse will take, told before it is begun."""
+
+from __future__ import annotations
+
+_SPEED = 2e10  # floating-point operations per second in factorisations: an order of magnitude, for a CPU
+_WORTH = 1.0  # seconds below which nobody wants to know
+
+
+def told(statistic: str, memory: float, operations: float) -> str | None:
+    """Memory and time of a step at the first level, in words; ``None`` if it is over in no time.
+
+    Args:
+        statistic: Its name.
+        memory: Bytes.
+        operations: Floating-point operations of its inverses, without the passes over the data.
+    """
+    seconds = operations / _SPEED
+    if seconds < _WORTH:
+        return None
+    size = f"{memory / 2**30:.1f} GiB" if memory >= 2**30 / 10 else f"{memory / 2**20:.0f} MiB"
+    return f"{statistic}: some {size} and {seconds:,.0f} s on a CPU for the inverses of all weights, less for later steps"
