@@ -259,3 +259,20 @@ def test_many_steps_leave_weights_in_every_layer_where_one_step_empties_some() -
     assert left[1][0] == 0
     assert min(left[100]) > 0
     assert sum(left[1]) == sum(left[100])
+
+
+def test_the_hessian_gradient_does_not_follow_memory_that_is_filled_again() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).double()
+    x, y = torch.randn(20, 6, dtype=torch.float64), torch.randint(3, (20,))
+
+    class Refilled:
+        def __iter__(self):
+            room, labels = torch.empty(10, 6, dtype=torch.float64), torch.empty(10, dtype=torch.long)
+            for start in (0, 10):
+                room.copy_(x[start : start + 10])
+                labels.copy_(y[start : start + 10])
+                yield room, labels
+
+    found = pk.statistics(model, Refilled(), "hessian_gradient")["hessian_gradient"]
+    expected = pk.statistics(model, [(x, y)], "hessian_gradient")["hessian_gradient"]
+    torch.testing.assert_close(found, expected)

@@ -12,6 +12,7 @@ from torch import Tensor, float64, nn
 
 import prunekit as pk
 from prunekit.budget import Layer
+from prunekit.engine.choose import criterion_with_lambda
 from prunekit_plugins.surgery.elimination import Caps, eliminate
 from prunekit_plugins.surgery.inversion import inverse
 from prunekit_plugins.surgery.solve import adjusted
@@ -32,8 +33,8 @@ class Awkward(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(2, 4, 3, stride=2, padding=1, groups=2)
         self.norm = nn.BatchNorm1d(4)
-        self.up = nn.ConvTranspose1d(4, 2, 2, stride=2, groups=2)
-        self.tokens = nn.Linear(2, 3)
+        self.up = nn.ConvTranspose1d(4, 4, 2, stride=2, groups=2)
+        self.tokens = nn.Linear(4, 3)
         self.twice = nn.Linear(3, 3, bias=False)
         self.head = nn.Linear(3, 4)
 
@@ -402,3 +403,63 @@ def test_what_a_statistic_will_take_is_told_before_it_is_begun(tmp_path, monkeyp
     pk.run(spec, tmp_path / "told.h5", listener=Ear()).close()
     assert len(heard) == 1
     assert heard[0].startswith("inverse_rows: some ")
+
+
+def test_what_one_criterion_asked_of_a_statistic_is_not_told_to_another() -> None:
+    model, batches = mlp()
+    names = ["0.weight", "2.weight"]
+    weights = {n: model.get_parameter(n).detach() for n in names}
+    masks = {n: torch.rand(w.shape) > 0.4 for n, w in weights.items()}
+    for name, options in (("obs_rows", {"gradient": True}), ("obs_rows", {}), ("combinatorial", {})):
+        first = criterion_with_lambda({"name": name, "damping": 0.1}, None)
+        second = criterion_with_lambda({"name": name, "damping": 0.1, **options}, None if options else 3.0)
+        if name == "obs_rows" and not options:
+            second = first
+        wanted = frozenset(first.requires | second.requires)
+        shared, fresh = (pk.statistics(model, batches, list(wanted)) for _ in range(2))
+        first.predicted_delta_loss(weights, shared, masks)
+        found, expected = second.update(weights, shared, masks), second.update(weights, fresh, masks)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value)
+
+
+def test_lambda_is_a_penalty_where_survivors_are_not_adjusted() -> None:
+    """Contract: ½λθ² is added to the saliency, except for criteria that update."""
+    model, batches = mlp()
+    for selection in ("saliency", "greedy"):
+        criterion = {"name": "obs_rows", "damping": 0.02, "update": False, "selection": selection}
+        weights = [model[i].weight.detach().flatten() for i in (0, 2)]
+        plain = flat(pk.saliency(model, batches, criterion))
+        added = flat(pk.saliency(model, batches, {**criterion, "lambda": 3.0}))
+        torch.testing.assert_close(added, plain + 1.5 * torch.cat(weights).square())
+    # So large a λ leaves nothing but magnitude.
+    pruning = pk.prune(model, batches, {**criterion, "lambda": 1e9}, sparsity=0.5, steps=1)
+    magnitude = torch.cat(weights).abs()
+    assert torch.equal(flat(pruning.masks), magnitude > magnitude.sort().values[15])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "obs",
+        "obs_gradient",
+        "obs_rows",
+        "obs_block",
+        "obs_kfac",
+        "combinatorial",
+        "obc",
+        "sparsegpt",
+        "wanda",
+    ],
+)
+def test_networks_that_overflow_are_refused_as_such(name) -> None:
+    model, batches = mlp()
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("inf")
+    with pytest.raises(pk.RunError, match="not finite"):
+        pk.prune(model, batches, name, sparsity=0.5, steps=1)
+
+
+def test_blocks_are_no_larger_than_what_there_is() -> None:
+    model, batches = mlp()
+    pk.prune(model, batches, {"name": "obs_block", "size": 4096}, sparsity=0.5, steps=1, memory=100_000)

@@ -1,9 +1,11 @@
-"""All weights in one vector."""
+"""All weights in one vector, and who asks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING
+
+from prunekit import Criterion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,3 +26,8 @@ def shaped(values: Tensor, like: Tensors) -> dict[str, Tensor]:
 
     parts = torch.split(values, [t.numel() for t in like.values()])
     return {name: part.view(t.shape) for (name, t), part in zip(like.items(), parts, strict=True)}
+
+
+def who(criterion: Criterion) -> Hashable:
+    """A criterion with its options: what a remembered result belongs to."""
+    return type(criterion).__qualname__, repr(criterion.options), criterion.lam

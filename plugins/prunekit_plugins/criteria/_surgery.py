@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from prunekit import Criterion, Options, Statistic
-from prunekit_plugins.criteria._flat import Tensors, flat, shaped
+from prunekit_plugins.criteria._flat import Tensors, flat, shaped, who
 from prunekit_plugins.surgery.curvature import Curvature
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class SurgeonOptions(Options):
     Attributes:
         curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws;
             ``empirical_fisher``; ``hessian``.
-        damping: Multiple of the identity added before inverting; λ is added to it.
+        damping: Multiple of the identity added before inverting; with ``update``, λ is added to it.
         draws: Labels per loss term, for ``ggn_mc``.
         update: Adjust the surviving weights.
         selection: ``greedy`` eliminates one weight after another, the inverse and the weights brought up to
@@ -60,8 +60,12 @@ class Surgeon(Criterion):
     """Base of the criteria; a subclass names the statistic with the inverse."""
 
     Options: ClassVar[type[SurgeonOptions]] = SurgeonOptions
-    damps = True
     statistic: ClassVar[str]
+
+    @property
+    def damps(self) -> bool:  # type: ignore[override]
+        """λ is damping where survivors are adjusted; where they are not, it is ½λθ² of what goes."""
+        return bool(self.options.update)
 
     @property
     def inverse(self) -> Statistic:
@@ -73,7 +77,7 @@ class Surgeon(Criterion):
         options = self.options
         return {
             "curvature": options.curvature,
-            "damping": options.damping + self.lam,
+            "damping": options.damping + (self.lam if self.damps else 0.0),
             "draws": options.draws,
         }
 
@@ -157,6 +161,7 @@ class Surgeon(Criterion):
             masks,
             {None: budget} if self.options.scope == "global" else shares(masks, budget),
             self.options.refresh,
+            penalty=None if self.damps or not self.lam else 0.5 * self.lam * flat(weights).square(),
         )
         left = flat(masks).bool()
         left[gone] = False
@@ -168,8 +173,9 @@ class Surgeon(Criterion):
         """The minimum of the model with the pruned weights at zero: ``c − H⁻¹_{:,S} ([H⁻¹]_SS)⁻¹ c_S``."""
         blocks: Any = statistics[self.inverse]
         # The prediction and the update of one step ask for the same.
+        gradient = [statistics["gradient"]] if self.first_order else []
         return blocks.remembered(  # type: ignore[no-any-return]
-            (weights, masks), lambda: self._solved(weights, statistics, masks)
+            who(self), (weights, masks, *gradient), lambda: self._solved(weights, statistics, masks)
         )
 
     def _solved(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from prunekit import Criterion, Options, Statistic
-from prunekit_plugins.criteria._flat import Tensors, flat, shaped
+from prunekit import Criterion, Options, RunError, Statistic
+from prunekit_plugins.criteria._flat import Tensors, flat, shaped, who
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class Combinatorial(Criterion):
     What one removal costs depends on the others that go: the masks are improved by swapping kept and pruned weights
     while the model, with the survivors fitted anew, becomes smaller. C is never formed; a product with it costs about
     two forward passes of the step's examples. With the gradient, survivors take the damped Gauss-Newton step of the
-    step's examples, so many examples and enough damping keep them from fitting those alone.
+    step's examples, so many examples and enough damping keep them from fitting those alone; a step that prunes nothing takes it too.
     References: Yu et al. (2022), Combinatorial Brain Surgeon; Benbaki et al. (2023), CHITA.
     """
 
@@ -74,6 +74,11 @@ class Combinatorial(Criterion):
         from prunekit_plugins.surgery.swaps import search
 
         model = self._model(weights, statistics, masks)
+        if not bool((model.diagonal + model.wanted).isfinite().all()):
+            raise RunError(
+                "combinatorial: the curvature or the gradient is not finite; the loss or its derivatives overflow at these "
+                "weights"
+            )
         total = len(model.weights)
         layers = [(slice(0, total), total - budget)]
         if self.options.scope == "layerwise":
@@ -85,7 +90,7 @@ class Combinatorial(Criterion):
         kept, values = search(model, flat(masks).bool(), layers, self.options.rounds)
         chosen = shaped(kept, masks)
         if self.options.update:  # what the search has fitted to them is what the update will ask for
-            model.factors.remember((weights, chosen), _as(weights, values))
+            model.factors.remember(who(self), self._given(weights, statistics, chosen), _as(weights, values))
         return chosen
 
     @property
@@ -112,7 +117,12 @@ class Combinatorial(Criterion):
             return _as(weights, model.fitted(flat(masks).bool(), model.weights))
 
         # The prediction and the update of one step ask for the same.
-        return factors.remembered((weights, masks), fit)  # type: ignore[no-any-return]
+        return factors.remembered(who(self), self._given(weights, statistics, masks), fit)  # type: ignore[no-any-return]
+
+    def _given(
+        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
+    ) -> list[Mapping[str, Tensor]]:
+        return [weights, masks, statistics["gradient"]] if self.options.gradient else [weights, masks]
 
     def _model(self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors) -> Model:
         import torch

@@ -23,7 +23,7 @@ class ExactOBSOptions(OptionalPattern):
     """Options.
 
     Attributes:
-        damping: Multiple of the identity added to a layer's H; λ is added to it.
+        damping: Multiple of the identity added to a layer's H; with ``update``, λ is added to it.
         relative_damping: The same in units of the layer's mean diagonal of H.
         update: Adjust the surviving weights.
         scope: ``layerwise``, each layer loses the same share and outputs compete within it; ``global``, the costs of
@@ -52,14 +52,20 @@ class ExactOBS(Criterion):
 
     name = "obc"
     Options = ExactOBSOptions
-    damps = True
+
+    @property
+    def damps(self) -> bool:  # type: ignore[override]
+        """λ is damping where survivors are adjusted; where they are not, it is ½λθ² of what goes."""
+        return bool(self.options.update)
 
     @property
     def inverse(self) -> Statistic:
         """The statistic with the inverses."""
         options = self.options
         return Statistic(
-            "inverse_layer", damping=options.damping + self.lam, relative_damping=options.relative_damping
+            "inverse_layer",
+            damping=options.damping + (self.lam if self.damps else 0.0),
+            relative_damping=options.relative_damping,
         )
 
     @property
@@ -103,6 +109,7 @@ class ExactOBS(Criterion):
             {None: budget} if self.options.scope == "global" else shares(masks, budget),
             self.options.refresh,
             None if m is None else partial(caps, masks=masks, n=n, m=m),
+            None if self.damps or not self.lam else 0.5 * self.lam * flat(weights).square(),
         )
         left = flat(masks).bool()
         left[gone] = False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from prunekit import Criterion, Statistic
+from prunekit_plugins.criteria._flat import who
 from prunekit_plugins.surgery.pattern import OptionalPattern, refuse_other_ends, refuse_other_layers
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class SparseGPT(Criterion):
             chosen[name] = ~layer.undo(gone, mask.shape)
             values[name] = layer.undo(after, mask.shape).to(weights[name].dtype)
         blocks: Any = statistics[self.inverse]
-        blocks.remember((weights, chosen), values)  # the update of the step asks for them
+        blocks.remember(who(self), (weights, chosen), values)  # the update of the step asks for them
         return chosen
 
     @property
@@ -149,7 +150,7 @@ class SparseGPT(Criterion):
             return found
 
         blocks: Any = statistics[self.inverse]
-        return blocks.remembered((weights, masks), compute)  # type: ignore[no-any-return]
+        return blocks.remembered(who(self), (weights, masks), compute)  # type: ignore[no-any-return]
 
     @property
     def _width(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunekit import Estimator, UnsupportedError
+from prunekit_plugins.surgery.finite import refuse_non_finite
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ class InputSecondMoment(Estimator):
         Raises:
             UnsupportedError: If a parameter is used in another way than as a layer's weight or bias.
         """
+        refuse_non_finite(self.name, batch)
         if batch.others:
             raise UnsupportedError(
                 f"input_second_moment: {', '.join(batch.others)} not only multiplies inputs, one example after "

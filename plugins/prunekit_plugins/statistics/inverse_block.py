@@ -10,7 +10,7 @@ from pydantic import Field
 from prunekit import UnsupportedError
 from prunekit_plugins.surgery.cost import told
 from prunekit_plugins.surgery.curvature import InverseOptions
-from prunekit_plugins.surgery.sums import SummedBlocks, refuse_large_blocks
+from prunekit_plugins.surgery.sums import SummedBlocks, in_units, refuse_large_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,17 +45,18 @@ class InverseBlock(SummedBlocks):
 
     def check(self, layers: Sequence[Layer], budget: int) -> str | None:
         """Refuse blocks that do not fit."""
-        size, weights = self.options.size, sum(layer.size for layer in layers)
-        refuse_large_blocks(self.name, (max(layers, key=lambda layer: layer.size).name, size), budget)
-        needed = 4 * weights * size
+        widths = {layer.name: min(self.options.size, layer.size) for layer in layers}
+        refuse_large_blocks(self.name, max(widths.items(), key=lambda item: item[1]), budget)
+        weights = sum(layer.size for layer in layers)
+        needed = 4 * sum(layer.size * widths[layer.name] for layer in layers)
         if needed > budget:
             raise UnsupportedError(
-                f"inverse_block: {weights:,} weights in blocks of {size} take {needed / 2**30:,.2f} GiB in float32 and "
-                f"some {weights * size**2 / 8e9:,.0f} s per inverse; the memory budget is {budget / 2**30:,.2f} GiB. "
-                f"Raise it (memory: {-(-needed // 2**30)}GiB), or use smaller blocks "
+                f"inverse_block: {weights:,} weights in blocks of {self.options.size} take {in_units(needed)} in float32 "
+                f"and some {weights * self.options.size**2 / 8e9:,.0f} s per inverse; the memory budget is "
+                f"{in_units(budget)}. Raise it (memory: {-(-needed // 2**20)}MiB), or use smaller blocks "
                 f"(size: {max(1, budget * 9 // (40 * weights))} fits)"
             )
-        return told(self.name, needed, weights * size**2)
+        return told(self.name, needed, sum(layer.size * widths[layer.name] ** 2 for layer in layers))
 
     def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
         """Runs of kept weights."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prunekit import Estimator, UnsupportedError
 from prunekit_plugins.surgery.cost import told
 from prunekit_plugins.surgery.curvature import InverseOptions, OuterProducts, columns
+from prunekit_plugins.surgery.finite import refuse_non_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,6 +108,7 @@ class InverseKroneckerFactored(Estimator):
         """Add the batch's outer products to the factors."""
         from prunekit.estimation.contraction import inward, joined, outward
 
+        refuse_non_finite(self.name, batch)
         if batch.others:
             raise UnsupportedError(
                 f"{self.name}: {', '.join(batch.others)}: not used as a weight or bias of linear and convolutional "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit import UnsupportedError
+from prunekit import PrunekitError, RunError, UnsupportedError
 from prunekit_plugins.surgery.inversion import inverse
 from prunekit_plugins.surgery.memory import Remembering
 
@@ -201,8 +201,13 @@ class Blocks(Remembering):
         return found
 
 
-def not_definite(statistic: str, layer: str | None, damped: Tensor, damping: float) -> UnsupportedError:
-    """The error for a block that has no inverse, with the damping that would give it one."""
+def not_definite(statistic: str, layer: str | None, damped: Tensor, damping: float) -> PrunekitError:
+    """The error for a block that has no inverse, with the damping that would give it one, if any."""
+    if not bool(damped.isfinite().all()):
+        where = "the curvature" if layer is None else f"the curvature of {layer}"
+        return RunError(
+            f"{statistic}: {where} is not finite; the loss or its derivatives overflow at these weights"
+        )
     values = torch.linalg.eigvalsh(damped)
     lowest = float(values[0]) - damping
     rounding = len(values) * torch.finfo(values.dtype).eps * float(values[-1])

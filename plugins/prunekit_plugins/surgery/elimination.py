@@ -57,6 +57,7 @@ def eliminate(
     damped: Callable[[], Tensor] | None = None,
     refresh: int = 0,
     caps: Caps | None = None,
+    penalty: Tensor | None = None,
 ) -> Traces:
     """Remove weights from every block until all that is left costs more than is needed.
 
@@ -69,6 +70,7 @@ def eliminate(
         damped: H ``[R, k, k]``, for fresh inverses.
         refresh: After so many removals from a block, its inverse is computed anew from what is left; 0 never.
         caps: Limits to what may go; changed in place.
+        penalty: Added to the cost of each weight ``[R, k]``.
     """
     blocks = torch.arange(len(values), device=values.device)  # those still at work
     values, open_ = values.clone(), there.clone()  # the inverse is replaced, never changed
@@ -88,7 +90,10 @@ def eliminate(
         rows = torch.arange(len(blocks), device=values.device)
         columns = inverse.new_zeros(len(blocks), steps, inverse.shape[1])
         for step in range(steps):
-            cost = values.square().div_(2 * diagonal).masked_fill_(~open_, torch.inf)
+            cost = values.square().div_(2 * diagonal)
+            if penalty is not None:
+                cost += penalty
+            cost.masked_fill_(~open_, torch.inf)
             least, q = cost.min(1)
             level = torch.maximum(level, least)
             going = level <= limit
@@ -116,6 +121,7 @@ def eliminate(
         if not len(at_work):
             break
         values, open_, level, blocks = values[at_work], open_[at_work], level[at_work], blocks[at_work]
+        penalty = None if penalty is None else penalty[at_work]
         if caps is not None:
             caps = Caps(caps.group[at_work], caps.left[at_work])
         if refresh and damped is not None and removed % refresh == 0:

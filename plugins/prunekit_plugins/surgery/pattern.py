@@ -73,7 +73,7 @@ def refuse_other_ends(layers: Sequence[Layer], last: int, n: int, m: int) -> Non
     if last != whole:
         raise SpecError(
             f"prune.scheduler: {n}:{m} prunes {whole} of {size} weights, and the schedule ends at "
-            f"{last}; sparsity must be {1 - n / m:g}"
+            f"{last}; sparsity must be {1 - n / m}"
         )
 
 

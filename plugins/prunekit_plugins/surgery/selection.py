@@ -64,6 +64,7 @@ def greedy(
     budgets: Mapping[str | None, int],
     refresh: int,
     caps: Callable[[Chunk], Caps] | None = None,
+    penalty: Tensor | None = None,
 ) -> Tensor:
     """Eliminate the cheapest weights, one after another, each block's inverse brought up to date in between.
 
@@ -76,6 +77,7 @@ def greedy(
         refresh: See :func:`eliminate`.
         caps: Fresh limits to what may go from a chunk's blocks, which must leave room for the budgets; for blocks
             of one layer each.
+        penalty: Added to the cost of each weight, over all weights.
 
     Returns:
         Flat indices of what goes, over all weights.
@@ -83,7 +85,9 @@ def greedy(
     left = torch.cat([mask.flatten() for mask in masks.values()])
     gone = [left.new_empty(0, dtype=torch.long)]
     if None not in budgets and any(family.layer is None for family in blocks.families):
-        return _shared(blocks, values, masks, budgets, refresh)
+        return _shared(blocks, values, masks, budgets, refresh, penalty)
+    if penalty is not None:
+        saliency = saliency + penalty
     start = 0
     for layer, budget in budgets.items():
         stop = start + (len(left) if layer is None else masks[layer].numel())
@@ -94,7 +98,7 @@ def greedy(
             # With one block nothing is gained by stopping early elsewhere.
             highest = kth_smallest(saliency[start:stop][kept], count)
             guess = torch.inf if single else _FIRST_GUESS * float(highest)
-            gone.append(_cheapest(blocks, values, count, guess, refresh, layer, caps))
+            gone.append(_cheapest(blocks, values, count, guess, refresh, layer, caps, penalty))
         start = stop
     return torch.cat(gone)
 
@@ -105,6 +109,7 @@ def _shared(
     masks: Mapping[str, Tensor],
     budgets: Mapping[str | None, int],
     refresh: int,
+    penalty: Tensor | None,
 ) -> Tensor:
     """One block over several layers, each with a budget of its own."""
     numbers = [torch.full((m.numel(),), i, device=m.device) for i, m in enumerate(masks.values())]
@@ -115,7 +120,7 @@ def _shared(
     def caps(chunk: Chunk) -> Caps:
         return Caps(layer[chunk.index], remaining.clone())
 
-    return _cheapest(blocks, values, sum(quota), torch.inf, refresh, None, caps)
+    return _cheapest(blocks, values, sum(quota), torch.inf, refresh, None, caps, penalty)
 
 
 def _cheapest(
@@ -125,7 +130,8 @@ def _cheapest(
     guess: float,
     refresh: int,
     layer: str | None,
-    caps: Callable[[Chunk], Caps] | None = None,
+    caps: Callable[[Chunk], Caps] | None,
+    penalty: Tensor | None,
 ) -> Tensor:
     limit = guess
     while True:
@@ -134,7 +140,8 @@ def _cheapest(
         for chunk in blocks.chunks(layer):
             damped = partial(chunk.family.damped, chunk.start, chunk.stop, blocks.damping)
             limits = None if caps is None else caps(chunk)
-            traces = eliminate(chunk.inverse, values(chunk), chunk.there, cut, damped, refresh, limits)
+            extra = None if penalty is None else chunk.at(penalty)
+            traces = eliminate(chunk.inverse, values(chunk), chunk.there, cut, damped, refresh, limits, extra)
             found.append((chunk.index, traces))
         if cut.enough or limit == torch.inf:
             break

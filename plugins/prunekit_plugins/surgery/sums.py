@@ -94,16 +94,22 @@ class SummedBlocks(Estimator):
 
     def add_rows(self, name: str, parts: Iterator[Tensor]) -> None:
         """Add the outer products of the rows ``[examples, weights]`` of a parameter."""
+        import torch
+
         index, there, _ = self._blocks[name]
         if not len(index):
             return
         sums = self.room(name)
-        width = index.shape[1]
+        width, order = index.shape[1], index.flatten()
+        # Nothing pruned, nothing padded, and units not apart in memory as those of a transposed convolution are.
+        plain = bool(there.all()) and torch.equal(
+            order, torch.arange(self._problem.parameters[name].numel(), device=order.device)
+        )
         for rows in parts:
-            if index.numel() == rows.shape[1] and bool(there.all()):  # nothing is pruned and nothing padded
+            if plain:
                 picked = rows.view(len(rows), -1, width)
             else:
-                picked = rows[:, index.flatten()].view(len(rows), -1, width)
+                picked = rows[:, order].view(len(rows), -1, width)
                 picked = picked.masked_fill_(~there, 0.0)
             picked = picked.to(sums.dtype)
             sums.baddbmm_(picked.permute(1, 2, 0), picked.transpose(0, 1))
@@ -196,8 +202,8 @@ class SummedBlocks(Estimator):
         budget = self._problem.budget
         smaller = max(1, int(width * budget / needed))
         return (
-            f"{self.name}: blocks of {width:,} weights take {needed / 2**30:,.2f} GiB up to {name}; the memory budget "
-            f"is {budget / 2**30:,.2f} GiB. Raise it (memory), or use smaller blocks (size: {smaller} would fit)"
+            f"{self.name}: blocks of {width:,} weights take {in_units(needed)} up to {name}; the memory budget "
+            f"is {in_units(budget)}. Raise it (memory), or use smaller blocks (size: {smaller} would fit)"
         )
 
     def _add_hessian(self, batch: ForwardPass) -> None:
@@ -222,6 +228,14 @@ def largest_block_that_fits(budget: int) -> int:
     return int((budget / (8 * 6)) ** 0.5)
 
 
+def in_units(size: float) -> str:
+    """Bytes for a reader."""
+    for unit, bytes_ in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= bytes_ / 10:
+            return f"{size / bytes_:,.1f} {unit}"
+    return f"{size / 2**10:,.1f} KiB"
+
+
 def refuse_large_blocks(statistic: str, largest: Any, budget: int) -> None:
     """Refuse a block that cannot be inverted within the budget.
 
@@ -238,7 +252,7 @@ def refuse_large_blocks(statistic: str, largest: Any, budget: int) -> None:
     if size > most:
         raise UnsupportedError(
             f"{statistic}: {layer} has blocks of {size:,} weights, and inverting one takes "
-            f"{8 * 6 * size**2 / 2**30:,.2f} GiB; the memory budget is {budget / 2**30:,.2f} GiB. Use smaller blocks "
-            f"(size: {most} fits), raise the budget (memory: {-(-8 * 6 * size**2 // 2**30)}GiB), or prune fewer layers "
+            f"{in_units(8 * 6 * size**2)}; the memory budget is {in_units(budget)}. Use smaller blocks "
+            f"(size: {most} fits), raise the budget (memory: {-(-8 * 6 * size**2 // 2**20)}MiB), or prune fewer layers "
             "(prunable)"
         )
