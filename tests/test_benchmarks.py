@@ -92,5 +92,5 @@ def test_a_criterion_that_does_not_fit_says_what_it_would_take():
     done = subprocess.run(command, input=json.dumps(run), capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
-    # (64·300 + 300·10)² numbers of 8 bytes, four times
-    assert json.loads(done.stdout) == {"refused": "refused: 14.7 GiB"}
+    # (64·300 + 300·10)² numbers of 8 bytes, eight times
+    assert json.loads(done.stdout) == {"refused": "refused: 29.4 GiB"}

@@ -48,7 +48,8 @@ class Combinatorial(Criterion):
     What one removal costs depends on the others that go: the masks are improved by swapping kept and pruned weights
     while the model, with the survivors fitted anew, becomes smaller. C is never formed; a product with it costs about
     two forward passes of the step's examples. With the gradient, survivors take the damped Gauss-Newton step of the
-    step's examples, so many examples and enough damping keep them from fitting those alone; a step that prunes nothing takes it too.
+    step's examples, even where nothing is pruned, so many examples and enough damping keep them from fitting those
+    alone.
     References: Yu et al. (2022), Combinatorial Brain Surgeon; Benbaki et al. (2023), CHITA.
     """
 

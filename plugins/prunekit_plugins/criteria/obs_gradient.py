@@ -21,7 +21,8 @@ class GradientSurgeonOptions(SurgeonOptions):
 class GradientSurgeon(Surgeon):
     """(θ_q − (H⁻¹g)_q)² / (2 [H⁻¹]_qq): OBS about the model's minimum, which is a Newton step away.
 
-    The survivors take that step too, even where nothing is pruned: δθ = −H⁻¹g − H⁻¹_{:,S} ([H⁻¹]_SS)⁻¹ (θ − H⁻¹g)_S. Damping limits it.
+    The survivors take that step too, even where nothing is pruned:
+    δθ = −H⁻¹g − H⁻¹_{:,S} ([H⁻¹]_SS)⁻¹ (θ − H⁻¹g)_S. Damping limits it.
     With a diagonal H the saliency is (−gθ + ½dθ²) + g²/(2d): the quadratic model's, without the absolute
     value, up to a constant. Reference: Singh & Alistarh (2020), WoodTaylor.
     """
