@@ -325,6 +325,8 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
         pk.prune(model, [batch], "obs_rows", sparsity=0.5, steps=1, memory=1 << 20)
     with pytest.raises(pk.UnsupportedError, match=r"3,000 weights in blocks of 128 take.*size: 78 fits"):
         pk.prune(model, [batch], "obs_block", sparsity=0.5, steps=1, memory=1 << 20)
+    with pytest.raises(pk.UnsupportedError, match=r"weight has blocks of 600 weights.*size: 147 fits"):
+        pk.statistics(model, [batch], "inverse_rows", memory=1 << 20)
     pk.prune(model, [batch], {"name": "obs_block", "size": 78}, sparsity=0.5, steps=1, memory=1 << 20)
 
 

@@ -58,6 +58,8 @@ class SummedBlocks(Estimator):
             self._blocks[name] = self.blocks(tuple(p.shape), keep, axes.get(id(p), 1))
             self._offsets[name] = offset
             offset += p.numel()
+        widths = {name: index.shape[1] for name, (index, _, _) in self._blocks.items()}
+        refuse_large_blocks(self.name, max(widths.items(), key=lambda item: item[1]), problem.budget)
         if self.second_order and (count := len(problem.kept())) > _MOST_PRODUCTS:
             raise UnsupportedError(
                 f"{self.name}: the Hessian takes a product for each of {count:,} kept weights and batch, and at most "
