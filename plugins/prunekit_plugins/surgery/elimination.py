@@ -72,70 +72,104 @@ def eliminate(
         caps: Limits to what may go; changed in place.
         penalty: Added to the cost of each weight ``[R, k]``.
     """
-    blocks = torch.arange(len(values), device=values.device)  # those still at work
-    values, open_ = values.clone(), there.clone()  # the inverse is replaced, never changed
+    values, open_ = values.clone(), there.clone()
     if caps is not None:
         open_ &= caps.left.gather(1, caps.group) > 0
+    blocks = torch.arange(len(values), device=values.device)
+    work = _Work(blocks, inverse, values, open_, values.new_zeros(len(values)), caps, penalty)
     count = int(there.sum(1).max()) if len(there) else 0
     orders = torch.full((len(values), count), -1, dtype=torch.long, device=values.device)
     levels = values.new_full((len(values), count), torch.inf)
-    level = values.new_zeros(len(values))
-    diagonal = inverse.diagonal(dim1=1, dim2=2).clone()
-    removed = 0
-    limit = enough(levels[:, :0])
-    while len(blocks) and removed < count:
+    limit, removed = enough(levels[:, :0]), 0
+    while removed < count and len(work.blocks):
         steps = min(_LAZY, count - removed)
         if refresh:
             steps = min(steps, refresh - removed % refresh)
-        rows = torch.arange(len(blocks), device=values.device)
-        columns = inverse.new_zeros(len(blocks), steps, inverse.shape[1])
+        now = slice(removed, removed + steps)
+        columns, orders[work.blocks, now], found = work.remove(steps, limit)
+        levels[work.blocks, now] = found
+        limit = enough(found)
+        removed += steps
+        columns = work.keep((work.level <= limit) & work.open.any(1), columns)
+        if refresh and damped is not None and removed % refresh == 0:
+            trace = orders[work.blocks, :removed]
+            gone = torch.zeros_like(work.open).scatter_(1, trace, True)
+            work.inverse = _fresh(damped()[work.blocks], there[work.blocks] & ~gone)
+        elif len(work.blocks):
+            work.inverse = torch.baddbmm(work.inverse, columns.transpose(1, 2), columns, alpha=-1)
+    return Traces(orders[:, :removed], levels[:, :removed])
+
+
+@dataclass
+class _Work:
+    """The blocks that still lose weights.
+
+    Attributes:
+        blocks: Which they are ``[B]``.
+        inverse: As it was when last brought up to date ``[B, k, k]``; replaced, never changed.
+        values: Of the weights now ``[B, k]``.
+        open: What may go ``[B, k]``.
+        level: The highest cost so far ``[B]``.
+        caps: See :func:`eliminate`.
+        penalty: See :func:`eliminate`.
+    """
+
+    blocks: Tensor
+    inverse: Tensor
+    values: Tensor
+    open: Tensor
+    level: Tensor
+    caps: Caps | None
+    penalty: Tensor | None
+
+    def remove(self, steps: int, limit: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Take up to so many weights from each block, none that costs more than the limit.
+
+        Returns:
+            Columns u ``[B, steps, k]``, by which the inverse is now less by ``Σ u uᵀ``; what went, and at which
+            level, ``[B, steps]``, −1 and infinite where nothing did.
+        """
+        count = len(self.blocks)
+        rows = torch.arange(count, device=self.values.device)
+        columns = self.inverse.new_zeros(count, steps, self.inverse.shape[1])
+        orders, levels = self.blocks.new_empty(count, steps), self.level.new_empty(count, steps)
+        # What cannot go is never asked for: a one keeps the quotients finite.
+        diagonal = self.inverse.diagonal(dim1=1, dim2=2).clone().masked_fill_(~self.open, 1.0)
         for step in range(steps):
-            cost = values.square().div_(2 * diagonal)
-            if penalty is not None:
-                cost += penalty
-            cost.masked_fill_(~open_, torch.inf)
-            least, q = cost.min(1)
-            level = torch.maximum(level, least)
-            going = level <= limit
-            going &= least < torch.inf
-            column = inverse[rows, q]  # symmetric
+            cost = self.values.square().div_(2 * diagonal)
+            if self.penalty is not None:
+                cost += self.penalty
+            least, q = cost.masked_fill_(~self.open, torch.inf).min(1)
+            self.level = torch.maximum(self.level, least)
+            going = (self.level <= limit) & (least < torch.inf)
+            column = self.inverse[rows, q]  # symmetric
             if step:
                 before = columns[:, :step]
                 column = column - torch.bmm(before[rows, :, q].unsqueeze(1), before).squeeze(1)
             root = column[rows, q].sqrt()
             column = torch.where(going.unsqueeze(1), column / root.unsqueeze(1), 0.0)
             columns[:, step] = column
-            share = torch.where(going, values[rows, q] / root, 0.0)
-            values.addcmul_(column, share.unsqueeze(1), value=-1)
+            share = torch.where(going, self.values[rows, q] / root, 0.0)
+            self.values.addcmul_(column, share.unsqueeze(1), value=-1)
             diagonal.addcmul_(column, column, value=-1)
-            open_[rows, q] &= ~going
-            diagonal[rows, q] = torch.where(going, 1.0, diagonal[rows, q])  # unused; keeps quotients finite
-            orders[blocks, removed + step] = torch.where(going, q, -1)
-            levels[blocks, removed + step] = torch.where(going, level, torch.inf)
-            if caps is not None:
-                _close(caps, open_, rows, q, going)
-        limit = enough(levels[blocks, removed : removed + steps])
-        removed += steps
-        working = (level <= limit) & open_.any(1)
-        at_work = working.nonzero().squeeze(1)
-        if not len(at_work):
-            break
-        values, open_, level, blocks = values[at_work], open_[at_work], level[at_work], blocks[at_work]
-        penalty = None if penalty is None else penalty[at_work]
-        if caps is not None:
-            caps = Caps(caps.group[at_work], caps.left[at_work])
-        if refresh and damped is not None and removed % refresh == 0:
-            # Only where nothing has been left out is the removed part of a block known to be its closed part.
-            gone = torch.zeros_like(open_)
-            trace = orders[blocks, :removed]
-            gone.scatter_(1, trace.clamp(min=0), trace >= 0)
-            inverse = _fresh(damped()[blocks], there[blocks] & ~gone)
-        else:
-            if len(at_work) < len(columns):
-                columns, inverse = columns[at_work], inverse[at_work]
-            inverse = torch.baddbmm(inverse, columns.transpose(1, 2), columns, alpha=-1)
-        diagonal = inverse.diagonal(dim1=1, dim2=2).clone().masked_fill_(~open_, 1.0)
-    return Traces(orders[:, :removed], levels[:, :removed])
+            diagonal[rows, q] = torch.where(going, 1.0, diagonal[rows, q])
+            self.open[rows, q] &= ~going
+            if self.caps is not None:
+                _close(self.caps, self.open, rows, q, going)
+            orders[:, step] = torch.where(going, q, -1)
+            levels[:, step] = torch.where(going, self.level, torch.inf)
+        return columns, orders, levels
+
+    def keep(self, which: Tensor, columns: Tensor) -> Tensor:
+        """Go on with some of the blocks; returns their columns."""
+        if bool(which.all()):
+            return columns
+        self.blocks, self.inverse, self.values = self.blocks[which], self.inverse[which], self.values[which]
+        self.open, self.level = self.open[which], self.level[which]
+        self.penalty = None if self.penalty is None else self.penalty[which]
+        if self.caps is not None:
+            self.caps = Caps(self.caps.group[which], self.caps.left[which])
+        return columns[which]
 
 
 def _close(caps: Caps, open_: Tensor, rows: Tensor, q: Tensor, going: Tensor) -> None:
