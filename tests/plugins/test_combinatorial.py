@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
+from dense import awkward, dense, flat
 from torch import Tensor, float64, nn
 
 import prunekit as pk
@@ -26,50 +26,10 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-class Awkward(nn.Module):
-    """Strides, groups, a transposed convolution, a weight used twice, tokens, a norm with weights of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(2, 4, 3, stride=2, padding=1, groups=2)
-        self.up = nn.ConvTranspose1d(4, 2, 2, stride=2, groups=2)
-        self.tokens = nn.Linear(2, 3)
-        self.norm = nn.LayerNorm(3)
-        self.twice = nn.Linear(3, 3, bias=False)
-        self.head = nn.Linear(3, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.conv(x))
-        x = self.norm(torch.tanh(self.tokens(self.up(x).transpose(1, 2))))
-        x = torch.tanh(self.twice(torch.tanh(self.twice(x))))
-        out: Tensor = self.head(x.mean(1))
-        return out
-
-
-def awkward() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
-    x, y = torch.randn(9, 2, 6, dtype=float64), torch.randint(4, (9,))
-    return Awkward().double(), [(x[:6], y[:6]), (x[6:], y[6:])]
-
-
 def mlp() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3, bias=False)).double()
     x, y = torch.randn(20, 5, dtype=float64), torch.randint(3, (20,))
     return model, [(x[:16], y[:16]), (x[16:], y[16:])]
-
-
-def flat(tensors: Any) -> Tensor:
-    return torch.cat([t.detach().flatten() for t in tensors.values()])
-
-
-def dense(model: nn.Module, batches: Any, curvature: str, parameters: Any) -> Tensor:
-    operator = pk.operator(model, batches, curvature, parameters=parameters)
-    sizes = [shape.numel() for shape in operator.shapes.values()]
-    columns = []
-    for unit in torch.eye(sum(sizes), dtype=float64):
-        parts = unit.split(sizes)
-        named = {n: p.view(s) for (n, s), p in zip(operator.shapes.items(), parts, strict=True)}
-        columns.append(flat(operator @ named))
-    return torch.stack(columns, 1)
 
 
 @pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher"])

@@ -96,6 +96,12 @@ CASES = [
     pytest.param((OptimalBrainSurgeon, 0.0, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),
     pytest.param((GraSP, 0.0, {"temperature": 1.0}), id="grasp-1"),
     pytest.param((Wanda, 1e-2, {"selection": "saliency"}), id="wanda-saliency"),
+    pytest.param((Wanda, 0.0, {"update": True}), id="wanda-update"),
+    *(
+        pytest.param((cls, 0.0, {"selection": "saliency"}), id=f"{cls.name}-ranking")
+        for cls in (ExactOBS, SparseGPT, Combinatorial)
+    ),
+    pytest.param((SparseGPT, 0.0, {"scope": "global"}), id="sparsegpt-global"),
 ]
 
 

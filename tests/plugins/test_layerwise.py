@@ -452,12 +452,17 @@ def test_convolutions_in_float32_over_three_steps(options, pattern) -> None:
     x, y = torch.randn(40, 4, 4, 4), torch.randint(4, (40,))
     criterion = component("criterion", {**options, "n": 2, "m": 4} if pattern else options)
     history: list[dict[str, Tensor]] = []
-    select = type(criterion).select
 
     class Watched(type(criterion)):  # type: ignore[misc]
-        def select(self, *given: Any) -> dict[str, Tensor]:
-            history.append(select(self, *given))
-            return history[-1]
+        @property
+        def select(self) -> Any:
+            chosen = super().select
+
+            def watched(*given: Any) -> dict[str, Tensor]:
+                history.append(chosen(*given))
+                return history[-1]
+
+            return watched
 
     watched = Watched.from_options(criterion.options)
     levels = {"name": "explicit", "levels": [0.1, 0.3, 0.5]}
@@ -572,3 +577,38 @@ def test_a_refit_on_hardly_independent_inputs_is_within_a_percent_of_least_squar
         results[refit] = gaps(errors_of(model, batches, before, pruning.masks))[0]
     assert results[False] > 1
     assert -1e-9 <= results[True] < 0.01
+
+
+def test_the_sweep_can_share_the_budget_by_saliency() -> None:
+    """One layer's inputs are a hundred times smaller than the other's: its weights matter less."""
+    model, batches = mlp()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+    criterion = {"name": "sparsegpt", "scope": "global"}
+    pruning = pk.prune(model, batches, criterion, sparsity=0.5, steps=1)
+    total = sum(m.numel() for m in pruning.masks.values())
+    assert pruning.steps[0].pruned == total // 2
+    assert pruning.masks["0.weight"].double().mean() < 0.5 < pruning.masks["2.weight"].double().mean()
+    with pytest.raises(pk.SpecError, match="scope global has no meaning with n and m"):
+        component("criterion", {**criterion, "n": 2, "m": 4})
+
+
+@pytest.mark.parametrize("name", ["obc", "sparsegpt"])
+def test_a_pattern_beside_a_ranking_is_refused(name) -> None:
+    with pytest.raises(pk.SpecError, match="use the selector nm"):
+        component("criterion", {"name": name, "selection": "saliency", "n": 2, "m": 4})
+
+
+def test_survivors_of_wanda_can_take_the_least_squares_solution() -> None:
+    model, batches = mlp()
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.ndim > 1}
+    blocks = pk.statistics(model, batches, pk.Statistic("inverse_layer", relative_damping=1e-8))[
+        "inverse_layer"
+    ]
+    pruning = pk.prune(model, batches, {"name": "wanda", "update": True}, sparsity=0.5, steps=1)
+    after = {n: model.get_parameter(n).detach() for n in before}
+    alone = {n: w * pruning.masks[n] for n, w in before.items()}
+    removed = layer_errors(blocks, before, alone, pruning.masks)
+    for name, (error, least) in layer_errors(blocks, before, after, pruning.masks).items():
+        assert error == pytest.approx(least, rel=1e-6)
+        assert error < 0.9 * removed[name][0]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import prunekit as pk
 from prunekit.budget import Layer
 from prunekit.engine.choose import component
+from prunekit.plugins import default_manager
 
 
 def groups(weight: Tensor, m: int, axis: int = 1) -> Tensor:
@@ -102,3 +103,26 @@ def test_what_contradicts_the_pattern_is_refused_before_anything_changes(argumen
     with pytest.raises(pk.SpecError, match=message):
         pk.prune(network, [batch], "magnitude", **{"selector": "nm", "scheduler": "one_shot", **arguments})
     assert torch.equal(model.weight, before)
+
+
+RANKING = {
+    **{n: {"selection": "saliency"} for n in ("obs", "obs_gradient", "obs_rows", "obs_block", "obs_kfac")},
+    **{n: {"selection": "saliency"} for n in ("obc", "sparsegpt", "combinatorial", "wanda")},
+}
+"""Criteria that choose the masks themselves unless they are asked to rank."""
+
+
+@pytest.mark.parametrize("name", default_manager().names("criterion"))
+def test_every_criterion_keeps_to_the_pattern(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+        x, y = torch.randn(30, 8, dtype=torch.float64), torch.randint(4, (30,))
+
+    pruning = pk.prune(
+        model, [(x, y)], {"name": name, **RANKING.get(name, {})}, sparsity=0.5, steps=2, selector="nm"
+    )
+
+    for key, mask in pruning.masks.items():
+        assert (mask.reshape(-1, 4).sum(1) == 2).all()
+        assert not model.get_parameter(key)[~mask].any()

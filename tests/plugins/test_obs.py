@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from dense import dense
 from torch import Tensor, float64, nn
 
 import prunekit as pk
@@ -137,29 +138,15 @@ def network() -> tuple[nn.Sequential, Tensor, Tensor]:
     return model, torch.randn(11, 2, 4, dtype=float64), torch.randint(3, (11,))
 
 
-def matrix(model: nn.Module, x: Tensor, y: Tensor, kind: str) -> tuple[list[str], Tensor]:
-    """Column by column from the operator, which has its own oracle."""
-    operator = pk.operator(model, [(x, y)], kind, parameters="all")
-    names = list(operator.shapes)
-    sizes = [operator.shapes[n].numel() for n in names]
-    columns = []
-    for k in range(sum(sizes)):
-        unit = torch.zeros(sum(sizes), dtype=float64)
-        unit[k] = 1
-        parts = {n: p.view(operator.shapes[n]) for n, p in zip(names, unit.split(sizes), strict=True)}
-        columns.append(torch.cat([t.flatten() for t in (operator @ parts).values()]))
-    return names, torch.stack(columns, 1)
-
-
 @pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher", "hessian"])
 def test_the_inverse_is_that_of_the_damped_matrix_over_any_parameters(curvature) -> None:
     model, x, y = network()
-    _, dense = matrix(model, x, y, curvature)
+    matrix = dense(model, [(x, y)], curvature, "all")
     damping = 1e-2 if curvature != "hessian" else 10.0
     request = pk.Statistic("inverse_full", curvature=curvature, damping=damping)
     found = pk.statistics(model, [(x[:6], y[:6]), (x[6:], y[6:])], request, parameters="all")["inverse_full"]
-    torch.testing.assert_close(found.curvature, dense, rtol=1e-9, atol=1e-12)
-    expected = torch.linalg.inv(dense + damping * torch.eye(len(dense), dtype=float64))
+    torch.testing.assert_close(found.curvature, matrix, rtol=1e-9, atol=1e-12)
+    expected = torch.linalg.inv(matrix + damping * torch.eye(len(matrix), dtype=float64))
     torch.testing.assert_close(found.matrix, expected, rtol=1e-7, atol=1e-9)
     flat = torch.cat([t.flatten() for t in found.values()])
     assert torch.equal(flat, found.matrix.diagonal())
@@ -203,9 +190,9 @@ def test_lambda_is_added_to_the_damping() -> None:
 
 def test_an_indefinite_matrix_is_refused_with_the_damping_that_would_do() -> None:
     model, x, y = network()
-    _, dense = matrix(model, x, y, "hessian")
+    matrix = dense(model, [(x, y)], "hessian", "all")
     keep = torch.cat([torch.full(p.shape, p.ndim > 1).flatten() for p in model.parameters()])
-    lowest = float(torch.linalg.eigvalsh(dense[keep][:, keep])[0])
+    lowest = float(torch.linalg.eigvalsh(matrix[keep][:, keep])[0])
     assert lowest < 0
     request = pk.Statistic("inverse_full", curvature="hessian", damping=0.5 * -lowest)
     names = ["0.weight", "4.weight"]

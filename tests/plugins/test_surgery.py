@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from dense import awkward, dense, flat
 from torch import Tensor, float64, nn
 
 import prunekit as pk
@@ -26,33 +27,6 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-class Awkward(nn.Module):
-    """Strides, groups, a transposed convolution, a weight used twice, tokens, a norm in eval mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(2, 4, 3, stride=2, padding=1, groups=2)
-        self.norm = nn.BatchNorm1d(4)
-        self.up = nn.ConvTranspose1d(4, 4, 2, stride=2, groups=2)
-        self.tokens = nn.Linear(4, 3)
-        self.twice = nn.Linear(3, 3, bias=False)
-        self.head = nn.Linear(3, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.norm(self.conv(x)))
-        x = torch.tanh(self.tokens(self.up(x).transpose(1, 2)))
-        x = torch.tanh(self.twice(torch.tanh(self.twice(x))))
-        out: Tensor = self.head(x.mean(1))
-        return out
-
-
-def awkward() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
-    model = Awkward().double()
-    model.norm.running_mean = torch.randn(4, dtype=float64)
-    x, y = torch.randn(9, 2, 6, dtype=float64), torch.randint(4, (9,))
-    return model, [(x[:6], y[:6]), (x[6:], y[6:])]  # a short last batch
-
-
 def mlp() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3, bias=False)).double()
     x, y = torch.randn(20, 5, dtype=float64), torch.randint(3, (20,))
@@ -61,19 +35,6 @@ def mlp() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
 
 
 NETWORKS = {"awkward": awkward, "mlp": mlp}
-
-
-def dense(model: nn.Module, batches: Any, curvature: str, names: list[str]) -> Tensor:
-    """Over some parameters, column by column from the operator, which has its own oracle."""
-    operator = pk.operator(model, batches, curvature, parameters=names)
-    sizes = [operator.shapes[n].numel() for n in names]
-    columns = []
-    for k in range(sum(sizes)):
-        unit = torch.zeros(sum(sizes), dtype=float64)
-        unit[k] = 1
-        parts = {n: p.view(operator.shapes[n]) for n, p in zip(names, unit.split(sizes), strict=True)}
-        columns.append(torch.cat([t.flatten() for t in (operator @ parts).values()]))
-    return torch.stack(columns, 1)
 
 
 def random_masks(model: nn.Module, names: list[str], share: float) -> dict[str, Tensor]:
@@ -121,7 +82,7 @@ def test_blocks_hold_the_damped_inverse_of_their_part_of_the_matrix(
     network, curvature, statistic, size, share
 ) -> None:
     model, batches = NETWORKS[network]()
-    names = [n for n, p in model.named_parameters() if p.ndim > 1]
+    names = [n for n, p in model.named_parameters() if p.ndim > 1]  # no biases, no norms
     masks = random_masks(model, names, share)
     matrix = dense(model, batches, curvature, names)
     damping = 0.05 if curvature != "hessian" else 5.0
@@ -160,10 +121,6 @@ def estimate(model: nn.Module, batches: Any, request: pk.Statistic, masks: dict[
     loss = component("loss", "cross_entropy")
     found = engine(model, batches, estimators([request]), loss, parameters, generator(0), masks=masks)
     return found.statistics[request]
-
-
-def flat(tensors: Any) -> Tensor:
-    return torch.cat([t.flatten() for t in tensors.values()])
 
 
 def test_tokens_that_come_one_in_some_batches_and_several_in_others_are_summed_alike() -> None:
@@ -464,4 +421,6 @@ def test_networks_that_overflow_are_refused_as_such(name) -> None:
 
 def test_blocks_are_no_larger_than_what_there_is() -> None:
     model, batches = mlp()
-    pk.prune(model, batches, {"name": "obs_block", "size": 4096}, sparsity=0.5, steps=1, memory=100_000)
+    sizes = {"name": "obs_block", "size": 4096}
+    pruning = pk.prune(model, batches, sizes, sparsity=0.5, steps=1, memory=100_000)
+    assert pruning.steps[0].pruned == 16

@@ -75,7 +75,7 @@ class Pruner:
         ):
             raise SpecError(
                 f"prune.selector: criterion {criterion.name!r} chooses the masks itself, so a selector has no "
-                "effect; leave it out, or choose a criterion (or its options) that ranks"
+                "effect; leave it out, or let the criterion rank (selection: saliency, where it has that option)"
             )
         self.masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.parameters.items()}
         self._estimation_budget = budget

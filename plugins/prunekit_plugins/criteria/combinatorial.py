@@ -25,7 +25,9 @@ class CombinatorialOptions(Options):
         draws: Labels per loss term, for ``ggn_mc``.
         gradient: Keep the first-order term.
         update: Adjust the surviving weights.
-        scope: ``global``, one budget for all layers; ``layerwise``, a share for each.
+        selection: ``exchange`` improves the choice as described; ``saliency`` ranks all at once and leaves the choice to
+            the selector.
+        scope: Of the exchange: ``global``, one budget for all layers; ``layerwise``, a share for each.
         rounds: Exchanges that are tried, at most.
         tolerance: Of a fit of the surviving weights: its residual, relative.
         iterations: Of such a fit, at most; products with the curvature.
@@ -36,6 +38,7 @@ class CombinatorialOptions(Options):
     draws: int = Field(default=1, ge=1)
     gradient: bool = True
     update: bool = True
+    selection: Literal["exchange", "saliency"] = "exchange"
     scope: Literal["global", "layerwise"] = "global"
     rounds: int = Field(default=3, ge=0)
     tolerance: float = Field(default=1e-2, gt=0)
@@ -67,14 +70,26 @@ class Combinatorial(Criterion):
         """The curvature, and the gradient where the model has it."""
         return frozenset({self.factors, "gradient"} if self.options.gradient else {self.factors})
 
-    def select(
+    def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> dict[str, Tensor]:
+        """What each weight's removal costs the model by itself, by the diagonal: where the exchange begins."""
+        from prunekit_plugins.surgery.swaps import removal_costs
+
+        model = self._model(weights, statistics)
+        return shaped(removal_costs(model, model.weights, model.gradient), weights)
+
+    @property
+    def select(self) -> Any:
+        """Joint selection, where it is asked for."""
+        return self._exchange if self.options.selection == "exchange" else None
+
+    def _exchange(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
     ) -> dict[str, Tensor]:
         """Masks with ``budget`` weights pruned."""
         from prunekit_plugins.surgery.selection import shares
         from prunekit_plugins.surgery.swaps import search
 
-        model = self._model(weights, statistics, masks)
+        model = self._model(weights, statistics)
         if not bool((model.diagonal + model.wanted).isfinite().all()):
             raise RunError(
                 "combinatorial: the curvature or the gradient is not finite; the loss or its derivatives overflow at these "
@@ -103,7 +118,7 @@ class Combinatorial(Criterion):
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
     ) -> float:
         """``gᵀΔ + ½ ΔᵀCΔ`` with the change that the step makes and the curvature without damping, in nats."""
-        model = self._model(weights, statistics, masks)
+        model = self._model(weights, statistics)
         after = flat(self._fitted(weights, statistics, masks)) if self.options.update else model.weights
         change = after * flat(masks) - model.weights
         return float(model.gradient @ change) + 0.5 * model.factors.curved(change)
@@ -114,7 +129,7 @@ class Combinatorial(Criterion):
         factors: Any = statistics[self.factors]
 
         def fit() -> dict[str, Tensor]:
-            model = self._model(weights, statistics, masks)
+            model = self._model(weights, statistics)
             return _as(weights, model.fitted(flat(masks).bool(), model.weights))
 
         # The prediction and the update of one step ask for the same.
@@ -125,7 +140,7 @@ class Combinatorial(Criterion):
     ) -> list[Mapping[str, Tensor]]:
         return [weights, masks, statistics["gradient"]] if self.options.gradient else [weights, masks]
 
-    def _model(self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors) -> Model:
+    def _model(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Model:
         import torch
 
         from prunekit_plugins.surgery.swaps import Model

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from prunekit import Criterion, Statistic
 from prunekit_plugins.criteria._flat import flat, shaped
-from prunekit_plugins.surgery.pattern import OptionalPattern, refuse_other_ends, refuse_other_layers
+from prunekit_plugins.surgery.pattern import OptionalPattern
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,11 @@ class ExactOBSOptions(OptionalPattern):
         damping: Multiple of the identity added to a layer's H; with ``update``, λ is added to it.
         relative_damping: The same in units of the layer's mean diagonal of H.
         update: Adjust the surviving weights.
-        scope: ``layerwise``, each layer loses the same share and outputs compete within it; ``global``, the costs of
-            all layers compete, though an error at one layer's outputs is not in the units of another's.
+        selection: ``greedy`` eliminates one weight after another; ``saliency`` ranks all at once and leaves the choice to
+            the selector.
+        scope: Of greedy elimination: ``layerwise``, each layer loses the same share and outputs compete within it;
+            ``global``, the costs of all layers compete, though an error at one layer's outputs is not in the units of
+            another's.
         refresh: The inverse of an output is computed anew after so many removals from it.
         n: Weights kept of every group of ``m`` along the input dimension, as in the selector ``nm``.
         m: Weights of a group.
@@ -36,6 +39,7 @@ class ExactOBSOptions(OptionalPattern):
     damping: float = Field(default=0, ge=0)
     relative_damping: float = Field(default=1e-8, ge=0)
     update: bool = True
+    selection: Literal["greedy", "saliency"] = "greedy"
     scope: Literal["layerwise", "global"] = "layerwise"
     refresh: int = Field(default=512, ge=1)
 
@@ -75,9 +79,7 @@ class ExactOBS(Criterion):
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse layers that do not fit the pattern, and a schedule that does not end with it."""
-        if self.options.m is not None:
-            refuse_other_layers(layers, self.options.m, "prune.criterion")
-            refuse_other_ends(layers, budgets[-1], self.options.n, self.options.m)
+        self.options.check(layers, budgets)
 
     def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> dict[str, Tensor]:
         """``c_q² / (2 [H⁻¹]_qq)``, for each weight on its own; zero where the input is always zero."""
@@ -88,7 +90,12 @@ class ExactOBS(Criterion):
         kept = diagonal > 0
         return shaped(torch.where(kept, values.square() / torch.where(kept, 2 * diagonal, 1.0), 0.0), weights)
 
-    def select(
+    @property
+    def select(self) -> Any:
+        """Greedy selection, where it is asked for."""
+        return self._eliminate if self.options.selection == "greedy" else None
+
+    def _eliminate(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
     ) -> dict[str, Tensor]:
         """Eliminate down to the budget."""

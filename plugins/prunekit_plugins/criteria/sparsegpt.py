@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from prunekit import Criterion, Statistic
 from prunekit_plugins.criteria._flat import who
-from prunekit_plugins.surgery.pattern import OptionalPattern, refuse_other_ends, refuse_other_layers
+from prunekit_plugins.surgery.pattern import OptionalPattern
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,10 @@ class SparseGPTOptions(OptionalPattern):
     Attributes:
         damping: Multiple of the identity added to a layer's H; λ is added to it.
         relative_damping: The same in units of the layer's mean diagonal of H.
+        selection: ``sweep`` chooses on the way, as published; ``saliency`` ranks all at once and leaves the choice to the
+            selector.
+        scope: Of the sweep's choice: ``layerwise``, each layer loses the same share; ``global``, what each layer loses is
+            found by ranking the saliencies of all.
         block_size: Columns for which the choice is made at once, and after which those to the right are brought up
             to date; with a pattern, raised to whole groups.
         update: Adjust the surviving weights.
@@ -37,6 +41,8 @@ class SparseGPTOptions(OptionalPattern):
 
     damping: float = Field(default=0, ge=0)
     relative_damping: float = Field(default=0.01, ge=0)
+    selection: Literal["sweep", "saliency"] = "sweep"
+    scope: Literal["layerwise", "global"] = "layerwise"
     block_size: int = Field(default=128, ge=1)
     update: bool = True
     refit: bool = False
@@ -45,6 +51,8 @@ class SparseGPTOptions(OptionalPattern):
     def _refit_is_an_update(self) -> Self:
         if self.refit and not self.update:
             raise ValueError("refit has no meaning with update false")
+        if self.m is not None and self.scope == "global":
+            raise ValueError("scope global has no meaning with n and m, which ask the same of every layer")
         return self
 
 
@@ -52,7 +60,7 @@ class SparseGPT(Criterion):
     """A layer's columns from left to right, each made up for by those to its right: SparseGPT.
 
     Within each block of columns the smallest ``w_j² / U_jj²`` go, ``UᵀU = H⁻¹`` and w as the blocks before have left
-    it. Every layer loses the same share, and so does every block of its columns: exactly so many, where the
+    it. Every block of a layer's columns loses the layer's share: exactly so many, where the
     published code takes a threshold and with it more or fewer if scores repeat. With ``n`` and ``m``, a group of
     inputs is chosen when the sweep reaches it; as long as a schedule has not come to the full pattern, by blocks.
     For convolutions a column is an input channel at one place of the kernel; with a pattern the columns are taken
@@ -82,9 +90,7 @@ class SparseGPT(Criterion):
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse layers that do not fit the pattern, and a schedule that does not end with it."""
-        if self.options.m is not None:
-            refuse_other_layers(layers, self.options.m, "prune.criterion")
-            refuse_other_ends(layers, budgets[-1], self.options.n, self.options.m)
+        self.options.check(layers, budgets)
 
     def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> dict[str, Tensor]:
         """``w_j² / (2 U_jj²)``: what it costs to remove one weight if the columns to its right make up for it."""
@@ -96,20 +102,23 @@ class SparseGPT(Criterion):
             found[name] = layer.undo(scores, w.shape)
         return found
 
-    def select(
+    @property
+    def select(self) -> Any:
+        """The sweep's choice, where it is asked for."""
+        return self._sweep if self.options.selection == "sweep" else None
+
+    def _sweep(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
     ) -> dict[str, Tensor]:
         """Sweep every layer, choosing what goes."""
         from prunekit_plugins.surgery.columns import Quotas, sweep
         from prunekit_plugins.surgery.pattern import refuse_more
-        from prunekit_plugins.surgery.selection import shares
 
         n, m = self.options.n, self.options.m
         if m is not None:
             refuse_more(masks, budget, n, m, "prune.criterion")
         chosen, values = {}, {}
-        for name, share in shares(masks, budget).items():
-            assert name is not None
+        for name, share in self._shares(weights, statistics, masks, budget).items():
             mask, layer = masks[name], self._layer(name, weights, statistics)
             quotas = Quotas(
                 ~layer.arranged(mask), share, layer.order, self._width, None if m is None else (n, m)
@@ -120,6 +129,18 @@ class SparseGPT(Criterion):
         blocks: Any = statistics[self.inverse]
         blocks.remember(who(self), (weights, chosen), values)  # the update of the step asks for them
         return chosen
+
+    def _shares(
+        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
+    ) -> Mapping[str, int]:
+        """How many weights of each layer are pruned afterwards."""
+        from prunekit.masks.select import prune_smallest
+        from prunekit_plugins.surgery.selection import shares
+
+        if self.options.scope == "layerwise":
+            return shares(masks, budget)
+        left = prune_smallest(self.saliency(weights, statistics), masks, budget)
+        return {name: mask.numel() - int(mask.count_nonzero()) for name, mask in left.items()}
 
     @property
     def update(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunekit import Criterion, Options
+from prunekit import Criterion, Options, Statistic
 from prunekit.budget import apportion
 
 if TYPE_CHECKING:
@@ -20,8 +20,11 @@ class WandaOptions(Options):
     Attributes:
         selection: ``rows`` takes the same share of every output row, and compares weights only within it;
             ``saliency`` leaves the choice to the selector.
+        update: Give the survivors the least-squares solution for their mask, row by row, as ``obc`` does; not part of
+            the published method.
     """
 
+    update: bool = False
     selection: Literal["rows", "saliency"] = "rows"
 
 
@@ -36,8 +39,24 @@ class Wanda(Criterion):
     """
 
     name = "wanda"
-    requires = frozenset({"input_second_moment"})
     Options = WandaOptions
+
+    @property
+    def inverse(self) -> Statistic:
+        """What the update needs."""
+        return Statistic("inverse_layer", damping=self.lam, relative_damping=1e-8)
+
+    @property
+    def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
+        """The inputs' second moments, and their inverses for the update."""
+        return frozenset(
+            {"input_second_moment", self.inverse} if self.options.update else {"input_second_moment"}
+        )
+
+    @property
+    def damps(self) -> bool:  # type: ignore[override]
+        """λ is damping where survivors are adjusted."""
+        return bool(self.options.update)
 
     def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> dict[str, Tensor]:
         """|W|·‖x‖ per weight."""
@@ -48,6 +67,18 @@ class Wanda(Criterion):
     def select(self) -> Any:
         """Row by row, where it is asked for."""
         return self._by_row if self.options.selection == "rows" else None
+
+    @property
+    def update(self) -> Any:
+        """New values for the survivors, where they are asked for."""
+        return self._refit if self.options.update else None
+
+    def _refit(
+        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
+    ) -> dict[str, Tensor]:
+        from prunekit_plugins.surgery.reconstruction import refitted
+
+        return refitted(statistics[self.inverse], weights, masks)  # type: ignore[arg-type]
 
     def _by_row(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int

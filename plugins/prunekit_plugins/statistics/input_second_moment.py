@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from prunekit import Estimator, UnsupportedError
-from prunekit_plugins.surgery.finite import refuse_non_finite
+from prunekit import Estimator
+from prunekit_plugins.surgery.uses import refuse_other_uses
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +38,7 @@ class InputSecondMoment(Estimator):
         Raises:
             UnsupportedError: If a parameter is used in another way than as a layer's weight or bias.
         """
-        refuse_non_finite(self.name, batch)
-        if batch.others:
-            raise UnsupportedError(
-                f"input_second_moment: {', '.join(batch.others)} not only multiplies inputs, one example after "
-                "another, in linear or convolution layers; wanda needs such layers, so exclude the others "
-                "(prunable), or choose another criterion"
-            )
+        refuse_other_uses(self.name, batch)
         for name, uses in batch.uses.items():
             for use in uses:
                 self._sums[name] += _squares(use, self._sums[name].shape, self._sums[name].dtype)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prunekit import Estimator, UnsupportedError
 from prunekit_plugins.surgery.cost import told
 from prunekit_plugins.surgery.curvature import InverseOptions, OuterProducts, columns
-from prunekit_plugins.surgery.finite import refuse_non_finite
+from prunekit_plugins.surgery.uses import refuse_other_uses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,12 +108,7 @@ class InverseKroneckerFactored(Estimator):
         """Add the batch's outer products to the factors."""
         from prunekit.estimation.contraction import inward, joined, outward
 
-        refuse_non_finite(self.name, batch)
-        if batch.others:
-            raise UnsupportedError(
-                f"{self.name}: {', '.join(batch.others)}: not used as a weight or bias of linear and convolutional "
-                "layers alone, which Kronecker factors need; leave it out (prunable)"
-            )
+        refuse_other_uses(self.name, batch)
         for name, uses in batch.uses.items():
             u = joined([inward(use) for use in uses])
             if name not in self._inputs:

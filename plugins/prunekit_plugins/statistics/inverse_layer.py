@@ -10,7 +10,7 @@ from pydantic import Field
 
 from prunekit import Estimator, Options, UnsupportedError
 from prunekit_plugins.surgery.cost import told
-from prunekit_plugins.surgery.finite import refuse_non_finite
+from prunekit_plugins.surgery.uses import refuse_other_uses
 
 if TYPE_CHECKING:
     import torch
@@ -79,13 +79,7 @@ class InverseLayer(Estimator):
         Raises:
             UnsupportedError: If a parameter is used in another way than as a layer's weight or bias.
         """
-        refuse_non_finite(self.name, batch)
-        if batch.others:
-            raise UnsupportedError(
-                f"inverse_layer: {', '.join(batch.others)} not only multiplies inputs, one example after another, in "
-                "linear or convolution layers; layer-wise reconstruction needs such layers, so exclude the others "
-                "(prunable), or choose another criterion"
-            )
+        refuse_other_uses(self.name, batch)
         for name, uses in batch.uses.items():
             for use in uses:
                 self._add(name, use)

@@ -34,7 +34,15 @@ class OptionalPattern(Options):
             raise ValueError(f"n and m go together; found n {self.n}, m {self.m}")
         if self.n is not None and self.m is not None and self.n >= self.m:
             raise ValueError(f"n must be less than m; found n {self.n}, m {self.m}")
+        if self.m is not None and getattr(self, "selection", None) == "saliency":
+            raise ValueError("n and m have no meaning with selection saliency; use the selector nm")
         return self
+
+    def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
+        """Refuse layers that do not fit the pattern, if there is one, and a schedule that does not end with it."""
+        if self.n is not None and self.m is not None:
+            refuse_other_layers(layers, self.m, "prune.criterion")
+            refuse_other_ends(layers, budgets[-1], self.n, self.m)
 
 
 def refuse_other_layers(layers: Sequence[Layer], m: int, where: str) -> None:

@@ -98,18 +98,17 @@ def search(
     Returns:
         What is kept, bool, and the values fitted to it; both flat.
     """
-    diagonal = model.diagonal
     kept = torch.zeros_like(open_)
+    alone = removal_costs(model, model.weights, model.gradient)
     for part, count in layers:
-        # Alone, a weight's removal costs the model what the quadratic formula says.
-        cost = _loss_of_removal(model, model.weights, model.gradient, diagonal)[part]
+        cost = alone[part]
         kept[part] = ~smallest(torch.where(open_[part], cost, -torch.inf), len(cost) - count)
     values = model.fitted(kept, model.weights)
     height, share = model.height(values), _FIRST
     for _ in range(rounds):
         slope = model.slope(values)
-        cost = _loss_of_removal(model, values, slope, diagonal)
-        gain = _gain_of_return(model, slope, diagonal)
+        cost = removal_costs(model, values, slope)
+        gain = _gains_of_return(model, slope)
         swapped, most = kept.clone(), 0
         for part, count in layers:
             number = _swap(swapped[part], open_[part], cost[part], gain[part], max(1, int(share * count)))
@@ -127,18 +126,18 @@ def search(
     return kept, values
 
 
-def _loss_of_removal(model: Model, values: Tensor, slope: Tensor, diagonal: Tensor) -> Tensor:
+def removal_costs(model: Model, values: Tensor, slope: Tensor) -> Tensor:
     """By how much Q rises when a weight is set to zero: with others as they are, from where it would best be."""
     if not model.moves:
-        return 0.5 * diagonal * values.square() - slope * values
-    return 0.5 * diagonal * (values - slope / diagonal).square()
+        return 0.5 * model.diagonal * values.square() - slope * values
+    return 0.5 * model.diagonal * (values - slope / model.diagonal).square()
 
 
-def _gain_of_return(model: Model, slope: Tensor, diagonal: Tensor) -> Tensor:
+def _gains_of_return(model: Model, slope: Tensor) -> Tensor:
     """By how much Q falls when a weight that is zero comes back."""
     if not model.moves:
-        return -(slope * model.weights + 0.5 * diagonal * model.weights.square())
-    return slope.square() / (2 * diagonal)
+        return -(slope * model.weights + 0.5 * model.diagonal * model.weights.square())
+    return slope.square() / (2 * model.diagonal)
 
 
 def _swap(kept: Tensor, open_: Tensor, cost: Tensor, gain: Tensor, most: int) -> int:
