@@ -53,9 +53,7 @@ class Family(ABC):
         """Blocks with the damping added, and the identity in padding."""
         found = self.curvature(start, stop)
         there = self.there[start:stop, : found.shape[1]]
-        found.diagonal(dim1=1, dim2=2).add_(
-            torch.full_like(there, damping, dtype=found.dtype).masked_fill_(~there, 1)
-        )
+        found.diagonal(dim1=1, dim2=2).add_(there.to(found) * damping + (~there).to(found))
         return found
 
     def inverses(self, start: int, stop: int, damping: float) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class Kronecker(Family):
         """S_r − αI: what is left of C when the other units make up for a change."""
         found = self.damped(start, stop, self.damping)
         _, there = self.placed(start, stop)
-        found.diagonal(dim1=1, dim2=2).sub_(torch.where(there, self.damping, 1.0))
+        found.diagonal(dim1=1, dim2=2).sub_(there.to(found) * self.damping + (~there).to(found))
         return found
 
     def damped(self, start: int, stop: int, damping: float) -> Tensor:
