@@ -29,8 +29,9 @@ from safetensors.numpy import save_file
 from timing import show
 
 import prunekit as pk
-from prunekit.engine.events import Listener, StepRecord
-from prunekit.plugins import default_manager
+from prunekit.observing.listener import Listener
+from prunekit.plugins.host import default_manager
+from prunekit.records import StepRecord
 
 HIDDEN = [40, 20]
 EPOCHS = {"mnist": 3, "digits": 20}

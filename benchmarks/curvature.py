@@ -38,8 +38,8 @@ from peers import Task, Values, distance
 from timing import interleaved, median, ratio, show
 
 import prunekit as pk
-from prunekit.masks import prune_smallest
-from prunekit.plugins import default_manager
+from prunekit.masks.select import prune_smallest
+from prunekit.plugins.host import default_manager
 
 AGREES = 1e-3
 DRAWS, DRAWN_AGREES = 16, 0.5

@@ -22,12 +22,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunekit as pk
-from prunekit.components import Loss
 from prunekit.engine import run as engine_run
 from prunekit.engine import step as engine_step
-from prunekit.engine.losses import as_loss
-from prunekit.spec.schema import SGD, Train
-from prunekit.training import Trainer
+from prunekit.losses.base import Loss
+from prunekit.plugins.build import as_loss
+from prunekit.training.loop import Trainer
+from prunekit.training.settings import SGD, Train
 from prunekit_plugins.models.mlp import MLP
 
 EXAMPLES, BATCH = 50_000, 100

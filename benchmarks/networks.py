@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import prunekit as pk
-from prunekit.masks import prunable_parameters
+from prunekit.masks.prunable import prunable_parameters
 from prunekit_plugins.models.mlp import MLP
 from prunekit_plugins.models.preact_resnet18 import PreActResNet18
 from prunekit_plugins.models.vgg11 import VGG11

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from prunekit import PluginManager, hookspecs
-from prunekit.hookspecs import REGISTERING
+from prunekit import PluginManager
+from prunekit.plugins import hookspecs
+from prunekit.plugins.hookspecs import REGISTERING
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "plugins.md").read_text(encoding="utf-8")

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from prunekit_cli import console
 
 if TYPE_CHECKING:
-    from prunekit.components import Component
-    from prunekit.plugins import Plugin, PluginManager
+    from prunekit.component import Component
+    from prunekit.plugins.host import Plugin, PluginManager
 
 
 def listing(as_json: bool) -> None:
     """Every component and every plugin that supplies none because it is broken or blocked."""
-    from prunekit.plugins import default_manager
+    from prunekit.plugins.host import default_manager
 
     manager = default_manager()
     rows: list[dict[str, Any]] = []
@@ -45,9 +45,9 @@ def listing(as_json: bool) -> None:
 
 def show(name: str, as_json: bool) -> None:
     """A component's documentation, origin and options; or what became of a plugin."""
-    from prunekit.components import KINDS
     from prunekit.errors import PluginError
-    from prunekit.plugins import default_manager, did_you_mean
+    from prunekit.plugins.host import default_manager, did_you_mean
+    from prunekit.plugins.kinds import KINDS
 
     manager = default_manager()
     found = [(p, c) for kind in KINDS for p, c in manager.providers(kind, name)]
@@ -171,7 +171,7 @@ def _requires(component: type[Component]) -> list[str]:
 
 
 def _options(component: type[Component]) -> list[dict[str, str]]:
-    from prunekit.spec.schema import ENGINE_KEYS
+    from prunekit.plugins.kinds import ENGINE_KEYS
 
     meanings = _meanings(component.Options)
     rows = [

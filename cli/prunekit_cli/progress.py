@@ -17,7 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from prunekit.engine.events import Listener, StepRecord
+from prunekit.observing.listener import Listener
+from prunekit.records import StepRecord
 from prunekit_cli import signals
 from prunekit_cli.console import number, percent
 

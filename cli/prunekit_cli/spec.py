@@ -10,7 +10,7 @@ from prunekit_cli import console
 
 def validate(spec: Path, settings: list[str], block: list[str]) -> None:
     """Check a spec; problems go to stderr and make the exit code 2."""
-    from prunekit.plugins import PluginManager, default_manager
+    from prunekit.plugins.host import PluginManager, default_manager
     from prunekit.spec import load
 
     manager = PluginManager(block=block) if block else default_manager()

@@ -1,130 +1,24 @@
 """Prune networks by a model of how their loss will change.
 
-Names are resolved on first use, so ``import prunekit`` costs nothing and imports no torch.
+Names are resolved on first use, so ``import prunekit`` costs nothing and imports no torch. ``__init__.pyi`` lists them.
 """
 
-from __future__ import annotations
+import sys
+from types import ModuleType
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-__version__ = "0.1.0"
+from prunekit.version import __version__ as __version__
 
-_HOME = {
-    "prunekit.api": ("apply_masks", "open", "operator", "prune", "run", "saliency", "statistics"),
-    "prunekit.components": (
-        "Criterion",
-        "Dataset",
-        "Estimator",
-        "Loss",
-        "Model",
-        "Options",
-        "Probe",
-        "ProbeRecord",
-        "Recorder",
-        "Scheduler",
-        "Selector",
-        "Series",
-    ),
-    "prunekit.data": ("DataInfo", "Split", "Splits"),
-    "prunekit.errors": (
-        "CheckpointError",
-        "DataError",
-        "DeviceError",
-        "PluginError",
-        "PrunekitError",
-        "PrunekitWarning",
-        "ResultsError",
-        "RunError",
-        "SpecError",
-        "UnsupportedError",
-    ),
-    "prunekit.hookspecs": ("hookimpl",),
-    "prunekit.plugins": ("PluginManager",),
-    "prunekit.requests": ("Detailed", "Sampled", "Statistic"),
-}
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
-
-if TYPE_CHECKING:
-    from prunekit.api import apply_masks, open, operator, prune, run, saliency, statistics
-    from prunekit.components import (
-        Criterion,
-        Dataset,
-        Estimator,
-        Loss,
-        Model,
-        Options,
-        Probe,
-        ProbeRecord,
-        Recorder,
-        Scheduler,
-        Selector,
-        Series,
-    )
-    from prunekit.data import DataInfo, Split, Splits
-    from prunekit.errors import (
-        CheckpointError,
-        DataError,
-        DeviceError,
-        PluginError,
-        PrunekitError,
-        PrunekitWarning,
-        ResultsError,
-        RunError,
-        SpecError,
-        UnsupportedError,
-    )
-    from prunekit.hookspecs import hookimpl
-    from prunekit.plugins import PluginManager
-    from prunekit.requests import Detailed, Sampled, Statistic
-
-__all__ = [
-    "CheckpointError",
-    "Criterion",
-    "DataError",
-    "DataInfo",
-    "Dataset",
-    "Detailed",
-    "DeviceError",
-    "Estimator",
-    "Loss",
-    "Model",
-    "Options",
-    "PluginError",
-    "PluginManager",
-    "Probe",
-    "ProbeRecord",
-    "PrunekitError",
-    "PrunekitWarning",
-    "Recorder",
-    "ResultsError",
-    "RunError",
-    "Sampled",
-    "Scheduler",
-    "Selector",
-    "Series",
-    "SpecError",
-    "Split",
-    "Splits",
-    "Statistic",
-    "UnsupportedError",
-    "__version__",
-    "apply_masks",
-    "hookimpl",
-    "open",
-    "operator",
-    "prune",
-    "run",
-    "saliency",
-    "statistics",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module 'prunekit' has no attribute {name!r}")
-    return getattr(import_module(_MODULE[name]), name)
+class _Package(ModuleType):
+    """Importing ``prunekit.statistics``, the package, must not hide ``prunekit.statistics``, the function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "statistics" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
 
 
-def __dir__() -> list[str]:
-    return sorted(__all__)
+sys.modules[__name__].__class__ = _Package

@@ -10,21 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.distributed import from_first, rank, started, together
 from prunekit.errors import DataError, ResultsError, SpecError
-from prunekit.requests import Estimates, Statistic
+from prunekit.masks.settings import Prunable
 from prunekit.results import Results, open_results
-from prunekit.spec.prunable import Prunable
+from prunekit.statistics.request import Estimates, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from prunekit.components import Criterion, Loss, Scheduler, Selector
-    from prunekit.engine.events import Listener, StepRecord
-    from prunekit.engine.state import State
-    from prunekit.estimation.operator import Operator
-    from prunekit.masks import Attachment
-    from prunekit.plugins import PluginManager
+    from prunekit.losses.base import Loss
+    from prunekit.masks.apply import Attachment
+    from prunekit.observing.listener import Listener
+    from prunekit.plugins.host import PluginManager
+    from prunekit.pruning.criterion import Criterion
+    from prunekit.pruning.scheduler import Scheduler
+    from prunekit.pruning.selector import Selector
+    from prunekit.records import StepRecord
+    from prunekit.runs.state import State
     from prunekit.spec.resolve import Spec
+    from prunekit.statistics.operator import Operator
 
 Batches = Iterable[tuple[Any, Any]]
 
@@ -60,10 +64,9 @@ def statistics(
     Raises:
         PrunekitError: If something is unknown or cannot be computed, by name.
     """
-    from prunekit.engine.choose import estimators
-    from prunekit.engine.losses import as_loss
-    from prunekit.engine.seeds import generator
-    from prunekit.estimation.estimate import estimate
+    from prunekit.plugins.build import as_loss, estimators
+    from prunekit.seeds import generator
+    from prunekit.statistics.estimate import estimate
 
     wanted = [requests] if isinstance(requests, str | Statistic) else list(requests)
     found = estimate(
@@ -98,7 +101,7 @@ def operator(
         memory: Bytes for activations.
 
     Returns:
-        An operator averaged like the loss; see :class:`prunekit.estimation.operator.Operator`.
+        An operator averaged like the loss; see :class:`prunekit.statistics.operator.Operator`.
 
     Example:
         >>> import torch
@@ -108,9 +111,9 @@ def operator(
         >>> (hessian @ {"weight": torch.tensor([[1.0, 0.0]])})["weight"]  # of 2 xxᵀ, averaged
         tensor([[10., 14.]], dtype=torch.float64)
     """
-    from prunekit.engine.losses import as_loss
-    from prunekit.estimation.estimate import DEFAULT_BUDGET
-    from prunekit.estimation.operator import Operator
+    from prunekit.plugins.build import as_loss
+    from prunekit.statistics.estimate import DEFAULT_BUDGET
+    from prunekit.statistics.operator import Operator
 
     again = batches if callable(batches) else _fresh(batches)
     return Operator(
@@ -154,12 +157,11 @@ def saliency(
     """
     import torch
 
-    from prunekit.engine.choose import criterion_with_lambda, estimators
-    from prunekit.engine.losses import as_loss
-    from prunekit.engine.seeds import generator
-    from prunekit.engine.step import saliencies
-    from prunekit.estimation.estimate import estimate
-    from prunekit.masks import apply_masks
+    from prunekit.masks.apply import apply_masks
+    from prunekit.plugins.build import as_loss, criterion_with_lambda, estimators
+    from prunekit.pruning.step import saliencies
+    from prunekit.seeds import generator
+    from prunekit.statistics.estimate import estimate
 
     chosen, task = criterion_with_lambda(criterion, lam), as_loss(loss)
     selected = _parameters(model, parameters)
@@ -209,7 +211,7 @@ class Pruning:
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Keep the pruned weights at zero after each of the optimizer's steps; undo with ``.remove()``."""
-        from prunekit.masks import attach
+        from prunekit.masks.apply import attach
 
         return attach(self.model, optimizer, self.masks)
 
@@ -257,10 +259,9 @@ def prune(
         >>> int((model.weight == 0).sum()), pruning.steps[-1].pruned
         (12, 12)
     """
-    from prunekit.engine.choose import component, criterion_with_lambda, options_of
-    from prunekit.engine.losses import as_loss
-    from prunekit.engine.seeds import generator
-    from prunekit.engine.step import Pruner
+    from prunekit.plugins.build import as_loss, component, criterion_with_lambda, options_of
+    from prunekit.pruning.step import Pruner
+    from prunekit.seeds import generator
 
     given = {"sparsity": sparsity, "steps": steps}
     levels = component("scheduler", scheduler, given=given).levels()
@@ -287,7 +288,7 @@ def prune(
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Any]) -> None:
     """Zero a model's masked weights in place, once; masks are bool tensors or arrays, ``True`` = kept."""
-    from prunekit.masks import apply_masks as apply
+    from prunekit.masks.apply import apply_masks as apply
 
     apply(model, masks)
 
@@ -321,8 +322,8 @@ def run(
         ResultsError: If the output exists, or cannot be resumed.
         RunError: If the run fails; its file then says so and can be resumed.
     """
-    from prunekit.engine.run import execute
-    from prunekit.plugins import PluginManager, default_manager
+    from prunekit.plugins.host import PluginManager, default_manager
+    from prunekit.runs.run import execute
     from prunekit.spec import load
 
     with started(), together():
@@ -340,8 +341,8 @@ def run(
 
 def _admit(resolved: Spec, path: Path, resume: bool, overwrite: bool) -> tuple[State | None, bool]:
     """Where to go on, ``None`` for a new run, and whether nothing is left to do."""
-    from prunekit.engine.run import state_path
-    from prunekit.engine.state import State
+    from prunekit.runs.run import state_path
+    from prunekit.runs.state import State
 
     if not any(part.cls.name == "hdf5" for part in resolved.listed("recorders")):
         raise SpecError("recorders: the list must hold hdf5, which writes the results file")
@@ -411,7 +412,7 @@ def _check_belongs(path: Path, recorded: Mapping[str, int] | None, state: State)
 
 
 def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dict[str, Tensor]:
-    from prunekit.masks import prunable_parameters
+    from prunekit.masks.prunable import prunable_parameters
 
     if parameters is None:
         return prunable_parameters(model)

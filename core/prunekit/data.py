@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from prunekit.component import Component
+
 if TYPE_CHECKING:
     import torch
-    from torch import Generator, Tensor
+    from torch import Generator, Tensor, nn
 
 Task = Literal["classification", "regression"]
 
@@ -106,3 +109,30 @@ class Splits:
             return split.to(device, dtype) if split is not None else None
 
         return replace(self, train=self.train.to(device, dtype), valid=move(self.valid), test=move(self.test))
+
+
+class Model(Component, ABC):
+    """Builds a network. ``build`` runs under a seeded torch random state."""
+
+    kind = "model"
+
+    @abstractmethod
+    def build(self, data: DataInfo) -> nn.Module:
+        """Return a freshly initialised network for data of this shape, on CPU in float32."""
+
+
+class Dataset(Component, ABC):
+    """Loads a data set into tensors."""
+
+    kind = "dataset"
+
+    @abstractmethod
+    def load(self, seed: int) -> Splits:
+        """Read everything into CPU tensors.
+
+        Args:
+            seed: The run's seed, for splits that are drawn at random.
+
+        Raises:
+            DataError: If files are missing (say which, and where to put them) or damaged.
+        """

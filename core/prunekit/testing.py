@@ -28,15 +28,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from prunekit.components import Criterion, Options
-from prunekit.engine.choose import component, estimators
-from prunekit.engine.seeds import generator
-from prunekit.engine.step import Pruner, saliencies
+from prunekit.component import Options
 from prunekit.errors import UnsupportedError
-from prunekit.estimation.estimate import estimate
-from prunekit.masks import apply_masks, prunable_parameters
-from prunekit.plugins import PluginManager, default_manager
-from prunekit.requests import Detailed, Estimates, Statistic
+from prunekit.masks.apply import apply_masks
+from prunekit.masks.prunable import prunable_parameters
+from prunekit.plugins.build import component, estimators
+from prunekit.plugins.host import PluginManager, default_manager
+from prunekit.pruning.criterion import Criterion
+from prunekit.pruning.step import Pruner, saliencies
+from prunekit.seeds import generator
+from prunekit.statistics.estimate import estimate
+from prunekit.statistics.request import Detailed, Estimates, Statistic
 
 DTYPES = (torch.float32, torch.float64)
 SPARSITIES = (0.0, 0.4)

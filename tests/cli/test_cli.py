@@ -22,7 +22,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import prunekit as pk
-from prunekit.engine.state import State
+from prunekit.runs.state import State
 
 
 @pytest.fixture

@@ -291,7 +291,7 @@ SIGMAS = 6.0
 
 
 def drawn_columns(loss: Any, outputs: Tensor, targets: Tensor, draws: int) -> Tensor:
-    from prunekit.engine.losses import as_loss
+    from prunekit.plugins.build import as_loss
 
     generator, task = torch.Generator().manual_seed(3), as_loss(loss)
     return torch.stack([task.draw(outputs, targets, generator) for _ in range(draws)]).flatten(2)
@@ -307,7 +307,7 @@ def test_drawn_labels_have_mean_zero_and_the_loss_hessian_as_covariance(name) ->
     loss, _, targets = LOSSES.get(name, (positive, None, VALUES))
     outputs = torch.randn(7, 3, dtype=float64)
     columns = drawn_columns(loss, outputs, targets, draws=4000)
-    from prunekit.engine.losses import as_loss
+    from prunekit.plugins.build import as_loss
 
     factor = torch.stack([c.flatten(1) for c in as_loss(loss).ggn_factor(outputs, targets)])
     hessian = torch.einsum("kna,knb->nab", factor, factor)

@@ -16,7 +16,7 @@ import sharing
 import torch
 
 import prunekit as pk
-from prunekit.engine.events import Listener
+from prunekit.observing.listener import Listener
 
 WORLDS = [2, 3]
 AWKWARD = """\
@@ -47,7 +47,7 @@ SPECS = {
 def processes() -> Any:
     """Starts processes quickly: from a server that has imported torch but never computed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "prunekit_cli.run", "prunekit.engine.run", "sharing"])
+    context.set_forkserver_preload(["torch._dynamo", "prunekit_cli.run", "prunekit.runs.run", "sharing"])
     return context
 
 

@@ -198,7 +198,7 @@ def test_a_regression_has_no_errors(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_recorded_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunekit.engine.step import Pruner
+    from prunekit.pruning.step import Pruner
 
     def fail(*_: Any) -> None:
         raise pk.RunError("no more")

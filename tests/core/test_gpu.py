@@ -9,9 +9,9 @@ import torch
 from torch import float32, float64, nn
 
 import prunekit as pk
-from prunekit.masks import prune_smallest
-from prunekit.spec.schema import SGD, Train
-from prunekit.training import Trainer
+from prunekit.masks.select import prune_smallest
+from prunekit.training.loop import Trainer
+from prunekit.training.settings import SGD, Train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -97,7 +97,7 @@ def test_a_captured_training_step_trains_as_an_eager_one(monkeypatch) -> None:
         model = copy.deepcopy(start)
         if not captured:
             monkeypatch.setattr("prunekit.training.loop.CapturedStep", lambda step: step)
-        from prunekit.engine.losses import as_loss
+        from prunekit.plugins.build import as_loss
 
         trainer = Trainer(model, pk.Splits(split), as_loss("cross_entropy"), settings, 0, "dense", masks)
         trainer.epoch(0)

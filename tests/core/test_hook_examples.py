@@ -13,8 +13,7 @@ import pytest
 import torch
 
 import prunekit as pk
-from prunekit import hookspecs
-from prunekit.plugins import default_manager
+from prunekit.plugins.host import default_manager, hookspecs
 from prunekit.testing import CriterionContract
 
 HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("prunekit_"))
@@ -168,7 +167,7 @@ def test_prunekit_run_started_prunekit_step_finished_and_prunekit_run_finished(
 def test_prunekit_run_finished_is_called_when_a_run_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunekit.engine.step import Pruner
+    from prunekit.pruning.step import Pruner
 
     def fail(*_: Any) -> None:
         raise pk.RunError("no more")

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit.budget import Layer, apportion, pruned_count
-from prunekit.masks import prunable_parameters, prune_smallest, smallest
-from prunekit.plugins import default_manager
-from prunekit.spec.prunable import Prunable
+from prunekit.masks.apportion import apportion, pruned_count
+from prunekit.masks.prunable import prunable_parameters
+from prunekit.masks.select import prune_smallest, smallest
+from prunekit.masks.settings import Prunable
+from prunekit.masks.weights import Layer
+from prunekit.plugins.host import default_manager
 
 FEW_VALUES = st.sampled_from([0.0, -0.0, 1.0, 2.0, 0.5, 1e-300, 1e300])
 """So few that most draws hold ties."""

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit.masks import prune_smallest
+from prunekit.masks.select import prune_smallest
+from prunekit.plugins.host import default_manager
 
 EVERYTHING = {"include": ["*"], "biases": True, "norms": True}
 CRITERIA = ["magnitude", "lm", "qm", "obd"]
@@ -318,7 +319,7 @@ def test_components_may_be_names_mappings_or_objects(build) -> None:
     reference = pk.prune(
         copy.deepcopy(network.model), network.batches(), "qm", 0.5, 1, selector="layerwise", lam=1e-3
     )
-    plugins = pk.plugins.default_manager()
+    plugins = default_manager()
     criterion = plugins.get("criterion", "qm")(curvature="ggn")
     mapping = {"name": "qm", "curvature": "ggn", "lambda": 1e-3}
     explicit = {"name": "explicit", "levels": [0.5]}

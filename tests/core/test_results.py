@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import prunekit as pk
-from prunekit.engine.events import Listener
 from prunekit.errors import ResultsError
+from prunekit.observing.listener import Listener
 
 LEVELS = [0.3, 0.5, 0.8]
 SCHEDULER = {"name": "explicit", "levels": LEVELS}

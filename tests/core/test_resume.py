@@ -17,10 +17,10 @@ import running
 import torch
 
 import prunekit as pk
-from prunekit.engine.events import Listener
-from prunekit.engine.state import State
-from prunekit.engine.step import Pruner
-from prunekit.training import Trainer
+from prunekit.observing.listener import Listener
+from prunekit.pruning.step import Pruner
+from prunekit.runs.state import State
+from prunekit.training.loop import Trainer
 from prunekit_plugins.probes.line import Line
 
 # Everything whose state could be lost: momenta, BatchNorm's statistics, dropout, drawn examples, best epochs.
@@ -223,7 +223,7 @@ def test_a_run_that_stops_again_and_again_resumes_bit_equal(tmp_path: Path) -> N
 def processes() -> Any:
     """Starts processes quickly: from a server that has imported torch but never computed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "prunekit_cli.run", "prunekit.engine.run", "running"])
+    context.set_forkserver_preload(["torch", "prunekit_cli.run", "prunekit.runs.run", "running"])
     return context
 
 

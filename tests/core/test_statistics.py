@@ -454,7 +454,7 @@ def test_linear_and_conv_layers_never_need_the_slow_fallback(build, monkeypatch,
     def refuse(*_: object) -> None:
         raise AssertionError("the fallback was asked for a parameter of an ordinary layer")
 
-    monkeypatch.setattr("prunekit.estimation.fallback.squared_columns", refuse)
+    monkeypatch.setattr("prunekit.statistics.per_example.squared_columns", refuse)
     network = build(name)
     pk.statistics(network.model, network.batches(), ["ggn_diagonal"])
 

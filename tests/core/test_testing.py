@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import prunekit as pk
-from prunekit.plugins import default_manager
+from prunekit.plugins.host import default_manager
 from prunekit.testing import CriterionContract, situation
 
 
@@ -147,7 +147,7 @@ def test_a_criterion_that_breaks_a_promise_fails_its_test(broken: str) -> None:
 @pytest.mark.parametrize("test", sorted({test for _, test in BROKEN.values()}))
 def test_a_criterion_that_keeps_its_promises_passes(test: str) -> None:
     def select(self: Any, weights: Any, statistics: Any, masks: Any, budget: int) -> Any:
-        from prunekit.masks import prune_smallest
+        from prunekit.masks.select import prune_smallest
 
         return prune_smallest(self.saliency(weights, statistics), masks, budget)
 

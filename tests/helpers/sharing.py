@@ -143,7 +143,7 @@ def _error(rank: int, world: int, kind: str) -> str:
 
     try:
         if kind == "additive":
-            from prunekit.estimation.share import refuse_unshareable
+            from prunekit.statistics.merge import refuse_unshareable
 
             refuse_unshareable([Median()])
         pk.statistics(model, batches, ["gradient"])

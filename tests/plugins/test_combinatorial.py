@@ -11,8 +11,8 @@ from dense import awkward, dense, flat
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit_plugins.surgery.conjugate import solved
-from prunekit_plugins.surgery.swaps import Model, search
+from prunekit_plugins._linalg.conjugate import solved
+from prunekit_plugins._selection.exchange import Model, search
 
 DAMPING = 0.05
 EXACT = {"tolerance": 1e-12, "iterations": 10_000, "damping": DAMPING}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunekit import Criterion, PluginManager, SpecError, Statistic, saliency
-from prunekit.engine.choose import component
+from prunekit.plugins.build import component
 from prunekit.testing import CriterionContract
 from prunekit_plugins.criteria import (
     SNIP,

@@ -13,7 +13,7 @@ import pytest
 
 import prunekit as pk
 from prunekit import PluginError, PluginManager
-from prunekit.plugins import Plugin
+from prunekit.plugins.host import Plugin
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit.engine.choose import component, criterion_with_lambda, estimators
-from prunekit.engine.seeds import generator
-from prunekit.estimation.estimate import estimate as engine
+from prunekit.plugins.build import component, criterion_with_lambda, estimators
+from prunekit.seeds import generator
+from prunekit.statistics.estimate import estimate as engine
+from prunekit_plugins._linalg.conjugate import solved
 from prunekit_plugins.criteria import obs_kfac
-from prunekit_plugins.surgery.conjugate import solved
 
 ALPHA = 0.01
 

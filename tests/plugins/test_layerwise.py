@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit.budget import apportion
-from prunekit.engine.choose import component
-from prunekit_plugins.surgery.reconstruction import layer_errors
+from prunekit.masks.apportion import apportion
+from prunekit.plugins.build import component
+from prunekit_plugins._selection.reconstruction import layer_errors
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -91,10 +91,10 @@ def seen(model: nn.Module, batches: Batches) -> dict[str, list[Tensor]]:
 
 
 def statistic(model: nn.Module, batches: Batches, masks: Any = None, **options: Any) -> Any:
-    from prunekit.engine.choose import estimators
-    from prunekit.engine.seeds import generator
-    from prunekit.estimation.estimate import estimate
-    from prunekit.masks import prunable_parameters
+    from prunekit.masks.prunable import prunable_parameters
+    from prunekit.plugins.build import estimators
+    from prunekit.seeds import generator
+    from prunekit.statistics.estimate import estimate
 
     request = pk.Statistic("inverse_layer", **options)
     loss, parameters = component("loss", "cross_entropy"), prunable_parameters(model)

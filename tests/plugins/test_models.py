@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prunekit import DataInfo
-from prunekit.masks import prunable_parameters
+from prunekit.masks.prunable import prunable_parameters
 from prunekit_plugins.models.lenet5 import LeNet5
 from prunekit_plugins.models.mlp import MLP
 from prunekit_plugins.models.preact_resnet18 import PreActResNet18

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunekit as pk
-from prunekit.budget import Layer
-from prunekit.engine.choose import component
-from prunekit.plugins import default_manager
+from prunekit.masks.weights import Layer
+from prunekit.plugins.build import component
+from prunekit.plugins.host import default_manager
 
 
 def groups(weight: Tensor, m: int, axis: int = 1) -> Tensor:

@@ -13,7 +13,7 @@ from dense import dense
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit.engine.choose import component, criterion_with_lambda
+from prunekit.plugins.build import component, criterion_with_lambda
 
 INPUTS, EXAMPLES = 7, 40
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit.engine.choose import component, estimators
-from prunekit.engine.seeds import generator
-from prunekit.estimation.estimate import estimate as engine
-from prunekit_plugins.surgery.products import Products
+from prunekit.plugins.build import component, estimators
+from prunekit.seeds import generator
+from prunekit.statistics.estimate import estimate as engine
+from prunekit_plugins._curvature.inverse_products import Products
 
 ALPHA = 0.02
 

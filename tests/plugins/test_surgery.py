@@ -12,11 +12,11 @@ from dense import awkward, dense, flat
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit.budget import Layer
-from prunekit.engine.choose import criterion_with_lambda
-from prunekit_plugins.surgery.elimination import Caps, eliminate
-from prunekit_plugins.surgery.inversion import inverse
-from prunekit_plugins.surgery.solve import adjusted
+from prunekit.masks.weights import Layer
+from prunekit.plugins.build import criterion_with_lambda
+from prunekit_plugins._linalg.constrained import adjusted
+from prunekit_plugins._linalg.inversion import inverse
+from prunekit_plugins._selection.elimination import Caps, eliminate
 
 
 @pytest.fixture(autouse=True)
@@ -113,9 +113,9 @@ def test_blocks_hold_the_damped_inverse_of_their_part_of_the_matrix(
 
 def estimate(model: nn.Module, batches: Any, request: pk.Statistic, masks: dict[str, Tensor]) -> Any:
     """As a step does it, with what is kept."""
-    from prunekit.engine.choose import component, estimators
-    from prunekit.engine.seeds import generator
-    from prunekit.estimation.estimate import estimate as engine
+    from prunekit.plugins.build import component, estimators
+    from prunekit.seeds import generator
+    from prunekit.statistics.estimate import estimate as engine
 
     parameters = {n: model.get_parameter(n) for n in masks}
     loss = component("loss", "cross_entropy")
@@ -329,9 +329,9 @@ def test_rows_are_exact_for_least_squares_with_several_outputs() -> None:
 
 
 def test_what_a_statistic_will_take_is_told_before_it_is_begun(tmp_path, monkeypatch) -> None:
-    from prunekit.engine.events import Listener
+    from prunekit.observing.listener import Listener
+    from prunekit_plugins._curvature import cost
     from prunekit_plugins.statistics.inverse_full import InverseFull
-    from prunekit_plugins.surgery import cost
 
     told = InverseFull().check([Layer("w", (4000, 1))], 8 << 30)
     assert (

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import conv_transpose2d, unfold
 
 import prunekit as pk
-from prunekit.engine.choose import component
+from prunekit.plugins.build import component
 
 MOMENT = "input_second_moment"
 

@@ -1,16 +1,5 @@
-"""Which weights may be pruned, which of them go, and keeping zeros zero."""
+"""Which weights may be pruned, which of them go, and keeping zeros zero; public for authors of criteria and selectors."""
 
-from prunekit.masks.apply import Attachment, apply_masks, attach, zero
-from prunekit.masks.prunable import input_axes, prunable_parameters
-from prunekit.masks.select import prune_smallest, smallest
+import lazy_loader
 
-__all__ = [
-    "Attachment",
-    "apply_masks",
-    "attach",
-    "input_axes",
-    "prunable_parameters",
-    "prune_smallest",
-    "smallest",
-    "zero",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

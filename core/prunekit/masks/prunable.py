@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from prunekit.errors import SpecError
-from prunekit.spec.prunable import Prunable
+from prunekit.masks.settings import Prunable
 
 _CONVOLUTION = nn.modules.conv._ConvNd
 _NORMS = (

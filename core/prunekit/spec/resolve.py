@@ -7,17 +7,18 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from prunekit.components import Component, Options
+from prunekit.component import Component, Options, scalar
 from prunekit.errors import PluginError, SpecError
-from prunekit.plugins import PluginManager, default_manager, did_you_mean
+from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
+from prunekit.plugins.kinds import ENGINE_KEYS
+from prunekit.pruning.scheduler import check_levels
 from prunekit.spec import text as yaml_text
-from prunekit.spec.schema import ENGINE_KEYS, SLOTS, Choice, Run
+from prunekit.spec.model import SLOTS, Choice, Run
 from prunekit.spec.text import Document, dotted
 
 Key = tuple[str | int, ...]
@@ -278,15 +279,6 @@ def _show(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def scalar(value: Any) -> Any:
-    """What JSON lacks, as what it has: numpy and torch scalars as numbers, paths as text."""
-    if hasattr(value, "item"):
-        return value.item()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{value!r} is not a number, string, list or mapping")
-
-
 def _plain(value: Any, where: str) -> Any:
     """A copy as JSON data.
 
@@ -407,24 +399,6 @@ def _check_engine_keys(path: Key, engine: dict[str, Any], problems: _Problems) -
     checkpoint = engine.get("checkpoint")
     if checkpoint is not None and not isinstance(checkpoint, str):
         problems.say((*path, "checkpoint"), f"must be a file's path; found {_show(checkpoint)}")
-
-
-def check_levels(levels: Any) -> list[float]:
-    """A schedule's levels as floats.
-
-    Raises:
-        ValueError: Unless there is one at least, each lies in [0, 1) and none is below the one before.
-    """
-    values = [float(level) for level in levels]
-    if not values:
-        raise ValueError("the schedule has no levels")
-    for level in values:
-        if not 0 <= level < 1:
-            raise ValueError(f"sparsity {level} is outside [0, 1)")
-    for before, after in pairwise(values):
-        if after < before:
-            raise ValueError(f"the schedule goes backwards, from {before} to {after}")
-    return values
 
 
 def _check_schedule(parts: Mapping[Key, Part], problems: _Problems) -> None:

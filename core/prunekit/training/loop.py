@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.components import Loss
 from prunekit.data import Splits
-from prunekit.engine.seeds import derived, generator
 from prunekit.errors import RunError
-from prunekit.estimation.quiet import preserved_rng
-from prunekit.masks import attach
-from prunekit.spec.schema import Train
-from prunekit.training.captured import CapturedStep
+from prunekit.losses.base import Loss
+from prunekit.masks.apply import attach
+from prunekit.network.restore import preserved_rng
+from prunekit.seeds import derived, generator
+from prunekit.training.captured_step import CapturedStep
 from prunekit.training.optimizers import learning_rate, optimizer
+from prunekit.training.settings import Train
 
 
 class Trainer:

@@ -9,8 +9,8 @@ from torch import nn
 
 from prunekit.data import Split
 from prunekit.errors import PrunekitWarning
-from prunekit.estimation.problem import call
-from prunekit.estimation.quiet import preserved_rng
+from prunekit.network.call import call
+from prunekit.network.restore import preserved_rng
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunekit.spec import schema
+from prunekit.training import settings as schema
 
 
 def optimizer(settings: schema.SGD | schema.Adam, parameters: Iterable[Tensor]) -> Optimizer:

@@ -12,7 +12,7 @@ import prunekit as pk
 if TYPE_CHECKING:  # torch takes seconds to import; listing plugins should not wait for it
     from torch import Generator, Tensor
 
-    from prunekit.engine.landscape import Landscape
+    from prunekit.observing.landscape import Landscape
 
 
 class SquaredOptions(pk.Options):

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from prunekit import Criterion, Options, Statistic
+from prunekit_plugins._curvature.options import Curvature
 from prunekit_plugins.criteria._flat import Tensors, flat, shaped, who
-from prunekit_plugins.surgery.curvature import Curvature
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit_plugins.surgery.blocks import Blocks, Chunk
+    from prunekit_plugins._curvature.blocks import Blocks, Chunk
 
 
 class SurgeonOptions(Options):
@@ -151,7 +151,7 @@ class Surgeon(Criterion):
     def _eliminate(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
     ) -> dict[str, Tensor]:
-        from prunekit_plugins.surgery.selection import greedy, shares
+        from prunekit_plugins._selection.greedy import greedy, shares
 
         blocks: Blocks = statistics[self.inverse]  # type: ignore[assignment]
         gone = greedy(
@@ -182,7 +182,7 @@ class Surgeon(Criterion):
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
     ) -> dict[str, Tensor]:
         """Block by block."""
-        from prunekit_plugins.surgery.solve import adjusted
+        from prunekit_plugins._linalg.constrained import adjusted
 
         left = flat(masks).bool()
         everything = flat(weights)

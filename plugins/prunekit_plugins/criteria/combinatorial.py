@@ -13,7 +13,7 @@ from prunekit_plugins.criteria._flat import Tensors, flat, shaped, who
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit_plugins.surgery.swaps import Model
+    from prunekit_plugins._selection.exchange import Model
 
 
 class CombinatorialOptions(Options):
@@ -72,7 +72,7 @@ class Combinatorial(Criterion):
 
     def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> dict[str, Tensor]:
         """What each weight's removal costs the model by itself, by the diagonal: where the exchange begins."""
-        from prunekit_plugins.surgery.swaps import removal_costs
+        from prunekit_plugins._selection.exchange import removal_costs
 
         model = self._model(weights, statistics)
         return shaped(removal_costs(model, model.weights, model.gradient), weights)
@@ -86,8 +86,8 @@ class Combinatorial(Criterion):
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
     ) -> dict[str, Tensor]:
         """Masks with ``budget`` weights pruned."""
-        from prunekit_plugins.surgery.selection import shares
-        from prunekit_plugins.surgery.swaps import search
+        from prunekit_plugins._selection.exchange import search
+        from prunekit_plugins._selection.greedy import shares
 
         model = self._model(weights, statistics)
         if not bool((model.diagonal + model.wanted).isfinite().all()):
@@ -143,7 +143,7 @@ class Combinatorial(Criterion):
     def _model(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Model:
         import torch
 
-        from prunekit_plugins.surgery.swaps import Model
+        from prunekit_plugins._selection.exchange import Model
 
         options, values = self.options, flat(weights)
         gradient = torch.zeros_like(values)

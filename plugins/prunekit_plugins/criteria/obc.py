@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from prunekit import Criterion, Statistic
+from prunekit_plugins._selection.pattern import OptionalPattern
 from prunekit_plugins.criteria._flat import flat, shaped
-from prunekit_plugins.surgery.pattern import OptionalPattern
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.budget import Layer
+    from prunekit.masks.weights import Layer
 
 Tensors = Mapping[str, "Tensor"]
 
@@ -101,8 +101,8 @@ class ExactOBS(Criterion):
         """Eliminate down to the budget."""
         from functools import partial
 
-        from prunekit_plugins.surgery.pattern import caps, refuse_more
-        from prunekit_plugins.surgery.selection import greedy, shares
+        from prunekit_plugins._selection.greedy import greedy, shares
+        from prunekit_plugins._selection.pattern import caps, refuse_more
 
         n, m, blocks = self.options.n, self.options.m, statistics[self.inverse]
         if m is not None:
@@ -130,6 +130,6 @@ class ExactOBS(Criterion):
     def _refit(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
     ) -> dict[str, Tensor]:
-        from prunekit_plugins.surgery.reconstruction import refitted
+        from prunekit_plugins._selection.reconstruction import refitted
 
         return refitted(statistics[self.inverse], weights, masks)  # type: ignore[arg-type]

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunekit import RunError
+from prunekit_plugins._curvature.options import OuterProducts
 from prunekit_plugins.criteria._flat import flat, shaped
 from prunekit_plugins.criteria._surgery import BlockSurgeonOptions, Surgeon
-from prunekit_plugins.surgery.curvature import OuterProducts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit_plugins.surgery.blocks import Chunk
-    from prunekit_plugins.surgery.kronecker import Kronecker
+    from prunekit_plugins._curvature.blocks import Chunk
+    from prunekit_plugins._curvature.kronecker import Kronecker
 
 Tensors = Mapping[str, "Tensor"]
 
@@ -88,7 +88,7 @@ def _minimised(family: Kronecker, weights: Tensor, left: Tensor, gradient: Tenso
         left: Of the same shape.
         gradient: g of the same shape.
     """
-    from prunekit_plugins.surgery.conjugate import solved
+    from prunekit_plugins._linalg.conjugate import solved
 
     free = left.to(weights.dtype)
     dense = 2 * int(left.sum()) > left.numel()

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from prunekit import Criterion, Statistic
+from prunekit_plugins._selection.pattern import OptionalPattern
 from prunekit_plugins.criteria._flat import who
-from prunekit_plugins.surgery.pattern import OptionalPattern
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.budget import Layer
-    from prunekit_plugins.surgery.columns import Columns
+    from prunekit.masks.weights import Layer
+    from prunekit_plugins._selection.columns import Columns
 
 Tensors = Mapping[str, "Tensor"]
 
@@ -111,8 +111,8 @@ class SparseGPT(Criterion):
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
     ) -> dict[str, Tensor]:
         """Sweep every layer, choosing what goes."""
-        from prunekit_plugins.surgery.columns import Quotas, sweep
-        from prunekit_plugins.surgery.pattern import refuse_more
+        from prunekit_plugins._selection.columns import Quotas, sweep
+        from prunekit_plugins._selection.pattern import refuse_more
 
         n, m = self.options.n, self.options.m
         if m is not None:
@@ -135,7 +135,7 @@ class SparseGPT(Criterion):
     ) -> Mapping[str, int]:
         """How many weights of each layer are pruned afterwards."""
         from prunekit.masks.select import prune_smallest
-        from prunekit_plugins.surgery.selection import shares
+        from prunekit_plugins._selection.greedy import shares
 
         if self.options.scope == "layerwise":
             return shares(masks, budget)
@@ -152,7 +152,7 @@ class SparseGPT(Criterion):
     def _refit(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
     ) -> dict[str, Tensor]:
-        from prunekit_plugins.surgery.reconstruction import least_squares
+        from prunekit_plugins._selection.reconstruction import least_squares
 
         return least_squares(statistics[self.inverse], weights, masks)  # type: ignore[arg-type]
 
@@ -160,7 +160,7 @@ class SparseGPT(Criterion):
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
     ) -> dict[str, Tensor]:
         """The sweep's values for any masks."""
-        from prunekit_plugins.surgery.columns import given, sweep
+        from prunekit_plugins._selection.columns import given, sweep
 
         def compute() -> dict[str, Tensor]:
             found = {}
@@ -179,7 +179,7 @@ class SparseGPT(Criterion):
         return int(-(-self.options.block_size // m) * m)
 
     def _layer(self, name: str, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Columns:
-        from prunekit_plugins.surgery.columns import Columns
+        from prunekit_plugins._selection.columns import Columns
 
         blocks: Any = statistics[self.inverse]
         return Columns(blocks.family(name), weights[name], blocks.damping, self.options.m)

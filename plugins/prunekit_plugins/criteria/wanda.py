@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from prunekit import Criterion, Options, Statistic
-from prunekit.budget import apportion
+from prunekit.masks.apportion import apportion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ class Wanda(Criterion):
     def _refit(
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
     ) -> dict[str, Tensor]:
-        from prunekit_plugins.surgery.reconstruction import refitted
+        from prunekit_plugins._selection.reconstruction import refitted
 
         return refitted(statistics[self.inverse], weights, masks)  # type: ignore[arg-type]
 
@@ -84,7 +84,7 @@ class Wanda(Criterion):
         self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
     ) -> dict[str, Tensor]:
         """The rows' shares differ by rounding only: by largest remainder, earlier rows first on ties."""
-        from prunekit.engine.step import saliencies
+        from prunekit.pruning.step import saliencies
 
         # With the λ term, and without values that cannot be ranked.
         found = saliencies(self, weights, statistics, masks)

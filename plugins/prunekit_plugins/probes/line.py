@@ -12,7 +12,7 @@ from prunekit import Options, Probe, ProbeRecord, Series
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from prunekit.engine.landscape import Landscape
+    from prunekit.observing.landscape import Landscape
 
 
 class LineOptions(Options):

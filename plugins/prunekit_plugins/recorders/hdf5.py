@@ -9,7 +9,7 @@ from prunekit.results import ResultsWriter
 
 if TYPE_CHECKING:
     from prunekit import ProbeRecord
-    from prunekit.engine.events import RunView, StepRecord
+    from prunekit.records import RunView, StepRecord
 
 
 class HDF5(Recorder):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from prunekit import Options, SpecError
-from prunekit.budget import Layer, apportion
+from prunekit.masks.apportion import apportion
+from prunekit.masks.weights import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prunekit import Selector
-from prunekit.budget import Layer
+from prunekit.masks.weights import Layer
 from prunekit_plugins.selectors import _bounds
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prunekit import Selector
-from prunekit.budget import Layer, apportion
+from prunekit.masks.apportion import apportion
+from prunekit.masks.weights import Layer
 from prunekit_plugins.selectors import _bounds
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 from prunekit import Options, Selector
-from prunekit.budget import Layer
+from prunekit.masks.weights import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class Pattern(Selector):
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse layers without whole groups, and a schedule that does not end with the pattern."""
-        from prunekit_plugins.surgery.pattern import refuse_other_ends, refuse_other_layers
+        from prunekit_plugins._selection.pattern import refuse_other_ends, refuse_other_layers
 
         n, m = self.options.n, self.options.m
         refuse_other_layers(layers, m, "prune.selector")

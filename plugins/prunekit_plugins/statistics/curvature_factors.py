@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prunekit import Estimator, Options, UnsupportedError
-from prunekit_plugins.surgery.curvature import columns
+from prunekit_plugins._curvature.options import columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.estimation import ForwardPass, Problem
-    from prunekit_plugins.surgery.factors import LayerFactors, LayerRows
+    from prunekit.statistics import ForwardPass, Problem
+    from prunekit_plugins._curvature.jacobian_factors import LayerFactors, LayerRows
 
 
 class FactorOptions(Options):
@@ -54,9 +54,9 @@ class CurvatureFactors(Estimator):
         """Keep the batch's factors."""
         import torch
 
-        from prunekit.estimation.contraction import inward, joined, outward
-        from prunekit.estimation.fallback import example_gradients
-        from prunekit_plugins.surgery.factors import LayerFactors, LayerRows
+        from prunekit.statistics.contraction import inward, joined, outward
+        from prunekit.statistics.per_example import example_gradients
+        from prunekit_plugins._curvature.jacobian_factors import LayerFactors, LayerRows
 
         returned: dict[str, list[Tensor]] = {name: [] for name in (*batch.uses, *batch.others)}
         for column in columns(self.options, batch):
@@ -92,7 +92,7 @@ class CurvatureFactors(Estimator):
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """The diagonal, and the factors with it."""
-        from prunekit_plugins.surgery.factors import Factors
+        from prunekit_plugins._curvature.jacobian_factors import Factors
 
         parameters = self._problem.parameters
         device = next(iter(parameters.values())).device

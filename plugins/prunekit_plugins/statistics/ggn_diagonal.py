@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prunekit.estimation import SquaredColumns
+from prunekit.statistics import SquaredColumns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.estimation import ForwardPass
+    from prunekit.statistics import ForwardPass
 
 
 class GGNDiagonal(SquaredColumns):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from prunekit import Options
-from prunekit.estimation import SquaredColumns
+from prunekit.statistics import SquaredColumns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.estimation import ForwardPass, Problem
+    from prunekit.statistics import ForwardPass, Problem
 
 
 class DrawOptions(Options):

@@ -9,7 +9,7 @@ from prunekit import Estimator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.estimation import ForwardPass, Problem
+    from prunekit.statistics import ForwardPass, Problem
 
 
 class Gradient(Estimator):

@@ -11,7 +11,7 @@ from prunekit import Estimator, Options
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.estimation import ForwardPass, Problem
+    from prunekit.statistics import ForwardPass, Problem
 
 
 class HessianOptions(Options):
@@ -44,7 +44,7 @@ class HessianDiagonal(Estimator):
 
     def add(self, batch: ForwardPass) -> None:
         """Add the batch's second derivatives."""
-        from prunekit.estimation.hessian import add_diagonal
+        from prunekit.statistics.hessian import add_diagonal
 
         add_diagonal(batch, self._sums, self.options.limit)
 

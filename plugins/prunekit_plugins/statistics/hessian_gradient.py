@@ -14,7 +14,7 @@ from prunekit_plugins.statistics.gradient import Gradient
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.estimation import ForwardPass, Problem
+    from prunekit.statistics import ForwardPass, Problem
 
 
 class HessianGradientOptions(Options):
@@ -60,7 +60,7 @@ class HessianGradient(Estimator):
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Multiply the gradient by the Hessian; zeros for a parameter that the loss does not depend on."""
-        from prunekit.estimation.operator import Operator
+        from prunekit.statistics.operator import Operator
 
         problem, examples = self._problem, self._examples
         hessian = Operator(

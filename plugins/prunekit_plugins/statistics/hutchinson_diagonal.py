@@ -11,7 +11,7 @@ from prunekit import Estimator, Options, Sampled
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.estimation import ForwardPass, Problem
+    from prunekit.statistics import ForwardPass, Problem
 
 _VECTORS = 7  # of a group: gradient, signs, product, mean, squares, and two to work with
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunekit import Estimator
-from prunekit_plugins.surgery.uses import refuse_other_uses
+from prunekit_plugins._curvature.layers_only import refuse_other_uses
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from prunekit.estimation import ForwardPass, Problem, Use
+    from prunekit.statistics import ForwardPass, Problem, Use
 
 
 class InputSecondMoment(Estimator):
@@ -52,7 +52,7 @@ def _squares(use: Use, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The sum for one use over the batch, in the parameter's shape."""
     import torch
 
-    from prunekit.estimation.contraction import as_parameter, inward, outward
+    from prunekit.statistics.contraction import as_parameter, inward, outward
 
     if use.geometry.bias:
         squares = inward(use).to(dtype).sum(0)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from prunekit import UnsupportedError
-from prunekit_plugins.surgery.cost import told
-from prunekit_plugins.surgery.curvature import InverseOptions
-from prunekit_plugins.surgery.sums import SummedBlocks, in_units, refuse_large_blocks
+from prunekit_plugins._curvature.cost import told
+from prunekit_plugins._curvature.options import InverseOptions
+from prunekit_plugins._curvature.summed_blocks import SummedBlocks, in_units, refuse_large_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.budget import Layer
+    from prunekit.masks.weights import Layer
 
 
 class BlockOptions(InverseOptions):

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit import Estimator, UnsupportedError
-from prunekit_plugins.surgery.cost import told
-from prunekit_plugins.surgery.curvature import InverseOptions, columns, hessian_columns
+from prunekit_plugins._curvature.cost import told
+from prunekit_plugins._curvature.options import InverseOptions, columns, hessian_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.budget import Layer
-    from prunekit.estimation import ForwardPass, Problem
+    from prunekit.masks.weights import Layer
+    from prunekit.statistics import ForwardPass, Problem
 
 _MATRICES = 8  # the curvature, the inverse, and what inverting, eliminating and adjusting need; measured
 
@@ -74,7 +74,7 @@ class InverseFull(Estimator):
             for number, column in hessian_columns(batch, self._kept):
                 self._sum[number] += column[self._kept]
             return
-        from prunekit.estimation.rows import example_rows
+        from prunekit.statistics.jacobian_rows import example_rows
 
         for column in columns(self.options, batch):
             rows = example_rows(batch, column, self._kept)
@@ -82,7 +82,7 @@ class InverseFull(Estimator):
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Divide, damp, invert."""
-        from prunekit_plugins.surgery.families import Dense, FullInverse
+        from prunekit_plugins._curvature.block_families import Dense, FullInverse
 
         curvature = self._sum.div_(2 * normaliser)
         curvature = curvature + curvature.t()

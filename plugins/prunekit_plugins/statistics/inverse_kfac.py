@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prunekit import Estimator, UnsupportedError
-from prunekit_plugins.surgery.cost import told
-from prunekit_plugins.surgery.curvature import InverseOptions, OuterProducts, columns
-from prunekit_plugins.surgery.uses import refuse_other_uses
+from prunekit_plugins._curvature.cost import told
+from prunekit_plugins._curvature.layers_only import refuse_other_uses
+from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.budget import Layer
-    from prunekit.estimation import ForwardPass, Problem
-    from prunekit.estimation.capture import Use
-    from prunekit_plugins.surgery.kronecker import Kronecker
+    from prunekit.masks.weights import Layer
+    from prunekit.statistics import ForwardPass, Problem
+    from prunekit.statistics.capture import Use
+    from prunekit_plugins._curvature.kronecker import Kronecker
 
 _FACTORS = 16  # bytes for each entry of a factor: itself and its eigenvectors, in float64
 _BLOCK = 48  # bytes for each entry of a unit's block while it is inverted and eliminated
@@ -50,7 +50,7 @@ class InverseKroneckerFactored(Estimator):
     transposed one takes a place of the kernel at an output channel for an output; a bias has A = [1].
     References: Martens & Grosse (2015), section 3; Grosse & Martens (2016), section 3; Eschenhagen et al. (2023).
 
-    The result is in blocks, one per unit: see :class:`~prunekit_plugins.surgery.kronecker.Kronecker` for what
+    The result is in blocks, one per unit: see :class:`~prunekit_plugins._curvature.kronecker.Kronecker` for what
     they are once weights are pruned. Only for linear and convolutional layers.
 
     Cost: memory for 4 matrices of each layer, A, G and their eigenvectors, in float64; inputs² + outputs² operations
@@ -106,7 +106,7 @@ class InverseKroneckerFactored(Estimator):
 
     def add(self, batch: ForwardPass) -> None:
         """Add the batch's outer products to the factors."""
-        from prunekit.estimation.contraction import inward, joined, outward
+        from prunekit.statistics.contraction import inward, joined, outward
 
         refuse_other_uses(self.name, batch)
         for name, uses in batch.uses.items():
@@ -144,7 +144,7 @@ class InverseKroneckerFactored(Estimator):
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Divide, and find the eigenvectors."""
-        from prunekit_plugins.surgery.blocks import Blocks
+        from prunekit_plugins._curvature.blocks import Blocks
 
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         families = list(self._families(normaliser))
@@ -153,7 +153,7 @@ class InverseKroneckerFactored(Estimator):
     def _families(self, normaliser: float) -> Iterator[Kronecker]:
         import torch
 
-        from prunekit_plugins.surgery.kronecker import Kronecker, weight_positions
+        from prunekit_plugins._curvature.kronecker import Kronecker, weight_positions
 
         offset = 0
         for name, p in self._problem.parameters.items():

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prunekit import Estimator, Options, UnsupportedError
-from prunekit_plugins.surgery.cost import told
-from prunekit_plugins.surgery.uses import refuse_other_uses
+from prunekit_plugins._curvature.cost import told
+from prunekit_plugins._curvature.layers_only import refuse_other_uses
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from prunekit.budget import Layer
-    from prunekit.estimation import ForwardPass, Problem, Use
-    from prunekit_plugins.surgery.shared import LayerBlocks, Shared
+    from prunekit.masks.weights import Layer
+    from prunekit.statistics import ForwardPass, Problem, Use
+    from prunekit_plugins._curvature.layer_gram import LayerBlocks, Shared
 
 _MATRICES = 6  # of one layer in work, beside the sums and the inverse of each
 
@@ -88,7 +88,7 @@ class InverseLayer(Estimator):
         """Divide and invert."""
         import torch
 
-        from prunekit_plugins.surgery.shared import LayerBlocks
+        from prunekit_plugins._curvature.layer_gram import LayerBlocks
 
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         for name, p in self._problem.parameters.items():
@@ -106,8 +106,8 @@ class InverseLayer(Estimator):
     def _families(self) -> Iterator[Shared]:
         import torch
 
-        from prunekit_plugins.surgery.families import packed
-        from prunekit_plugins.surgery.shared import Shared
+        from prunekit_plugins._curvature.block_families import packed
+        from prunekit_plugins._curvature.layer_gram import Shared
 
         offset = 0
         for name, p in self._problem.parameters.items():
@@ -127,7 +127,7 @@ class InverseLayer(Estimator):
     def _add(self, name: str, use: Use) -> None:
         import torch
 
-        from prunekit.estimation.contraction import inward
+        from prunekit.statistics.contraction import inward
 
         geometry = use.geometry
         if geometry.transposed and not geometry.bias:

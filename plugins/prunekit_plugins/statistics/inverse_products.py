@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from prunekit import Estimator, UnsupportedError
-from prunekit_plugins.surgery.curvature import InverseOptions, OuterProducts, columns
+from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.budget import Layer
-    from prunekit.estimation import ForwardPass, Problem
+    from prunekit.masks.weights import Layer
+    from prunekit.statistics import ForwardPass, Problem
 
 
 class ProductOptions(InverseOptions):
@@ -90,7 +90,7 @@ class InverseProducts(Estimator):
         """Store the batch's vectors."""
         import torch
 
-        from prunekit.estimation.rows import rows_by_parameter
+        from prunekit.statistics.jacobian_rows import rows_by_parameter
 
         examples, rank = len(batch.outputs), self._rank(batch)
         self._examples += examples
@@ -124,7 +124,7 @@ class InverseProducts(Estimator):
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Factorise the Gram matrix."""
-        from prunekit_plugins.surgery.products import Products
+        from prunekit_plugins._curvature.inverse_products import Products
 
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         rows, self._rows = self._rows, []

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from prunekit_plugins.surgery.cost import told
-from prunekit_plugins.surgery.curvature import InverseOptions
-from prunekit_plugins.surgery.sums import SummedBlocks, refuse_large_blocks
+from prunekit_plugins._curvature.cost import told
+from prunekit_plugins._curvature.options import InverseOptions
+from prunekit_plugins._curvature.summed_blocks import SummedBlocks, refuse_large_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.budget import Layer
-    from prunekit.estimation import ForwardPass, Problem
-    from prunekit_plugins.surgery.blocks import Family
-    from prunekit_plugins.surgery.families import Weighted
+    from prunekit.masks.weights import Layer
+    from prunekit.statistics import ForwardPass, Problem
+    from prunekit_plugins._curvature.block_families import Weighted
+    from prunekit_plugins._curvature.blocks import Family
 
 
 class RowOptions(InverseOptions):
@@ -62,7 +62,7 @@ class InverseRows(SummedBlocks):
 
     def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
         """Kept weights of each unit."""
-        from prunekit_plugins.surgery.families import packed, units_first
+        from prunekit_plugins._curvature.block_families import packed, units_first
 
         index = units_first(shape, input_axis).to(keep.device)
         return packed(index, keep.flatten()[index], self.options.size)
@@ -112,7 +112,7 @@ class InverseRows(SummedBlocks):
     def _weighted(self, name: str) -> Weighted:
         import torch
 
-        from prunekit_plugins.surgery.families import Weighted
+        from prunekit_plugins._curvature.block_families import Weighted
 
         index, there, units = self._blocks[name]
         inputs, weights = (torch.cat(parts) for parts in zip(*self._factors[name], strict=True))

@@ -10,7 +10,7 @@ from prunekit import Estimator, UnsupportedError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from prunekit.estimation import ForwardPass, Problem
+    from prunekit.statistics import ForwardPass, Problem
 
 
 class SynapticFlow(Estimator):

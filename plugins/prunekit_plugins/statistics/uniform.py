@@ -9,7 +9,7 @@ from prunekit import Estimator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.estimation import Problem
+    from prunekit.statistics import Problem
 
 
 class Uniform(Estimator):

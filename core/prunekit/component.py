@@ -1,0 +1,63 @@
+"""Components: a name, typed options. What every plugin is.
+
+A component is a class with a ``name`` and an ``Options`` model; the engine builds it from the spec. Nothing here
+imports torch, so a plugin's options can be listed and a spec checked in an instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors = Mapping[str, "Tensor"]
+"""Parameter name to tensor."""
+
+
+class Options(BaseModel):
+    """Options of a component: a frozen pydantic model that refuses unknown keys.
+
+    The engine takes ``name`` itself, and ``lambda`` for criteria and ``checkpoint`` for models.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+BaseOptions = Options  # inside the classes below, the name means their own options
+
+
+class Component:
+    """Something with a name and typed options."""
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    Options: ClassVar[type[BaseOptions]] = Options
+    options: Any  # an instance of the class's own Options
+
+    def __init__(self, **options: Any) -> None:
+        # Strictness is for specs: in Python a str for a Path or a list for a tuple is no mistake.
+        self.options = self.Options.model_validate(options, strict=False)
+
+    @classmethod
+    def from_options(cls, options: BaseOptions, base: Path | None = None) -> Self:
+        """Build from validated options; relative paths among them are taken from ``base``."""
+        component = cls.__new__(cls)
+        if base is not None:
+            paths = {k: base / v for k, v in options if isinstance(v, Path)}
+            options = options.model_copy(update=paths)
+        component.options = options
+        return component
+
+
+def scalar(value: Any) -> Any:
+    """What JSON lacks, as what it has: numpy and torch scalars as numbers, paths as text."""
+    if hasattr(value, "item"):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} is not a number, string, list or mapping")

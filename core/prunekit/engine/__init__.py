@@ -1,1 +1,0 @@
-"""The run: its phases, its steps, its state, and what is measured."""

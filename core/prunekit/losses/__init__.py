@@ -1,0 +1,1 @@
+"""The task loss: what is summed over examples, and by what it is divided."""

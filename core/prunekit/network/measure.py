@@ -1,0 +1,91 @@
+"""Measuring losses and errors, always in eval mode and always as sums over sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from prunekit import distributed
+from prunekit.data import Split, Splits
+from prunekit.errors import DataError
+from prunekit.losses.base import Loss
+from prunekit.network.call import call, count, pieces
+from prunekit.network.restore import evaluating
+from prunekit.records import Metrics
+
+SLICE = 500
+"""Examples per forward pass; results do not depend on it beyond rounding."""
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    loss: Loss,
+    weights: Mapping[str, Tensor] | None = None,
+) -> tuple[float, float | None]:
+    """Loss and error of a set of examples.
+
+    Args:
+        model: Left as it was found.
+        batches: ``(input, target)`` pairs of any sizes; of several processes, each has its own, maybe none.
+        loss: Its terms are summed in float64 and divided by the summed normaliser.
+        weights: Parameters and buffers to use in place of the model's own.
+
+    Returns:
+        The loss, and the fraction of wrong predictions or ``None`` for a regression task.
+    """
+    total: Tensor | float = 0.0
+    wrong: Tensor | float = 0.0
+    normaliser, predictions = 0.0, 0
+    with evaluating(model), torch.no_grad():
+        for batch_inputs, batch_targets in batches:
+            if count(batch_inputs) == 0:
+                continue
+            for inputs, targets in pieces(batch_inputs, batch_targets, SLICE):
+                if weights is None:
+                    outputs = call(model, inputs)
+                else:
+                    outputs = functional_call(model, dict(weights), (inputs,))
+                total = total + loss.total(outputs, targets).double()
+                normaliser += loss.normaliser(outputs, targets)
+                errors = loss.errors(outputs, targets)
+                if errors is not None:
+                    wrong = wrong + errors[0]
+                    predictions += errors[1]
+    loss_sum, wrong_sum, normaliser, predictions_sum = distributed.sums(
+        float(total), float(wrong), normaliser, predictions
+    )
+    if normaliser == 0:
+        raise DataError("nothing to measure: the batches hold no examples that count for the loss")
+    return loss_sum / normaliser, wrong_sum / predictions_sum if predictions_sum else None
+
+
+def share(split: Split) -> list[tuple[Tensor, Tensor]]:
+    """This process's part of a split, as batches: all of it where there is one process."""
+    part = distributed.shard(len(split))
+    return [(split.x[part], split.y[part])]
+
+
+def metric_names(splits: Splits) -> tuple[str, ...]:
+    """The metrics of a task: losses, and errors for classification."""
+    kinds = ("loss", "error") if splits.task == "classification" else ("loss",)
+    return tuple(f"{split}_{kind}" for kind in kinds for split in ("train", "valid", "test"))
+
+
+def metrics(model: nn.Module, splits: Splits, loss: Loss, train_examples: int | None) -> Metrics:
+    """Loss and, for classification, error on every split; ``None`` for a split that is not there."""
+    found: Metrics = dict.fromkeys(metric_names(splits))
+    for name, split in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
+        if split is None or not len(split):
+            continue
+        if name == "train" and train_examples is not None:
+            split = Split(split.x[:train_examples], split.y[:train_examples])
+        value, error = measure(model, share(split), loss)
+        found[f"{name}_loss"] = value
+        if f"{name}_error" in found:
+            found[f"{name}_error"] = error
+    return found

@@ -1,0 +1,30 @@
+"""Recorders: they store what happens in a run."""
+
+from __future__ import annotations
+
+from prunekit.component import Component
+from prunekit.records import ProbeRecord, RunView, StepRecord
+
+
+class Recorder(Component):
+    """Stores what happened. Every method is optional; called in the order written here."""
+
+    kind = "recorder"
+
+    def started(self, run: RunView) -> None:
+        """The run starts, or goes on after an interruption: bring the record up to ``run``."""
+
+    def epoch_finished(self, run: RunView, phase: str) -> None:
+        """A training epoch of ``phase`` is done; its row is the last of ``run.history[phase]``."""
+
+    def phase_finished(self, run: RunView, phase: str) -> None:
+        """``phase`` (``dense``, ``pruned``, ``finetuned``) is done; its metrics and weights are in ``run``."""
+
+    def step_finished(self, run: RunView, step: StepRecord) -> None:
+        """A pruning step is done."""
+
+    def probe_finished(self, run: RunView, name: str, record: ProbeRecord) -> None:
+        """A probe is done."""
+
+    def finished(self, run: RunView) -> None:
+        """The run is over; ``run.status`` says how (complete, failed, interrupted)."""

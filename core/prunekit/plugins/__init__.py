@@ -1,0 +1,1 @@
+"""The plugin host: kinds, hooks, loading, building."""

@@ -1,0 +1,133 @@
+"""Components from Python arguments: a name, a mapping with the spec's keys, or an object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from copy import copy
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from prunekit.component import Options, scalar
+from prunekit.errors import SpecError
+from prunekit.losses.base import Loss
+from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
+from prunekit.plugins.kinds import KINDS
+from prunekit.pruning.criterion import Criterion
+from prunekit.statistics.base import Estimator
+from prunekit.statistics.request import Statistic
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def component(
+    kind: str, value: Any, manager: PluginManager | None = None, given: Mapping[str, Any] | None = None
+) -> Any:
+    """Build a component.
+
+    Args:
+        kind: Such as ``criterion``.
+        value: A name, a mapping with ``name`` and options, or an object of that kind.
+        manager: Where names are looked up.
+        given: Options given as arguments of their own; giving one twice is an error.
+
+    Raises:
+        SpecError: If something is unknown, of the wrong type or given twice.
+        PluginError: If there is no such name.
+    """
+    arguments = {k: v for k, v in (given or {}).items() if v is not None}
+    base = KINDS[kind]
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        if not isinstance(value, base):
+            raise SpecError(
+                f"{kind}: must be a name, a mapping with a name, or a {base.__name__}; got {value!r}"
+            )
+        if arguments:
+            raise SpecError(
+                f"{kind}: {', '.join(arguments)} given twice: the {kind} is an object and has its own options"
+            )
+        return value
+    mapping = dict(value)
+    name = mapping.pop("name", None)
+    if not isinstance(name, str):
+        raise SpecError(f"{kind}: the mapping needs a name; got {value!r}")
+    twice = sorted(set(arguments) & set(mapping))
+    if twice:
+        raise SpecError(f"{kind} {name!r}: {', '.join(twice)} given twice, in the mapping and as an argument")
+    cls = (manager or default_manager()).get(kind, name)
+    return cls.from_options(options_of(cls.Options, {**mapping, **arguments}, f"{kind} {name!r}"), Path.cwd())
+
+
+def options_of(model: type[OptionsT], values: Mapping[str, Any], where: str) -> OptionsT:
+    """Validate options as a spec would: strictly, unknown keys refused."""
+    try:
+        return model.model_validate_json(json.dumps(values, default=scalar))
+    except ValidationError as error:
+        problems = []
+        for item in error.errors(include_url=False):
+            key = ".".join(map(str, item["loc"]))
+            if item["type"] == "extra_forbidden":
+                names = list(model.model_fields)
+                accepted = ", ".join(names) or "no options"
+                problems.append(
+                    f"{where}: unknown option {key!r}{did_you_mean(key, names)} Accepted: {accepted}."
+                )
+            elif item["type"] == "missing":
+                problems.append(f"{where}: {key} is missing")
+            else:
+                found = "" if item["type"] == "value_error" else f"; found {item.get('input')!r}"
+                message = item["msg"].replace("Input should be", "must be").replace("Value error, ", "")
+                problems.append(f"{where}: {key}: {message}{found}")
+        raise SpecError(problems) from None
+
+
+def criterion_with_lambda(value: Any, lam: float | None, manager: PluginManager | None = None) -> Criterion:
+    """Build a criterion and set its λ, which may stand in the mapping or in the argument, not both."""
+    mapped: float | None = None
+    if isinstance(value, Mapping) and "lambda" in value:
+        value = dict(value)
+        mapped = value.pop("lambda")
+        if lam is not None:
+            raise SpecError("criterion: lambda is given twice, in the mapping and as lam=")
+    chosen: Criterion = component("criterion", value, manager)
+    strength = mapped if mapped is not None else lam
+    if strength is None:
+        return chosen
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength < float("inf"):
+        raise SpecError(f"criterion: lambda must be a finite number >= 0; found {strength!r}")
+    if chosen.lam:
+        raise SpecError("criterion: lambda is given twice, by the object and as lam=")
+    chosen = copy(chosen)  # an object of the caller's keeps its own λ
+    chosen.lam = float(strength)
+    return chosen
+
+
+def estimators(
+    requests: Iterable[str | Statistic], manager: PluginManager | None = None
+) -> dict[Any, Estimator]:
+    """Build the estimators of some requests, in an order that does not depend on hashing."""
+    host = manager or default_manager()
+    built: dict[Any, Estimator] = {}
+    for request in sorted(requests, key=repr) if isinstance(requests, frozenset | set) else requests:
+        wanted = Statistic.of(request)
+        cls = host.get("statistic", wanted.name)
+        options = options_of(cls.Options, wanted.options, f"statistic {wanted.name!r}")
+        built[request] = cls.from_options(options)  # type: ignore[assignment]
+    return built
+
+
+def as_loss(loss: Any, manager: PluginManager | None = None) -> Loss:
+    """Build a loss from a name, a mapping, an object or a function."""
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str | Mapping):
+        built: Loss = component("loss", loss, manager)
+        return built
+    from prunekit.losses.callable import CallableLoss
+
+    return CallableLoss(loss)

@@ -1,0 +1,198 @@
+"""From a resolved spec to the things themselves: device, data, network, loss."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit import distributed
+from prunekit.data import Splits
+from prunekit.errors import DataError, DeviceError, SpecError
+from prunekit.losses.base import Loss
+from prunekit.network.call import call
+from prunekit.network.restore import evaluating, preserved_rng
+from prunekit.plugins.host import PluginManager
+from prunekit.pruning.criterion import Criterion
+from prunekit.pruning.scheduler import check_levels
+from prunekit.pruning.selector import Selector
+from prunekit.seeds import derived
+from prunekit.spec.resolve import Part, Spec
+from prunekit.version import __version__
+
+_DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "mse"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything built, nothing run."""
+
+    model: nn.Module
+    splits: Splits
+    loss: Loss
+    criterion: Criterion
+    levels: list[float]
+    selector: Selector
+    device: torch.device
+    dtype: torch.dtype
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first CUDA device where there is one, else the CPU; of several processes, each has its own.
+
+    Raises:
+        DeviceError: If the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if distributed.world() == 1:
+            return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and distributed.world() > 1:
+        device = distributed.local_device()
+        if name not in ("cuda", str(device)):
+            raise DeviceError(
+                f"device {name!r} is one GPU for several processes; with 'cuda' each has its own"
+            )
+        name = str(device)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+            raise DeviceError(f"device {name!r} is not there; this machine has {there}")
+    return device
+
+
+def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
+    """Load the data, build the network, read its checkpoint, resolve the default loss into the spec.
+
+    Raises:
+        DataError, CheckpointError, DeviceError, SpecError: If something is missing or does not fit.
+    """
+    device, dtype = choose_device(spec.run.device), getattr(torch, spec.run.dtype)
+    if device.type == "cuda" and distributed.world() > 1:
+        torch.cuda.set_device(device)
+    splits: Splits = _part(spec, "dataset").build().load(spec.run.seed).to(device, dtype)
+    _check_data(splits, str(spec.data["dataset"]["name"]))
+    info = splits.info
+    if spec.part("loss") is None:
+        # A classification whose targets are numbers between 0 and 1 for a single output.
+        one = splits.task == "classification" and splits.train.y.is_floating_point() and splits.outputs == 1
+        spec.data["loss"] = "bce_with_logits" if one else _DEFAULT_LOSS[splits.task]
+    part = _part(spec, "model")
+    with preserved_rng():
+        torch.manual_seed(derived(spec.run.seed, "model"))
+        model: nn.Module = part.build().build(info)
+    model = model.to(dtype)  # before the checkpoint, whose values may need more digits than float32 has
+    checkpoint = part.engine["checkpoint"]
+    if checkpoint is not None:
+        from prunekit.network.checkpoint import load_into
+
+        load_into(model, part.base / checkpoint)
+    model = model.to(device)
+    model.eval()
+    loss = _loss(spec, manager)
+    _check_fit(model, splits, loss)
+    trained = [phase for phase in (spec.run.train, spec.run.finetune) if phase is not None and phase.epochs]
+    if trained and not any(p.requires_grad for p in model.parameters()):
+        raise SpecError("train: the model has no trainable parameter; leave train and finetune out")
+    criterion: Criterion = _part(spec, "prune", "criterion").build()
+    criterion.lam = _part(spec, "prune", "criterion").engine["lambda"]
+    levels = check_levels(_part(spec, "prune", "scheduler").build().levels())
+    return Plan(
+        model, splits, loss, criterion, levels, _part(spec, "prune", "selector").build(), device, dtype
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a result depends on besides the spec."""
+    found: dict[str, Any] = {
+        "prunekit": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "world": distributed.world(),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent and other buffers, tied ones once, detached copies."""
+    return {name: t.clone() for name, t in tensors(model).items()}
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of :func:`state_of` themselves, detached."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: t.detach() for name, t in named}
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put :func:`state_of` back."""
+    with torch.no_grad():
+        for name, t in [*model.named_parameters(), *model.named_buffers()]:
+            t.copy_(state[name])
+
+
+def _part(spec: Spec, *path: str | int) -> Part:
+    part = spec.part(*path)
+    assert part is not None, path
+    return part
+
+
+def _loss(spec: Spec, manager: PluginManager | None) -> Loss:
+    from prunekit.plugins.build import component
+
+    part = spec.part("loss")
+    loss: Loss = part.build() if part is not None else component("loss", spec.data["loss"], manager)
+    spec.data["loss"] = {"name": loss.name, **loss.options.model_dump(mode="json")}
+    return loss
+
+
+def _check_data(splits: Splits, name: str) -> None:
+    for which, split in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
+        if split is None:
+            continue
+        if len(split.x) != len(split.y):
+            raise DataError(
+                f"dataset {name!r}: the {which} split has {len(split.x)} examples and {len(split.y)} targets"
+            )
+        for what, t in (("inputs", split.x), ("targets", split.y)):
+            # One NaN or infinity makes the sum so; only then is it worth looking at every value.
+            suspect = t.is_floating_point() and not bool(torch.isfinite(t.sum()))
+            if suspect and not bool(torch.isfinite(t).all()):
+                raise DataError(f"dataset {name!r}: the {which} split's {what} are not all finite")
+    if not len(splits.train):
+        raise DataError(f"dataset {name!r}: the training split is empty")
+
+
+def _check_fit(model: nn.Module, splits: Splits, loss: Loss) -> None:
+    """Run a few examples through network and loss, so that a mismatch is told before any work."""
+    for name, split in (("training", splits.train), ("validation", splits.valid), ("test", splits.test)):
+        if split is None or not len(split):
+            continue
+        indices = torch.zeros(1, dtype=torch.long, device=split.y.device)
+        if not split.y.is_floating_point():  # class indices: the ends of their range
+            targets = split.y.reshape(len(split), -1)
+            if targets.shape[1]:
+                indices = torch.stack([indices[0], targets.amax(1).argmax(), targets.amin(1).argmin()])
+        few = split.take(indices)
+        loss.check(split.y)
+        try:
+            with evaluating(model), torch.no_grad():
+                outputs = call(model, few.x).cpu()
+            # On the CPU, where a class that the network lacks is an error; CUDA would not survive it.
+            loss.total(outputs, few.y.cpu())
+            loss.errors(outputs, few.y.cpu())
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise SpecError(
+                f"model, dataset and loss do not fit: {name} examples of shape {tuple(few.x.shape[1:])} with "
+                f"targets of shape {tuple(few.y.shape[1:])} ({few.y.dtype}) under loss {loss.name!r} fail with: {error}"
+            ) from error

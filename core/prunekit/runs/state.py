@@ -1,0 +1,146 @@
+"""What resuming needs, beside the results file while the run is unfinished.
+
+Written to a temporary file and renamed, so that a kill at any moment leaves the old or the new state,
+never half of one. The state is written before the recorders hear of an event and holds all that they would
+have written, so what is in the state is finished and what is not never happened. Steps that change nothing
+but masks are the exception: the results file holds all there is to them, and they are read from there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from prunekit.errors import ResultsError, RunError
+from prunekit.records import Metrics, StepRecord
+from prunekit.results import open_results
+from prunekit.results.space import reserve
+
+FORMAT = "prunekit-state"
+VERSION = 1
+_ROOM = 1 << 16  # bytes set aside besides the tensors
+
+
+@dataclass
+class State:
+    """A run between two boundaries.
+
+    Attributes:
+        spec: The resolved spec that the run follows.
+        phase: ``train``, ``prune``, ``finetune``, ``probes``.
+        done: Epochs, steps or probes of this phase that are finished.
+        current: The model's parameters and buffers; empty where they are the dense ones under the masks.
+        masks: Masks after the last step.
+        optimizer: Its state, in the middle of a training phase.
+        best: The best epoch so far, in the middle of a training phase: value, epoch, weights.
+        weights: Parameters and buffers of finished phases.
+        recorded: Phases whose weights the results file holds, so that they need not be written here at
+            every step; :meth:`catch_up` takes them from there.
+        metrics: Of finished phases.
+        steps: The table so far.
+        history: Training epochs so far.
+        examples: Training indices of the last step.
+        probes: Finished probes.
+    """
+
+    spec: dict[str, Any]
+    phase: str = "train"
+    done: int = 0
+    current: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    metrics: dict[str, Metrics] = field(default_factory=dict)
+    steps: list[StepRecord] = field(default_factory=list)
+    history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
+    examples: Tensor | None = None
+    probes: dict[str, Any] = field(default_factory=dict)
+    recorded: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> dict[str, int]:
+        """How much is finished, in the words of :attr:`prunekit.Results.finished`."""
+        return {
+            "dense epochs": len(self.history.get("dense", ())),
+            "finetuned epochs": len(self.history.get("finetuned", ())),
+            "steps": len(self.steps),
+            "phases": len(self.metrics),
+            "probes": len(self.probes),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write atomically.
+
+        Raises:
+            RunError: If it cannot be written; the old state is then still whole.
+        """
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["steps"] = [asdict(step) for step in self.steps]
+        data["weights"] = {name: w for name, w in self.weights.items() if name not in self.recorded}
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with temporary.open("wb") as file:
+                reserve(file, _ROOM + sum(t.nbytes for t in tree_leaves(data) if isinstance(t, Tensor)))
+                torch.save({"format": FORMAT, "version": VERSION, **data}, file)
+                file.truncate()
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise RunError(f"{path}: the state cannot be written: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> State:
+        """Read; the file cannot execute code.
+
+        Raises:
+            ResultsError: If it is missing, damaged or of another version.
+        """
+        if not path.is_file():
+            raise ResultsError(
+                f"{path}: what resuming needs lay there and is gone; use --overwrite to start again"
+            )
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises several kinds for damaged files
+            raise ResultsError(
+                f"{path}: damaged ({type(error).__name__}); use --overwrite to start again"
+            ) from None
+        if (
+            not isinstance(data, dict)
+            or data.pop("format", None) != FORMAT
+            or data.pop("version", None) != VERSION
+        ):
+            raise ResultsError(
+                f"{path}: not a state that this prunekit wrote; use --overwrite to start again"
+            )
+        data["steps"] = [StepRecord(**step) for step in data["steps"]]
+        return cls(**data)
+
+    def catch_up(self, path: Path) -> None:
+        """Take from the results file what is not kept here: weights of finished phases, steps that only mask.
+
+        Raises:
+            ResultsError: If the file is gone.
+        """
+        missing = [name for name in self.recorded if name not in self.weights]
+        if not missing and not (self.phase == "prune" and path.exists()):
+            return
+        with open_results(path) as results:
+            for name in missing:
+                arrays = results.weights(name)
+                self.weights[name] = {key: torch.from_numpy(a) for key, a in arrays.items()}
+            self.weights = {name: self.weights[name] for name in self.metrics}  # in the order of the run
+            rows = results.summary["steps"]
+            if self.phase == "prune" and len(rows) > self.done:
+                self.steps = [StepRecord(**row) for row in rows]
+                self.done = len(rows)
+                self.masks = {k: torch.from_numpy(m) for k, m in results.masks(self.done).items()}
+                self.examples = torch.from_numpy(results.examples(self.done))
+                self.current = {}

@@ -1,0 +1,168 @@
+"""The shape of a spec: pydantic models for what the engine owns, a slot for each plugin."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from prunekit.component import Options
+from prunekit.masks.settings import Prunable
+from prunekit.plugins.host import PluginManager, default_manager
+from prunekit.plugins.kinds import ENGINE_KEYS
+from prunekit.training.settings import Train, named
+
+
+class Choice(BaseModel):
+    """A plugin by name with its options, which its own ``Options`` model checks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+
+def _slot(kind: str) -> Any:
+    return Annotated[Choice, BeforeValidator(named), Field(json_schema_extra={"x-prunekit-kind": kind})]
+
+
+class Prune(Options):
+    """What the pruning steps do."""
+
+    criterion: _slot("criterion")  # type: ignore[valid-type]
+    scheduler: _slot("scheduler")  # type: ignore[valid-type]
+    selector: _slot("selector") = Choice(name="global")  # type: ignore[valid-type]
+    prunable: Prunable = Prunable()
+    examples: int | None = Field(default=1000, ge=1)
+    """Training examples that each step's statistics come from; null = all."""
+    sample: Literal["fresh", "fixed"] = "fresh"
+    recalibrate_batchnorm: int | None = Field(default=None, ge=1)
+    """After each step's measurement, recompute BatchNorm's running statistics on this many examples."""
+
+
+class Evaluate(Options):
+    """What the reported metrics are measured on."""
+
+    train_examples: int | None = Field(default=None, ge=1)
+    """How many training examples, the first of the split; null = all."""
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def _bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
+    if found is None or found[2].lower() not in _UNITS:
+        raise ValueError("must be a number of bytes, or one with a unit such as 512MiB or 2GiB")
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return value
+
+
+class Run(Options):
+    """A whole spec."""
+
+    version: Literal[1]
+    name: str = Field(default="run", min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")
+    """Names the default output; the spec file's own name where it is left out."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    model: _slot("model")  # type: ignore[valid-type]
+    dataset: _slot("dataset")  # type: ignore[valid-type]
+    loss: _slot("loss") | None = None  # type: ignore[valid-type]
+    train: Train | None = None
+    prune: Prune
+    finetune: Train | None = None
+    evaluate: Evaluate = Evaluate()
+    memory: Annotated[int | None, BeforeValidator(_bytes), PlainSerializer(lambda v: v)] = Field(
+        default=None, ge=1 << 20
+    )
+    probes: tuple[_slot("probe"), ...] = ()  # type: ignore[valid-type]
+    recorders: tuple[_slot("recorder"), ...] = (Choice(name="hdf5"),)  # type: ignore[valid-type]
+
+
+SLOTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("model",), "model"),
+    (("dataset",), "dataset"),
+    (("loss",), "loss"),
+    (("prune", "criterion"), "criterion"),
+    (("prune", "scheduler"), "scheduler"),
+    (("prune", "selector"), "selector"),
+    (("probes",), "probe"),
+    (("recorders",), "recorder"),
+)
+"""Where plugins stand in a spec."""
+
+
+def json_schema(manager: PluginManager | None = None) -> dict[str, Any]:
+    """JSON Schema of a spec, with every installed plugin's options, for editors and validators."""
+    manager = manager or default_manager()
+    schema = Run.model_json_schema(mode="validation")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "prunekit run spec"
+    definitions = schema.pop("$defs", {})
+    filled: dict[str, Any] = _fill(schema, manager, definitions)
+    for key, definition in list(definitions.items()):  # filling adds the plugins' own
+        definitions[key] = _fill(definition, manager, definitions)
+    filled["$defs"] = definitions
+    train = definitions["Train"]
+    # A fine-tuning phase takes what it lacks from `train`, so nothing is required of it.
+    definitions["Finetune"] = {k: v for k, v in train.items() if k != "required"} | {"title": "Finetune"}
+    filled["properties"]["finetune"] = {
+        "anyOf": [{"$ref": "#/$defs/Finetune"}, {"type": "null"}],
+        "default": None,
+    }
+    for key in ("optimizer", "lr_scheduler"):
+        for owner in ("Train", "Finetune"):
+            field = dict(definitions[owner]["properties"][key])
+            names = list(field.pop("discriminator", {}).get("mapping", {}))
+            default = {"default": field.pop("default")} if "default" in field else {}
+            definitions[owner]["properties"][key] = {
+                "anyOf": [{"type": "string", "enum": names}, field],
+                **default,
+            }
+    filled["properties"]["memory"]["anyOf"].append({"type": "string"})
+    definitions.pop("Choice", None)
+    return filled
+
+
+def _fill(node: Any, manager: PluginManager, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_fill(item, manager, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kind = node.get("x-prunekit-kind")
+    if kind is None:
+        return {k: _fill(v, manager, definitions) for k, v in node.items()}
+    default = {"default": node["default"]} if "default" in node else {}
+    names = manager.names(kind)
+    entries = []
+    for name in names:
+        providers = manager.providers(kind, name)
+        if len(providers) == 1:
+            key = f"{kind}.{name}"
+            definitions.setdefault(key, _component_schema(kind, name, providers[0][1].Options, definitions))
+            entries.append({"$ref": f"#/$defs/{key}"})
+    return {"anyOf": [{"type": "string", "enum": names}, *entries], **default}
+
+
+def _component_schema(
+    kind: str, name: str, options: type[Options], definitions: dict[str, Any]
+) -> dict[str, Any]:
+    schema = options.model_json_schema(mode="validation")
+    for key, value in schema.pop("$defs", {}).items():
+        definitions.setdefault(key, value)
+    schema["title"] = f"{kind} {name}"
+    schema["properties"] = {
+        "name": {"const": name},
+        **ENGINE_KEYS.get(kind, {}),
+        **schema.get("properties", {}),
+    }
+    schema["required"] = ["name", *schema.get("required", [])]
+    return schema

@@ -1,0 +1,53 @@
+"""Estimators: what every statistic of the loss is made from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from prunekit.component import Component
+from prunekit.masks.weights import Layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.statistics.problem import ForwardPass, Problem
+
+
+class Estimator(Component, ABC):
+    """A statistic of the loss at fixed weights, summed batch by batch in a pass that others share."""
+
+    kind = "statistic"
+    captures: ClassVar[bool] = False
+    """True if :attr:`ForwardPass.uses` is needed: what entered and left every use of a weight."""
+    second_order: ClassVar[bool] = False
+    """True if the graph is differentiated twice: slices are smaller, and attention takes its plain kernel."""
+    needs_data: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
+    """True if what several processes find, each on its examples and over everyone's normaliser, may be summed.
+
+    A process may get no batch: :meth:`finish` then returns zeros. A statistic that is not additive is refused
+    where there are several processes; without data it is process 0's.
+    """
+
+    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
+        """Refuse, before anything is computed, what cannot be had for such layers in so many bytes.
+
+        Returns:
+            What it will take, in words, if that is worth telling a user who is about to wait for it.
+
+        Raises:
+            UnsupportedError: Saying what it would take, and what would fit.
+        """
+        return None
+
+    def start(self, problem: Problem) -> None:
+        """Called once, before the first batch."""
+
+    def add(self, batch: ForwardPass) -> None:
+        """Called once per batch, with the network's forward pass done and its graph alive."""
+
+    @abstractmethod
+    def finish(self, normaliser: float) -> dict[str, Tensor]:
+        """Return the statistic, one tensor per parameter; ``normaliser`` is the loss's, over all examples."""

@@ -1,0 +1,154 @@
+"""What a statistic is computed from: a model, a loss, some parameters, and one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from prunekit.errors import UnsupportedError
+from prunekit.network.call import call
+from prunekit.statistics.capture import Capture, Use
+
+if TYPE_CHECKING:
+    from prunekit.losses.base import Loss
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that stays the same during one estimation.
+
+    Attributes:
+        model: In eval mode, with ``requires_grad`` set on just the parameters asked for.
+        parameters: Name to parameter, in ``named_parameters()`` order.
+        loss: The task loss.
+        generator: CPU generator for estimators that draw.
+        budget: Bytes for activations and intermediate products.
+        masks: Weights still kept (``True``), for statistics that cover only those; ``None`` for all.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, Tensor]
+    loss: Loss
+    generator: Generator
+    budget: int
+    masks: Mapping[str, Tensor] | None = None
+
+    def kept(self) -> Tensor:
+        """Flat indices of the kept weights, parameters one after another."""
+        masks = [
+            torch.ones(p.numel(), dtype=torch.bool, device=p.device)
+            if self.masks is None
+            else self.masks[name].flatten()
+            for name, p in self.parameters.items()
+        ]
+        return torch.cat(masks).nonzero().squeeze(1)
+
+    def dtype(self, parameter: Tensor) -> torch.dtype:
+        """In which sums are accumulated: float32 at least."""
+        return torch.promote_types(parameter.dtype, torch.float32)
+
+    def zeros(self) -> dict[str, Tensor]:
+        """An accumulator per parameter."""
+        return {
+            name: torch.zeros(p.shape, dtype=self.dtype(p), device=p.device)
+            for name, p in self.parameters.items()
+        }
+
+
+@dataclass
+class ForwardPass:
+    """One batch after the network has run, with its graph alive.
+
+    Attributes:
+        problem: What the batch belongs to.
+        inputs: The batch's inputs.
+        targets: The batch's targets.
+        outputs: What the model returned, in the graph.
+        total: Sum of the loss terms, in the graph.
+        normaliser: What the sum of the terms is divided by.
+        uses: Parameter to its uses, for parameters whose uses are known to be all and example-first.
+        others: Parameters in use that need the general, per-example fallback.
+        shared: Whether another estimator still needs the graph.
+    """
+
+    problem: Problem
+    inputs: Any
+    targets: Any
+    outputs: Tensor
+    total: Tensor
+    normaliser: float
+    uses: Mapping[str, Sequence[Use]] = field(default_factory=dict)
+    others: Sequence[str] = ()
+    shared: bool = True
+
+    def backward(self, column: Tensor) -> dict[str, list[Tensor]]:
+        """Send a vector back from the outputs; return what arrives at each use of each parameter."""
+        edges = {use.edge: use for uses in self.uses.values() for use in uses}
+        if not edges:
+            return {}
+        # A scalar, not the outputs with a vector: for the latter torch first imports its symbolic shapes,
+        # and with them sympy, which takes half a second of every process.
+        scalar = self.outputs.reshape(-1).dot(column.reshape(-1))
+        arrived = torch.autograd.grad(scalar, list(edges), retain_graph=True, allow_unused=True)
+        found = {
+            edge: g if g is not None else self.outputs.new_zeros(use.output_shape)
+            for (edge, use), g in zip(edges.items(), arrived, strict=True)
+        }
+        return {name: [found[use.edge] for use in uses] for name, uses in self.uses.items()}
+
+    def hessian_products(
+        self, names: Collection[str] | None = None
+    ) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+        """Products with the Hessian of the batch's total loss in the parameters; zero where it has none.
+
+        With ``names``, the block of the Hessian in those parameters.
+        """
+        parameters = {n: p for n, p in self.problem.parameters.items() if names is None or n in names}
+        gradients = torch.autograd.grad(
+            self.total, list(parameters.values()), create_graph=True, allow_unused=True
+        )
+        for name, g in zip(parameters, gradients, strict=True):
+            if g is not None and g.layout != torch.strided:
+                raise UnsupportedError(
+                    f"second derivatives: {name} has a sparse gradient, which torch cannot differentiate again"
+                )
+        curved = {
+            n: g for n, g in zip(parameters, gradients, strict=True) if g is not None and g.requires_grad
+        }
+
+        def product(vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            if not curved:
+                return {name: torch.zeros_like(p) for name, p in parameters.items()}
+            found = torch.autograd.grad(
+                list(curved.values()),
+                list(parameters.values()),
+                [vector[name].to(g) for name, g in curved.items()],
+                retain_graph=True,
+                allow_unused=True,
+            )
+            return {
+                name: torch.zeros_like(p) if h is None else h.to_dense()
+                for (name, p), h in zip(parameters.items(), found, strict=True)
+            }
+
+        return product
+
+
+def forward(problem: Problem, inputs: Any, targets: Any, capture: bool) -> tuple[ForwardPass, list[Use]]:
+    """Run the network once."""
+    uses: list[Use] = []
+    if capture:
+        with Capture(problem.parameters) as recorder:
+            outputs = call(problem.model, inputs)
+        uses = recorder.uses
+    else:
+        outputs = call(problem.model, inputs)
+    if not outputs.requires_grad:  # they depend on no parameter that is asked for
+        outputs = outputs.detach().requires_grad_()
+    total = problem.loss.total(outputs, targets)
+    normaliser = problem.loss.normaliser(outputs, targets)
+    return ForwardPass(problem, inputs, targets, outputs, total, normaliser), uses

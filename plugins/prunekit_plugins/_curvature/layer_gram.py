@@ -1,0 +1,163 @@
+"""Blocks that are all parts of one matrix: the second moments of a layer's inputs, the same for every output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from prunekit_plugins._curvature.blocks import Blocks, Family
+from prunekit_plugins._linalg.inversion import inverse
+
+
+class Shared(Family):
+    """A layer's outputs, each with its inputs: ``C_r = H[K_r, K_r]``, H that of the output's group.
+
+    Outputs that have all their inputs share one inverse, computed once. An input that is always zero has a zero row
+    in H; where damping goes on the diagonal it gets a one instead. That is exact: it stands apart from the others,
+    whose inverse is the same whatever stands there.
+
+    Args:
+        layer: The parameter ``[units, ...]``, whose rows are the inputs.
+        index: See :class:`Family`; block r belongs to unit ``units[r]``.
+        there: See :class:`Family`.
+        units: ``[R]``.
+        gram: H ``[groups, inputs, inputs]``, float64.
+        relative: Damping of its own, in units of ``mean``.
+        shape: The parameter's.
+        offset: Where the parameter begins among all weights.
+    """
+
+    def __init__(
+        self,
+        layer: str,
+        index: Tensor,
+        there: Tensor,
+        units: Tensor,
+        gram: Tensor,
+        relative: float,
+        shape: Sequence[int],
+        offset: int,
+    ) -> None:
+        super().__init__(layer, index, there)
+        self.gram, self.shape, self.offset = gram, tuple(shape), offset
+        self.own = relative * self.mean
+        self.units = units[self.order]
+        self.groups = self.units // max(1, shape[0] // len(gram))
+        self.columns = torch.where(self.there, (self.index - offset) % self.inputs, 0)
+        self.whole = sum(size == self.inputs for size in self.sizes)  # blocks with all inputs: the first
+        self._inverse: Tensor | None = None
+        self._definite: Tensor | None = None
+        self._damping = 0.0
+
+    @property
+    def inputs(self) -> int:
+        """Of one unit."""
+        return self.gram.shape[1]
+
+    @property
+    def mean(self) -> float:
+        """Of the diagonal of H, over inputs that are not always zero."""
+        return float(self.gram.diagonal(dim1=1, dim2=2).sum() / self.live.sum().clamp(min=1))
+
+    @property
+    def live(self) -> Tensor:
+        """Inputs that are not always zero ``[groups, inputs]``."""
+        return self.gram.diagonal(dim1=1, dim2=2) > 0
+
+    def curvature(self, start: int, stop: int) -> Tensor:
+        """Gather them."""
+        k = self.sizes[start]
+        rows, there = self.columns[start:stop, :k], self.there[start:stop, :k]
+        found = self.gram[self.groups[start:stop, None, None], rows.unsqueeze(2), rows.unsqueeze(1)]
+        return found.masked_fill_(~(there.unsqueeze(2) & there.unsqueeze(1)), 0.0)
+
+    def curved(self, change: Tensor) -> float:
+        """``Σ_r Δ_rᵀ H Δ_r``, the layer's error."""
+        size = torch.Size(self.shape).numel()
+        moved = change[self.offset : self.offset + size].view(len(self.gram), -1, self.inputs)
+        return float((torch.bmm(moved, self.gram) * moved).sum())
+
+    def damped(self, start: int, stop: int, damping: float) -> Tensor:
+        """Blocks with the damping added; the identity in padding and at inputs that are always zero."""
+        found = super().damped(start, stop, damping + self.own)
+        k = found.shape[1]
+        live = self.live[self.groups[start:stop, None], self.columns[start:stop, :k]]
+        diagonal = found.diagonal(dim1=1, dim2=2)
+        diagonal.copy_(torch.where(live, diagonal, 1.0))
+        return found
+
+    def matrix(self, damping: float) -> Tensor:
+        """H with damping, over all inputs of each group ``[groups, inputs, inputs]``."""
+        found = self.gram.clone()
+        diagonal = found.diagonal(dim1=1, dim2=2)
+        diagonal.copy_(torch.where(self.live, diagonal + damping + self.own, 1.0))
+        return found
+
+    def inverses(self, start: int, stop: int, damping: float) -> tuple[Tensor, Tensor]:
+        """For blocks with all inputs, views of one inverse."""
+        if start >= self.whole:
+            damped = self.damped(start, stop, damping)
+            found, definite = inverse(damped)
+            return found, definite & _regular(damped, found)
+        if self._inverse is None or self._definite is None or self._damping != damping:
+            damped = self.matrix(damping)
+            found, definite = inverse(damped)
+            self._inverse, self._damping = found, damping
+            self._definite = definite & _regular(damped, found)
+        groups = self.groups[start:stop]
+        if len(self._inverse) == 1:
+            return self._inverse.expand(len(groups), -1, -1), self._definite.expand(len(groups))
+        return self._inverse[groups], self._definite[groups]
+
+    def held(self) -> int:
+        """Bytes; the one inverse of blocks with all inputs is always kept."""
+        return sum(8 * size**2 for size in self.sizes[self.whole :])
+
+    def lasts(self, start: int) -> bool:
+        """Not copies of the groups' inverses, one for each block."""
+        return start >= self.whole
+
+    def pieces(self, room: int) -> Iterator[tuple[int, int]]:
+        """No piece has both blocks with all inputs and others."""
+        for start, stop in super().pieces(room):
+            cuts = [start, self.whole, stop] if start < self.whole < stop else [start, stop]
+            yield from pairwise(cuts)
+
+
+class LayerBlocks(Blocks):
+    """:class:`Blocks` of :class:`Shared` families.
+
+    Attributes:
+        live: By parameter, False at weights whose input is always zero: they cost and change nothing.
+    """
+
+    def __init__(
+        self,
+        statistic: str,
+        shapes: Mapping[str, torch.Size],
+        families: Sequence[Shared],
+        damping: float,
+        budget: int,
+    ) -> None:
+        super().__init__(statistic, shapes, families, damping, budget)
+        self.live: dict[str, Tensor] = {}
+        for name, family in zip(shapes, families, strict=True):
+            live = family.live.unsqueeze(1).expand(-1, shapes[name][0] // len(family.gram), -1)
+            self.live[name] = live.reshape(shapes[name])
+
+    def family(self, layer: str) -> Shared:
+        """That of a parameter."""
+        return next(f for f in self.families if f.layer == layer)  # type: ignore[return-value]
+
+
+def _regular(damped: Tensor, inverse: Tensor) -> Tensor:
+    """Which matrices have an inverse that means something: a factorisation may pass by luck of rounding.
+
+    ``H_jj [H⁻¹]_jj`` says how many times input j's part that no other input explains fits into it.
+    """
+    times = damped.diagonal(dim1=1, dim2=2) * inverse.diagonal(dim1=1, dim2=2)
+    limit = 1 / (damped.shape[1] * torch.finfo(damped.dtype).eps)
+    return ((times > 0) & (times < limit)).all(1)

@@ -1,0 +1,61 @@
+"""Which curvature matrix, and the vectors whose outer products sum to it. Imports no torch by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from prunekit import Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.statistics import ForwardPass
+
+Curvature = Literal["ggn", "ggn_mc", "empirical_fisher", "hessian"]
+OuterProducts = Literal["ggn", "ggn_mc", "empirical_fisher"]
+
+
+class InverseOptions(Options):
+    """Options.
+
+    Attributes:
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws;
+            ``empirical_fisher``; ``hessian``.
+        damping: α, the multiple of the identity added before inverting.
+        draws: Labels per loss term, for ``ggn_mc``.
+    """
+
+    curvature: Curvature = "ggn"
+    damping: float = Field(default=1e-4, ge=0)
+    draws: int = Field(default=1, ge=1)
+
+
+def columns(options: Any, batch: ForwardPass) -> Iterator[Tensor]:
+    """Vectors to send back: with ``g = Jᵀs`` of each example and column, ``Σ g gᵀ`` is the matrix (no Hessian)."""
+    loss, outputs = batch.problem.loss, batch.outputs.detach()
+    if options.curvature == "ggn":
+        yield from loss.ggn_factor(outputs, batch.targets)
+    elif options.curvature == "empirical_fisher":
+        yield from loss.term_gradients(outputs, batch.targets)
+    else:
+        for _ in range(options.draws):
+            drawn = loss.draw(outputs, batch.targets, batch.problem.generator)
+            yield drawn * options.draws**-0.5
+
+
+def hessian_columns(batch: ForwardPass, kept: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Number and column of the Hessian of the batch's total loss for each kept weight, over all weights, float64."""
+    import torch
+
+    product = batch.hessian_products()
+    parameters = batch.problem.parameters
+    sizes = [p.numel() for p in parameters.values()]
+    for number, index in enumerate(kept.tolist()):
+        unit = torch.zeros(sum(sizes), dtype=torch.float64, device=kept.device)
+        unit[index] = 1
+        parts = torch.split(unit, sizes)
+        vector = {n: part.view(p.shape).to(p) for (n, p), part in zip(parameters.items(), parts, strict=True)}
+        yield number, torch.cat([h.flatten().double() for h in product(vector).values()])

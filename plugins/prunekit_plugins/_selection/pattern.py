@@ -1,0 +1,127 @@
+"""N of every M weights along the input dimension. Imports no torch by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, model_validator
+
+from prunekit import Options, SpecError
+from prunekit.masks.weights import Layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit_plugins._curvature.blocks import Chunk
+    from prunekit_plugins._selection.elimination import Caps
+
+
+class OptionalPattern(Options):
+    """Options of criteria that can keep to a pattern.
+
+    Attributes:
+        n: Weights kept of every group; with ``m``.
+        m: Weights of a group.
+    """
+
+    n: int | None = Field(default=None, ge=1)
+    m: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.n is None) != (self.m is None):
+            raise ValueError(f"n and m go together; found n {self.n}, m {self.m}")
+        if self.n is not None and self.m is not None and self.n >= self.m:
+            raise ValueError(f"n must be less than m; found n {self.n}, m {self.m}")
+        if self.m is not None and getattr(self, "selection", None) == "saliency":
+            raise ValueError("n and m have no meaning with selection saliency; use the selector nm")
+        return self
+
+    def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
+        """Refuse layers that do not fit the pattern, if there is one, and a schedule that does not end with it."""
+        if self.n is not None and self.m is not None:
+            refuse_other_layers(layers, self.m, "prune.criterion")
+            refuse_other_ends(layers, budgets[-1], self.n, self.m)
+
+
+def refuse_other_layers(layers: Sequence[Layer], m: int, where: str) -> None:
+    """Refuse layers without whole groups.
+
+    Args:
+        layers: All that are pruned.
+        m: Weights of a group.
+        where: The part of a spec that wants groups.
+
+    Raises:
+        SpecError: Naming each.
+    """
+    problems = []
+    for layer in layers:
+        inputs = layer.shape[layer.input_axis] if len(layer.shape) > 1 else 0
+        if len(layer.shape) < 2:
+            problems.append(f"{where}: {layer.name} has no input dimension; exclude it (prune.prunable)")
+        elif inputs % m:
+            problems.append(
+                f"{where}: {layer.name} has {inputs} inputs, which are no whole groups of {m}; "
+                "exclude it (prune.prunable)"
+            )
+    if problems:
+        raise SpecError(problems)
+
+
+def refuse_other_ends(layers: Sequence[Layer], last: int, n: int, m: int) -> None:
+    """Refuse a schedule that does not end where every group has its ``m - n`` pruned.
+
+    Raises:
+        SpecError: With the sparsity that would do.
+    """
+    size = sum(layer.size for layer in layers)
+    whole = size // m * (m - n)
+    if last != whole:
+        raise SpecError(
+            f"prune.scheduler: {n}:{m} prunes {whole} of {size} weights, and the schedule ends at "
+            f"{last}; sparsity must be {1 - n / m}"
+        )
+
+
+def refuse_more(masks: Mapping[str, Tensor], budget: int, n: int, m: int, where: str) -> None:
+    """Refuse masks and a budget that the pattern leaves no way to reach, when it comes to selecting.
+
+    Raises:
+        SpecError: Saying what the pattern allows.
+    """
+    refuse_other_layers([Layer(name, tuple(mask.shape)) for name, mask in masks.items()], m, where)
+    gone = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+    left = sum(int((m - n - in_groups(~mask, m).sum(-1)).clamp(min=0).sum()) for mask in masks.values())
+    if budget - gone > left:
+        raise SpecError(f"{where}: {n}:{m} lets {gone + left} weights go, and {budget} are asked for")
+
+
+def in_groups(tensor: Tensor, m: int) -> Tensor:
+    """A layer's tensor ``[units, inputs, *kernel]`` as ``[units, *kernel, inputs / m, m]``."""
+    moved = tensor.movedim(1, -1)
+    return moved.reshape(*moved.shape[:-1], -1, m)
+
+
+def from_groups(tensor: Tensor) -> Tensor:
+    """Undo :func:`in_groups`."""
+    return tensor.flatten(-2).movedim(-1, 1)
+
+
+def caps(chunk: Chunk, masks: Mapping[str, Tensor], n: int, m: int) -> Caps:
+    """Limits of each group to what may still go from a layer's blocks."""
+    import torch
+
+    from prunekit_plugins._curvature.layer_gram import Shared
+    from prunekit_plugins._selection.elimination import Caps
+
+    family = chunk.family
+    assert isinstance(family, Shared)
+    gone = in_groups(~masks[family.layer or ""], m)
+    left = (m - n - gone.sum(-1)).flatten(1)  # [units, groups]
+    number = torch.arange(left.shape[1], device=left.device).view(1, *gone.shape[1:-1], 1)
+    group = from_groups(number.expand(1, *gone.shape[1:])).flatten()  # of each of a unit's weights
+    k = chunk.index.shape[1]
+    rows = family.units[chunk.start : chunk.stop]
+    return Caps(group[family.columns[chunk.start : chunk.stop, :k]], left[rows])
