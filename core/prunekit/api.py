@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prunekit.pruning.criterion import Criterion
     from prunekit.pruning.scheduler import Scheduler
     from prunekit.pruning.selector import Selector
-    from prunekit.records import StepRecord
+    from prunekit.records import Attempt, StepRecord
     from prunekit.runs.state import State
     from prunekit.spec.resolve import Spec
     from prunekit.statistics.operator import Operator
@@ -157,37 +157,41 @@ def saliency(
     """
     import torch
 
-    from prunekit.masks.apply import apply_masks
-    from prunekit.plugins.build import as_loss, criterion_with_lambda, estimators
-    from prunekit.pruning.step import saliencies
+    from prunekit.masks.apply import checked
+    from prunekit.masks.prunable import layers_of
+    from prunekit.network.restore import holding
+    from prunekit.plugins.build import as_loss, component, criterion_with_lambda, estimators
+    from prunekit.pruning.proposal import Context
     from prunekit.seeds import generator
     from prunekit.statistics.estimate import estimate
 
-    chosen, task = criterion_with_lambda(criterion, lam), as_loss(loss)
+    (chosen, strength), task = criterion_with_lambda(criterion, lam), as_loss(loss)
     selected = _parameters(model, parameters)
-    everything = {name: p.detach().clone() for name, p in model.named_parameters()} if masks else {}
-    try:
-        apply_masks(model, masks or {})
+    given = {name: torch.as_tensor(mask) for name, mask in (masks or {}).items()}
+    masked = {
+        name: p.detach().masked_fill(~given[name].to(p.device), 0.0)
+        for name, p in checked(model, given).items()
+    }
+    with holding(model, masked):
         found = estimate(
             model,
             _fresh(batches),
-            estimators(chosen.requires),
+            estimators(chosen.required(strength)),
             task,
             selected,
             generator(seed, "statistics", 0),
             memory,
-            _complete(masks, selected),
+            _complete(given, selected),
         )
         weights = {
             n: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
             for n, p in selected.items()
         }
-    finally:
-        with torch.no_grad():
-            for name, value in everything.items():
-                model.get_parameter(name).copy_(value)
     kept = {n: torch.ones_like(p, dtype=torch.bool) for n, p in selected.items()}
-    return saliencies(chosen, weights, found.statistics, kept)
+    layers = layers_of(model, selected)
+    return chosen.scores(
+        Context(weights, found.statistics, kept, 0, strength, component("selector", "global"), layers)
+    )
 
 
 @dataclass(frozen=True)
@@ -198,16 +202,18 @@ class Pruning:
         model: The pruned model.
         masks: Bool tensors, ``True`` = kept.
         steps: A record per step, readable by attribute or key; metrics of splits are ``None``.
+        attempts: Every attempt, also those that were taken back.
     """
 
     model: nn.Module
     masks: dict[str, Tensor]
     steps: list[StepRecord]
+    attempts: list[Attempt]
 
     @property
     def sparsity(self) -> float:
         """Pruned fraction of the prunable weights."""
-        return self.steps[-1].sparsity
+        return self.steps[-1].sparsity if self.steps else 0.0
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Keep the pruned weights at zero after each of the optimizer's steps; undo with ``.remove()``."""
@@ -259,31 +265,39 @@ def prune(
         >>> int((model.weight == 0).sum()), pruning.steps[-1].pruned
         (12, 12)
     """
-    from prunekit.plugins.build import as_loss, component, criterion_with_lambda, options_of
+    from prunekit.observing.moment import Surroundings
+    from prunekit.plugins.build import as_loss, component, criterion_with_lambda, estimators, options_of
+    from prunekit.plugins.build import measures as measures_of
+    from prunekit.pruning.sample import Sample
     from prunekit.pruning.step import Pruner
     from prunekit.seeds import generator
 
-    given = {"sparsity": sparsity, "steps": steps}
-    levels = component("scheduler", scheduler, given=given).levels()
+    chosen: Scheduler = component("scheduler", scheduler, given={"sparsity": sparsity, "steps": steps})
     if isinstance(prunable, Mapping):
         prunable = options_of(Prunable, prunable, "prunable")
+    ranked, strength = criterion_with_lambda(criterion, lam)
     pruner = Pruner(
-        model,
-        as_loss(loss),
-        criterion_with_lambda(criterion, lam),
-        levels,
+        Surroundings(model, as_loss(loss), estimators, memory=memory),
+        ranked,
+        chosen,
         component("selector", selector),
+        strength,
         prunable,
-        memory,
+        measures_of(chosen, seed),
     )
     if isinstance(batches, Iterator):
         batches = list(batches)
-    # A list: each step needs one sample throughout, and a loader may draw another at every reading.
-    records = [
-        pruner.step(i, list(_fresh(batches)), generator(seed, "statistics", i))
-        for i in range(len(pruner.levels))
-    ]
-    return Pruning(model, pruner.masks, records)
+
+    def draw(index: int) -> Sample:
+        # A list: each step needs one sample throughout, and a loader may draw another at every reading.
+        return Sample(list(_fresh(batches)), generator(seed, "statistics", index))
+
+    steps_done, attempts = [], []
+    for outcome in pruner.outcomes(draw):
+        attempts.append(outcome.attempt)
+        if outcome.step is not None:
+            steps_done.append(outcome.step)
+    return Pruning(model, pruner.masks, steps_done, attempts)
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Any]) -> None:

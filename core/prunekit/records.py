@@ -26,15 +26,25 @@ class Series:
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """What a probe found: arrays for the results file and a summary for ``inspect --json``.
+    """What a probe found at one moment: arrays for the results file and a summary for ``inspect --json``.
 
-    ``groups`` maps a group (say, ``dense_to_pruned``) to its named arrays.
+    Attributes:
+        groups: A group (say, ``dense_to_pruned``) to its named arrays.
+        summary: JSON data.
+        kind_version: Raised by the probe's author when the meaning of the arrays changes.
+        attributes: Numbers and short texts that the file keeps beside the arrays.
+        moment: Set by the engine: ``dense``, ``step``, ``pruned``, ``finetuned`` or ``end``.
+        step: Set by the engine: the step's number, from 1, at a step.
+        name: Set by the engine: the probe's, which a label may hide.
     """
 
     groups: Mapping[str, Mapping[str, Series]]
     summary: Mapping[str, Any]
     kind_version: int = 1
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    moment: str = "end"
+    step: int | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,53 @@ class StepRecord(Mapping[str, Any]):
         return [f.name for f in fields(cls)]
 
 
+@dataclass(frozen=True)
+class Target:
+    """What an attempt aims at.
+
+    Attributes:
+        sparsity: Fraction of the prunable weights that are pruned afterwards, in [0, 1), not below what is now.
+        lam: Locality weight λ of the attempt; ``None`` for the one that the user set.
+    """
+
+    sparsity: float
+    lam: float | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A step that was proposed, applied and measured, whether it stayed or not.
+
+    Attributes:
+        step: Which step it is a try at, from 1.
+        target: What the scheduler aimed at.
+        sparsity: Pruned fraction of the prunable weights with it.
+        pruned: Pruned weights with it.
+        lam: Locality weight λ that was taken.
+        predicted_delta_loss: The criterion's own model of the change, or ``None`` if it has none.
+        delta_loss: Measured on the step's examples: loss with it minus loss before; may not be finite.
+        measured: What the scheduler's probes found of the proposal: probe to name to number.
+        accepted: Whether it stayed; False while the scheduler is being asked.
+        seconds: Wall time, statistics and measuring included.
+    """
+
+    step: int
+    target: Target
+    sparsity: float
+    pruned: int
+    lam: float
+    predicted_delta_loss: float | None
+    delta_loss: float
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    accepted: bool = False
+    seconds: float = 0.0
+
+    @property
+    def target_sparsity(self) -> float:
+        """Of the target."""
+        return self.target.sparsity
+
+
 @dataclass
 class RunView:
     """A run as recorders and observing hooks see it.
@@ -109,7 +166,9 @@ class RunView:
         masks: Masks after the last step.
         examples: Indices into the training split that the last step's statistics came from.
         weights: Phase to its parameters and buffers, as far as they exist.
-        probes: Probe to what it found.
+        probes: Label of a probe and what it found, a pair for each moment; of those at steps, the last ones only.
+        attempts: The attempts so far, of a scheduler that adapts; else empty.
+        total_steps: How many steps there will be; ``None`` if the scheduler adapts.
     """
 
     out: Path
@@ -127,7 +186,9 @@ class RunView:
     masks: dict[str, np.ndarray] = field(default_factory=dict)
     examples: np.ndarray | None = None
     weights: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
-    probes: dict[str, ProbeRecord] = field(default_factory=dict)
+    probes: list[tuple[str, ProbeRecord]] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    total_steps: int | None = None
 
     @property
     def prunable(self) -> int:

@@ -7,8 +7,10 @@ another probe, draws the same numbers.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-from torch import Generator
+if TYPE_CHECKING:
+    from torch import Generator
 
 
 def derived(seed: int, *labels: str | int) -> int:
@@ -19,4 +21,6 @@ def derived(seed: int, *labels: str | int) -> int:
 
 def generator(seed: int, *labels: str | int) -> Generator:
     """A CPU generator for one purpose."""
+    from torch import Generator
+
     return Generator().manual_seed(derived(seed, *labels))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from prunekit.errors import SpecError
 from prunekit.masks.settings import Prunable
+from prunekit.masks.weights import Layer
 
 _CONVOLUTION = nn.modules.conv._ConvNd
 _NORMS = (
@@ -87,3 +88,12 @@ def _refuse_idle_patterns(patterns: Sequence[str], names: Sequence[str]) -> None
         raise SpecError(
             f"prune.prunable: {', '.join(map(repr, idle))} matches no parameter; there are {', '.join(names)}"
         )
+
+
+def layers_of(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[Layer]:
+    """The layers that some parameters of a model are, in their order."""
+    axes, layers, start = input_axes(model), [], 0
+    for name, p in parameters.items():
+        layers.append(Layer(name, tuple(p.shape), axes.get(id(p), 1), start))
+        start += p.numel()
+    return layers

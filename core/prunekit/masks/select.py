@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -73,40 +71,21 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
     return values.sort().values[k - 1]
 
 
-def prune_smallest(
-    saliency: Mapping[str, Tensor], masks: Mapping[str, Tensor], budget: int
-) -> dict[str, Tensor]:
-    """Prune the smallest saliencies over all tensors together until ``budget`` weights are pruned.
-
-    Only kept weights are ranked. Of tied ones the earlier tensor, then the lower flat index, goes first.
-    Extra memory: one copy of the saliencies, and bool vectors of that length.
+def cheapest(values: Tensor, budget: int, sizes: Tensor | None = None) -> Tensor:
+    """Mark the smallest of a vector, as many as ``budget`` weights hold; of equal ones the lower index first.
 
     Args:
-        saliency: Finite tensors.
-        masks: What is kept now, in the order of the model's parameters.
-        budget: Pruned weights afterwards, at least as many as now.
-
-    Returns:
-        New masks.
+        values: One-dimensional, without NaN.
+        budget: Weights.
+        sizes: Weights of each entry; ``None`` for one each. They are taken in order up to the first that does not fit.
 
     Example:
-        >>> s = {"w": torch.tensor([0.3, 0.1, 0.1, 0.9])}
-        >>> prune_smallest(s, {"w": torch.ones(4, dtype=torch.bool)}, 1)["w"].tolist()
-        [True, False, True, True]
+        >>> cheapest(torch.tensor([3.0, 1.0, 2.0]), 4, torch.tensor([1, 3, 2])).tolist()
+        [False, True, False]
     """
-    if not masks:
-        return {}
-    device = next(iter(masks.values())).device
-    sizes = [mask.numel() for mask in masks.values()]
-    dtypes = {saliency[name].dtype for name in masks}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64  # which holds every value of the others
-    values = torch.empty(sum(sizes), dtype=dtype, device=device)
-    gone = torch.tensor(-torch.inf, dtype=dtype, device=device)  # and stays so
-    for (name, mask), part in zip(masks.items(), torch.split(values, sizes), strict=True):
-        score = saliency[name].detach().reshape(-1).to(device, dtype)
-        torch.where(mask.reshape(-1).to(device), score, gone, out=part)
-    chosen = smallest(values, budget).logical_not_()
-    return {
-        name: part.reshape(mask.shape).to(mask.device, copy=True)
-        for (name, mask), part in zip(masks.items(), torch.split(chosen, sizes), strict=True)
-    }
+    if sizes is None:
+        return smallest(values, budget)
+    order = values.argsort(stable=True)
+    chosen = torch.zeros_like(values, dtype=torch.bool)
+    chosen[order[sizes[order].cumsum(0) <= budget]] = True
+    return chosen

@@ -1,28 +1,76 @@
-"""The prunable weights as layers, and as one vector."""
+"""The prunable weights as layers, and as one vector. Imports torch only when a vector is made."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A prunable tensor as a selector's check sees it.
+    """A prunable tensor.
 
     Attributes:
         name: The parameter's.
         shape: The parameter's.
         input_axis: The axis that runs over what enters the layer: 0 for transposed convolutions.
+        start: Where its first weight stands among all prunable weights, one tensor after another.
     """
 
     name: str
     shape: tuple[int, ...]
     input_axis: int = 1
+    start: int = 0
 
     @property
     def size(self) -> int:
         """Number of weights."""
-        size = 1
-        for n in self.shape:
-            size *= n
-        return size
+        return math.prod(self.shape)
+
+    @property
+    def part(self) -> slice:
+        """Its weights among all."""
+        return slice(self.start, self.start + self.size)
+
+
+class FlatIndex:
+    """Where each weight stands when all prunable tensors are laid one after another, flattened in C order.
+
+    Example:
+        >>> import torch
+        >>> index = FlatIndex({"a": (2, 2), "b": (3,)})
+        >>> values = index.flat({"a": torch.ones(2, 2), "b": torch.zeros(3)})
+        >>> values.tolist(), index.split(values)["b"].tolist()
+        ([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
+    """
+
+    def __init__(self, shapes: Mapping[str, Iterable[int]]) -> None:
+        self.layers: list[Layer] = []
+        start = 0
+        for name, shape in shapes.items():
+            self.layers.append(Layer(name, tuple(shape), start=start))
+            start += self.layers[-1].size
+        self.total = start
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The index of some tensors, in their order."""
+        return cls({name: t.shape for name, t in tensors.items()})
+
+    def flat(self, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
+        """All values in one vector on the first tensor's device, a copy; in the tensors' own dtype by default."""
+        import torch
+
+        parts = [tensors[layer.name].reshape(-1) for layer in self.layers]
+        device = parts[0].device
+        return torch.cat([part.to(device, dtype or part.dtype) for part in parts])
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """Undo :meth:`flat`: a view for each layer, in its shape."""
+        return {layer.name: values[layer.part].view(layer.shape) for layer in self.layers}

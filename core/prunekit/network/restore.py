@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -139,3 +139,19 @@ def refuse_batch_statistics(model: nn.Module) -> None:
                 "by the batch even in eval mode and the loss is no mean over examples; "
                 "use track_running_stats=True"
             )
+
+
+@contextmanager
+def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a model have other parameters and buffers, by name; its own come back bit for bit, also on error."""
+    named = dict([*model.named_parameters(), *model.named_buffers()])
+    own = {name: named[name].detach().clone() for name in weights}
+    with torch.no_grad():
+        try:
+            for name, value in weights.items():
+                named[name].copy_(value)
+            with torch.enable_grad():
+                yield
+        finally:
+            for name, value in own.items():
+                named[name].copy_(value)

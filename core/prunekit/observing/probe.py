@@ -1,9 +1,11 @@
-"""Probes of the loss landscape."""
+"""Probes of the loss landscape, and when they are asked."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from prunekit.component import Component
 from prunekit.records import ProbeRecord
@@ -11,14 +13,73 @@ from prunekit.records import ProbeRecord
 if TYPE_CHECKING:
     from torch import Generator
 
-    from prunekit.observing.landscape import Landscape
+    from prunekit.observing.moment import Moment
+
+MOMENTS = ("dense", "step", "pruned", "finetuned", "end")
+"""What a probe may be asked at: after training, after each step, after the last, after fine-tuning, at the very end."""
+
+Spoken = str | Mapping[str, int] | Sequence[str | Mapping[str, int]]
+"""Moments as a class or a spec names them: names, and ``{"every": n}`` for every n-th step."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """When a probe is asked.
+
+    Attributes:
+        names: Of :data:`MOMENTS`.
+        every: Of steps: each whose number is a multiple of this; 0 for none.
+    """
+
+    names: tuple[str, ...]
+    every: int = 0
+
+    @classmethod
+    def parse(cls, spoken: Spoken) -> Self:
+        """Read moments.
+
+        Raises:
+            ValueError: If there is none, or one that does not exist.
+        """
+        listed = [spoken] if isinstance(spoken, str | Mapping) else list(spoken)
+        names: list[str] = []
+        every: list[int] = []
+        for one in listed:
+            if isinstance(one, Mapping):
+                count = one.get("every")
+                if (
+                    set(one) != {"every"}
+                    or isinstance(count, bool)
+                    or not isinstance(count, int)
+                    or count < 1
+                ):
+                    raise ValueError(f"a mapping of moments is {{every: n}} with n >= 1; found {dict(one)!r}")
+                every.append(count)
+            elif one == "step":
+                every.append(1)
+            elif one in MOMENTS:
+                names.append(one)
+            else:
+                raise ValueError(f"must be of {', '.join(MOMENTS)} or {{every: n}}; found {one!r}")
+        if not listed or len(every) > 1 or len(set(names)) < len(names):
+            raise ValueError(f"must name at least one moment, and each once; found {spoken!r}")
+        return cls(tuple(names), every[0] if every else 0)
+
+    def at(self, name: str, step: int | None = None) -> bool:
+        """Whether this is one of them."""
+        if step is not None:
+            return bool(self.every) and step % self.every == 0
+        return name in self.names
 
 
 class Probe(Component, ABC):
-    """Measures the loss landscape after the run; cannot change the run's results or random state."""
+    """Measures the loss landscape at some moments of a run; cannot change its results or random state."""
 
     kind = "probe"
+    moments: ClassVar[Spoken] = ("end",)
+    """When it is asked, unless a spec says otherwise: of ``dense``, ``step``, ``pruned``, ``finetuned``, ``end``, and
+    ``{"every": n}`` for every n-th step."""
 
     @abstractmethod
-    def measure(self, landscape: Landscape, generator: Generator) -> ProbeRecord:
-        """Measure, using only ``landscape`` and randomness from ``generator``."""
+    def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
+        """Measure, using only ``moment`` and randomness from ``generator``."""

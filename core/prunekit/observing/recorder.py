@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunekit.component import Component
-from prunekit.records import ProbeRecord, RunView, StepRecord
+from prunekit.records import Attempt, ProbeRecord, RunView, StepRecord
 
 
 class Recorder(Component):
@@ -23,8 +23,11 @@ class Recorder(Component):
     def step_finished(self, run: RunView, step: StepRecord) -> None:
         """A pruning step is done."""
 
-    def probe_finished(self, run: RunView, name: str, record: ProbeRecord) -> None:
-        """A probe is done."""
+    def attempt_finished(self, run: RunView, attempt: Attempt) -> None:
+        """An attempt of a scheduler that adapts is over, whether it stayed or not; before ``step_finished``."""
+
+    def probe_finished(self, run: RunView, label: str, record: ProbeRecord) -> None:
+        """A probe has been asked at a moment, which ``record`` names; for a step, before ``step_finished``."""
 
     def finished(self, run: RunView) -> None:
         """The run is over; ``run.status`` says how (complete, failed, interrupted)."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from copy import copy
-from numbers import Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from prunekit.component import Options, scalar
 from prunekit.errors import SpecError
 from prunekit.losses.base import Loss
+from prunekit.observing.probe import Probe
 from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
 from prunekit.plugins.kinds import KINDS
-from prunekit.pruning.criterion import Criterion
+from prunekit.pruning.criterion import Criterion, locality_weight, old_form
+from prunekit.pruning.scheduler import Scheduler
+from prunekit.seeds import generator
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.request import Statistic
+
+if TYPE_CHECKING:
+    from prunekit.observing.moment import StepMoment
+    from prunekit.pruning.step import Measure
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
@@ -47,6 +52,9 @@ def component(
             raise SpecError(
                 f"{kind}: must be a name, a mapping with a name, or a {base.__name__}; got {value!r}"
             )
+        wrong = old_form(type(value)) if isinstance(value, Criterion) else ""
+        if wrong:
+            raise SpecError(f"criterion {value.name!r} {wrong}")
         if arguments:
             raise SpecError(
                 f"{kind}: {', '.join(arguments)} given twice: the {kind} is an object and has its own options"
@@ -86,25 +94,21 @@ def options_of(model: type[OptionsT], values: Mapping[str, Any], where: str) -> 
         raise SpecError(problems) from None
 
 
-def criterion_with_lambda(value: Any, lam: float | None, manager: PluginManager | None = None) -> Criterion:
-    """Build a criterion and set its λ, which may stand in the mapping or in the argument, not both."""
-    mapped: float | None = None
+def criterion_with_lambda(
+    value: Any, lam: float | None, manager: PluginManager | None = None
+) -> tuple[Criterion, float]:
+    """Build a criterion, and its λ, which may stand in the mapping or in the argument, not both."""
+    given = lam
     if isinstance(value, Mapping) and "lambda" in value:
         value = dict(value)
-        mapped = value.pop("lambda")
+        given = value.pop("lambda")
         if lam is not None:
             raise SpecError("criterion: lambda is given twice, in the mapping and as lam=")
     chosen: Criterion = component("criterion", value, manager)
-    strength = mapped if mapped is not None else lam
-    if strength is None:
-        return chosen
-    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength < float("inf"):
-        raise SpecError(f"criterion: lambda must be a finite number >= 0; found {strength!r}")
-    if chosen.lam:
-        raise SpecError("criterion: lambda is given twice, by the object and as lam=")
-    chosen = copy(chosen)  # an object of the caller's keeps its own λ
-    chosen.lam = float(strength)
-    return chosen
+    try:
+        return chosen, locality_weight(scalar(given) if hasattr(given, "item") else given or 0.0)
+    except ValueError as error:
+        raise SpecError(f"criterion: lambda {error}") from None
 
 
 def estimators(
@@ -131,3 +135,23 @@ def as_loss(loss: Any, manager: PluginManager | None = None) -> Loss:
     from prunekit.losses.callable import CallableLoss
 
     return CallableLoss(loss)
+
+
+def measures(scheduler: Scheduler, seed: int, manager: PluginManager | None = None) -> dict[str, Measure]:
+    """What a scheduler needs to know of a proposal, by probe.
+
+    Raises:
+        PluginError: If there is no probe of a name in ``scheduler.needs``.
+    """
+
+    def ask(name: str) -> Measure:
+        probe: Probe = component("probe", name, manager)
+
+        def measure(moment: StepMoment, attempt: int) -> dict[str, float]:
+            assert moment.step is not None
+            found = probe.measure(moment, generator(seed, "probe", name, "proposal", moment.step, attempt))
+            return {key: float(value) for key, value in found.summary.items()}
+
+        return measure
+
+    return {name: ask(name) for name in sorted(scheduler.needs)}

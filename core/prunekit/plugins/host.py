@@ -21,7 +21,8 @@ from prunekit.errors import PluginError
 from prunekit.plugins import hookspecs
 from prunekit.plugins.hookspecs import PROJECT, REGISTERING
 from prunekit.plugins.kinds import KINDS
-from prunekit.pruning.criterion import Criterion
+from prunekit.pruning.criterion import Criterion, old_form
+from prunekit.pruning.scheduler import Scheduler
 
 GROUP = "prunekit.plugins"
 
@@ -277,9 +278,9 @@ def _checked(component: Any, kind: str, hook: str) -> type[Component]:
     if inspect.isabstract(component):
         missing = ", ".join(sorted(getattr(component, "__abstractmethods__", ())))
         raise TypeError(f"{component.__qualname__} does not define {missing}")
-    ranks = getattr(component, "saliency", None) is not Criterion.saliency
-    if base is Criterion and not ranks and not callable(getattr(component, "select", None)):
-        raise TypeError(f"{component.__qualname__} does not define saliency (or select)")
+    wrong = _incomplete(component)
+    if wrong:
+        raise TypeError(f"{component.__qualname__} {wrong}")
     options = component.Options
     if not (inspect.isclass(options) and issubclass(options, Options)):
         raise TypeError(f"{component.__qualname__}.Options must be a subclass of prunekit.Options")
@@ -291,3 +292,18 @@ def _checked(component: Any, kind: str, hook: str) -> type[Component]:
 
 def _join(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
+
+
+def _incomplete(component: type[Component]) -> str:
+    """What a class lacks that Python's abstract methods cannot say."""
+    if issubclass(component, Criterion):
+        if component.saliency is Criterion.saliency and component.propose is Criterion.propose:
+            return old_form(component) or "does not define saliency (or propose)"
+        return old_form(component)
+    if (
+        issubclass(component, Scheduler)
+        and component.levels is Scheduler.levels
+        and component.next is Scheduler.next
+    ):
+        return "does not define levels (or next and accept)"
+    return ""

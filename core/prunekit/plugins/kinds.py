@@ -37,5 +37,16 @@ ENGINE_KEYS: dict[str, dict[str, Any]] = {
             "description": "Trained weights, .safetensors or .pt; training is then skipped.",
         }
     },
+    "probe": {
+        "label": {
+            "type": ["string", "null"],
+            "default": None,
+            "description": "Names it in the results; default its name. A probe may be listed twice under two labels.",
+        },
+        "moments": {
+            "default": None,
+            "description": "When it is asked: of dense, step, pruned, finetuned, end, and {every: n}; default its own.",
+        },
+    },
 }
 """Keys of a component's mapping that the engine takes itself."""

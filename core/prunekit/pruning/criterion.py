@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 from prunekit.component import Component, Tensors
-from prunekit.errors import UnsupportedError
+from prunekit.errors import RunError, UnsupportedError
 from prunekit.masks.weights import Layer
-from prunekit.statistics.request import Statistic
+from prunekit.pruning.proposal import Context, Proposal
+from prunekit.statistics.request import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,36 +19,119 @@ if TYPE_CHECKING:
 class Criterion(Component, ABC):
     """A formula from weights and statistics to a saliency per weight; higher = keep.
 
-    A criterion may also define:
-
-    * ``predicted_delta_loss(weights, statistics, masks) -> float``: its model's value for removing
-      the weights that ``masks`` drops, with its sign;
-    * ``update(weights, statistics, masks) -> {name: Tensor}``: new values for surviving weights;
-    * ``select(weights, statistics, masks, budget) -> masks``: joint selection, in place of a selector.
-
-    ``weights`` hold exact zeros where a weight is already pruned; tensors passed in must not be changed.
+    The engine asks :meth:`propose`. The base class answers it from :meth:`saliency`, which a simple criterion defines,
+    and from :meth:`update` and :meth:`predicted_delta_loss`, which it may define. A method whose masks do not come
+    from saliencies overrides :meth:`propose`.
     """
 
     kind = "criterion"
-    requires: frozenset[str | Statistic] | frozenset[str] | frozenset[Statistic] = frozenset()
-    lam: float = 0.0
-    """Locality weight λ, set by the engine."""
-    damps: ClassVar[bool] = False
-    """True where λ goes into the criterion's own damping (criteria with an update), not the saliency."""
+    requires: frozenset[Request] | frozenset[str] = frozenset()
+    """Statistics: names, or :class:`prunekit.Statistic` with options. May be a property of the options."""
+    damps: bool = False
+    """True where λ goes into the criterion's own damping (:attr:`Context.lam`) and not into the saliency."""
+
+    def required(self, lam: float) -> frozenset[Request]:
+        """The statistics of a step with this λ; :attr:`requires`, unless one of them depends on λ."""
+        return frozenset[Request](self.requires)
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
-        """Refuse, before anything is computed, a schedule that a criterion with ``select`` cannot follow.
+        """Refuse, before anything is computed, a schedule that the criterion cannot follow.
+
+        Args:
+            layers: All that is prunable.
+            budgets: Pruned weights after each step, as far as they are known: for a scheduler that adapts, the last.
 
         Raises:
             SpecError: If it contradicts the options.
         """
 
-    def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Mapping[str, Tensor]:
-        """Return one finite tensor per weight tensor, in its shape, without the λ term.
+    def propose(self, context: Context) -> Proposal:
+        """Propose the masks of a step, the values of what stays, and what this will do to the loss."""
+        masks = context.select(self.scores(context))
+        values = self.update(context.weights, context.statistics, masks)
+        predicted = self.predicted_delta_loss(context.weights, context.statistics, masks)
+        return Proposal(masks, values, predicted)
 
-        Every criterion defines this or ``select``.
+    def scores(self, context: Context) -> dict[str, Tensor]:
+        """Saliencies with the λ term ½·λ·θ², unless λ is damping; checked.
 
         Raises:
-            UnsupportedError: If the criterion chooses masks itself.
+            RunError: Naming the first parameter whose saliency is missing, misshapen, or not finite where it is kept.
+        """
+        found = self.saliency(context.weights, context.statistics)
+        lam = 0.0 if self.damps else context.lam
+        scores = {}
+        for name, w in context.weights.items():
+            value = found.get(name)
+            if value is None or value.shape != w.shape:
+                got = "missing" if value is None else f"of shape {tuple(value.shape)}"
+                raise RunError(
+                    f"criterion {self.name!r}: the saliency of {name} is {got}; it must have the shape {tuple(w.shape)}"
+                )
+            if lam:
+                value = value + 0.5 * lam * w.square()
+            refuse_non_finite(value, context.masks[name], f"criterion {self.name!r}: the saliency of {name}")
+            scores[name] = value
+        return scores
+
+    def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> Mapping[str, Tensor]:
+        """Return one tensor per weight tensor, in its shape, finite where it is kept, without the λ term.
+
+        Raises:
+            UnsupportedError: If the criterion has none, since it overrides :meth:`propose`.
         """
         raise UnsupportedError(f"criterion {self.name!r} chooses masks itself and has no saliency")
+
+    def update(
+        self, weights: Tensors, statistics: Mapping[Request, Tensors], masks: Tensors
+    ) -> Tensors | None:
+        """New values of the weights that ``masks`` keep, by parameter; ``None`` for none."""
+        return None
+
+    def predicted_delta_loss(
+        self, weights: Tensors, statistics: Mapping[Request, Tensors], masks: Tensors
+    ) -> float | None:
+        """The model's own value, with its sign, for the change that a step to ``masks`` makes; ``None`` without one."""
+        return None
+
+
+def refuse_non_finite(value: Tensor, mask: Tensor, what: str) -> None:
+    """Refuse values that are not finite where they count.
+
+    Raises:
+        RunError: Saying of what, and how many.
+    """
+    import torch
+
+    if bool(value.sum().isfinite()):  # one pass; a sum of finite values may overflow, so not the verdict
+        return
+    bad = int((~torch.isfinite(value) & mask).sum())
+    if bad:
+        raise RunError(
+            f"{what} is not finite for {bad} of {int(mask.sum())} kept weights; "
+            "the loss or its statistics overflow at these weights"
+        )
+
+
+def locality_weight(value: object) -> float:
+    """λ from what a user wrote.
+
+    Raises:
+        ValueError: Unless it is a finite number >= 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"must be a finite number >= 0; found {value!r}")
+    return float(value)
+
+
+MIGRATION = "see «From 0.1» in docs/plugins.md"
+
+
+def old_form(cls: type[Criterion]) -> str:
+    """What a criterion has of prunekit 0.1 that this version would never call, in words; empty if nothing."""
+    if hasattr(cls, "select"):
+        return f"defines `select`, which 0.2 never calls: override `propose(context)` instead ({MIGRATION})"
+    for name in ("saliency", "update", "predicted_delta_loss", "propose"):
+        if not callable(getattr(cls, name)):
+            return f"has a `{name}` that is no method: define the method, and return None for nothing ({MIGRATION})"
+    return ""

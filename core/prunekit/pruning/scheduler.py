@@ -1,26 +1,58 @@
-"""Schedulers."""
+"""Schedulers: a fixed sequence of levels, or one that answers to what the steps did."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import ABC
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import ClassVar
 
 from prunekit.component import Component
+from prunekit.records import Attempt, Target
 
 
 class Scheduler(Component, ABC):
-    """Decides the sparsity levels κ₁ ≤ … ≤ κ_π, each in [0, 1)."""
+    """Decides how far each step goes.
+
+    A fixed schedule defines :meth:`levels`. One that adapts defines :meth:`next` and :meth:`accept`, pure functions of
+    the attempts so far: nothing may be remembered between calls, so that a resumed run decides the same.
+    """
 
     kind = "scheduler"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Probes to be asked of every proposal before it is applied; their summaries stand in ``attempt.measured``."""
 
-    @abstractmethod
     def levels(self) -> Sequence[float]:
-        """Return the whole schedule."""
+        """The whole schedule κ₁ ≤ … ≤ κ_π, each in [0, 1)."""
+        raise NotImplementedError
+
+    def next(self, history: Sequence[Attempt]) -> Target | None:
+        """What to attempt next, or ``None`` when the run is where it should be.
+
+        Args:
+            history: All attempts before, accepted or not, in order.
+        """
+        levels = self.levels()
+        done = sum(attempt.accepted for attempt in history)
+        return Target(levels[done]) if done < len(levels) else None
+
+    def accept(self, attempt: Attempt, history: Sequence[Attempt]) -> bool:
+        """Whether a step stays that has been applied and measured; if not, it is taken back bit for bit.
+
+        Args:
+            attempt: With what was predicted and measured, which may not be finite; an attempt whose measured change
+                is not finite cannot stay.
+            history: All attempts before it.
+        """
+        return True
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the steps depend on what the ones before did."""
+        return type(self).next is not Scheduler.next or type(self).accept is not Scheduler.accept
 
 
-def check_levels(levels: Any) -> list[float]:
+def check_levels(levels: Iterable[float]) -> list[float]:
     """A schedule's levels as floats.
 
     Raises:

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prunekit.component import Component, Tensors
+from prunekit.component import Component
 from prunekit.masks.weights import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit.masks.items import Items
 
 
 class Selector(Component, ABC):
@@ -21,16 +23,22 @@ class Selector(Component, ABC):
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse, before anything is computed, a schedule that this selector cannot follow.
 
+        Args:
+            layers: All that is prunable.
+            budgets: Pruned weights after each step, as far as they are known: for a scheduler that adapts, the last.
+
         Raises:
             SpecError: If it contradicts the options.
         """
 
     @abstractmethod
-    def select(self, saliency: Tensors, masks: Tensors, budget: int) -> dict[str, Tensor]:
-        """Return masks with exactly ``budget`` weights pruned in all, none of them revived.
+    def select(self, items: Items, budget: int) -> Tensor:
+        """Choose what stays.
 
         Args:
-            saliency: One finite tensor per parameter, in ``named_parameters()`` order.
-            masks: What is kept now; weights already pruned are never ranked.
-            budget: Number of pruned weights over all tensors after this step.
+            items: With their saliencies; layers in ``named_parameters()`` order. Lent: nothing may be changed.
+            budget: Number of pruned weights over all items after this step, those that are gone already included.
+
+        Returns:
+            ``[n]`` bool, True for what stays: items that are open now, all but as many as the budget asks for.
         """

@@ -1,48 +1,64 @@
-"""One pruning step: estimate, rank, select, update, apply, measure."""
+"""A pruning step: estimate, propose, apply, measure, and keep it or take it back."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
 from prunekit import distributed
 from prunekit.errors import RunError, SpecError
-from prunekit.losses.base import Loss
-from prunekit.masks.apply import zero
 from prunekit.masks.apportion import pruned_count
-from prunekit.masks.prunable import input_axes, prunable_parameters
+from prunekit.masks.prunable import layers_of, prunable_parameters
 from prunekit.masks.settings import Prunable
-from prunekit.masks.weights import Layer
 from prunekit.network.measure import measure
-from prunekit.plugins.build import estimators
-from prunekit.plugins.host import PluginManager
-from prunekit.pruning.criterion import Criterion
-from prunekit.pruning.scheduler import check_levels
+from prunekit.observing.moment import StepMoment, Surroundings
+from prunekit.pruning.change import Change
+from prunekit.pruning.criterion import Criterion, locality_weight, refuse_non_finite
+from prunekit.pruning.proposal import Context, Proposal
+from prunekit.pruning.sample import Sample
+from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.pruning.selector import Selector
-from prunekit.records import StepRecord
-from prunekit.statistics.estimate import DEFAULT_BUDGET, estimate
+from prunekit.records import Attempt, StepRecord, Target
+from prunekit.statistics.estimate import DEFAULT_BUDGET
 from prunekit.statistics.request import Estimates
 
-Batches = Sequence[tuple[Any, Any]] | Iterable[tuple[Any, Any]]
+Measure = Callable[[StepMoment, int], Mapping[str, float]]
+"""Measures a proposal, given which attempt of its step it is, from 0."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An attempt that is over.
+
+    Attributes:
+        attempt: What was tried, and whether it stayed.
+        step: The step's row of the table, if it stayed.
+        moment: The step as probes see it, if it stayed; valid until the next attempt.
+        updated: Whether weights that stay have new values.
+    """
+
+    attempt: Attempt
+    step: StepRecord | None = None
+    moment: StepMoment | None = None
+    updated: bool = False
 
 
 class Pruner:
-    """Takes a model through a schedule, in place.
+    """Takes a model where its scheduler wants it, in place.
 
     Args:
-        model: Any module. Its weights change, nothing else does.
-        loss: The task loss.
-        criterion: With its λ set.
-        levels: κ₁ … κ_π.
+        surroundings: The model, whose weights change and nothing else, the loss, and what builds statistics.
+        criterion: Proposes.
+        scheduler: Says how far, and what stays.
         selector: Spends each step's budget.
+        lam: Locality weight λ, unless the scheduler sets one.
         prunable: Which weights; default every Linear and Conv weight.
-        budget: Bytes for statistics.
-        manager: Where statistics are looked up.
+        measures: What the scheduler needs, by name.
 
     Raises:
         SpecError: If there is nothing to prune or the schedule cannot be followed.
@@ -50,173 +66,236 @@ class Pruner:
 
     def __init__(
         self,
-        model: nn.Module,
-        loss: Loss,
+        surroundings: Surroundings,
         criterion: Criterion,
-        levels: Sequence[float],
+        scheduler: Scheduler,
         selector: Selector,
+        lam: float = 0.0,
         prunable: Prunable | None = None,
-        budget: int | None = None,
-        manager: PluginManager | None = None,
+        measures: Mapping[str, Measure] | None = None,
     ) -> None:
-        self.model = model
-        self.loss = loss
-        self.criterion = criterion
-        self.selector = selector
+        self._surroundings = surroundings
+        model, self._model, self._loss = surroundings.model, surroundings.model, surroundings.loss
+        self.criterion, self.scheduler, self.selector, self.lam = criterion, scheduler, selector, lam
         self.parameters = prunable_parameters(model, prunable)
-        axes = input_axes(model)
-        self.layers = [Layer(n, tuple(p.shape), axes.get(id(p), 1)) for n, p in self.parameters.items()]
+        self.layers = layers_of(model, self.parameters)
         self.total = sum(layer.size for layer in self.layers)
-        try:
-            self.levels = check_levels(levels)
-        except ValueError as error:
-            raise SpecError(f"scheduler: {error}") from None
-        self.counts = [pruned_count(level, self.total) for level in self.levels]
-        selector.check(self.layers, self.counts)
-        criterion.check(self.layers, self.counts)
-        if getattr(criterion, "select", None) is not None and (
-            selector.name != "global" or selector.options != type(selector).Options()
-        ):
-            raise SpecError(
-                f"prune.selector: criterion {criterion.name!r} chooses the masks itself, so a selector has no "
-                "effect; leave it out, or let the criterion rank (selection: saliency, where it has that option)"
-            )
         self.masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.parameters.items()}
-        self._estimation_budget = budget
-        self._estimators = estimators(criterion.requires, manager)  # unknown ones are refused here
-        told = [e.check(self.layers, budget or DEFAULT_BUDGET) for e in self._estimators.values()]
-        self.costs = [cost for cost in told if cost]
+        self._measures = measures or {}
+        self.levels = None if scheduler.adapts else _levels(scheduler)
+        """The whole schedule, where it is fixed."""
+        budgets = [pruned_count(level, self.total) for level in self.levels or ()]
+        selector.check(self.layers, budgets)
+        criterion.check(self.layers, budgets)
+        built = surroundings.estimators(criterion.required(lam))  # unknown ones are refused here
+        notices = [e.check(self.layers, surroundings.memory or DEFAULT_BUDGET) for e in built.values()]
+        self.costs = [notice for notice in notices if notice]
         """What the statistics of a step will take, in words."""
 
-    def step(self, index: int, batches: Batches, generator: Generator) -> StepRecord:
-        """Prune to level ``index`` (from 0), with statistics from ``batches`` at the weights as they are.
+    def restore(self, masks: Mapping[str, Tensor]) -> None:
+        """Continue from masks of an earlier step; the model's weights are the caller's business."""
+        self.masks = {n: masks[n].to(p.device) for n, p in self.parameters.items()}
+
+    def outcomes(
+        self, draw: Callable[[int], Sample], history: Sequence[Attempt] = (), done: int = 0
+    ) -> Iterator[Outcome]:
+        """Attempt after attempt, until the scheduler has what it wants.
 
         Args:
-            index: Which level.
-            batches: Read twice: for the statistics, and for the loss after the step. Of several processes,
-                each has its own, and all end with the same masks, weights and record.
-            generator: For statistics that draw.
+            draw: The sample of a step, by its index from 0; asked once for each step.
+            history: The attempts of a run that goes on, where the scheduler adapts.
+            done: Its steps; the masks are then those after the last.
 
         Raises:
-            RunError: If a statistic, saliency or loss is not finite, naming the parameter.
+            RunError: If a statistic, saliency, value or loss is not finite, naming the parameter; the model is then as
+                before the step.
         """
-        started = time.perf_counter()
-        weights = self.weights()
-        found = estimate(
-            self.model,
-            batches,
-            {request: copy(estimator) for request, estimator in self._estimators.items()},
-            self.loss,
-            self.parameters,
-            generator,
-            self._estimation_budget,
-            self.masks,
-        )
-        before = found.loss if found.loss is not None else measure(self.model, batches, self.loss)[0]
-        masks = self._select(weights, found.statistics, self.counts[index])
-        predict = getattr(self.criterion, "predicted_delta_loss", None)
-        predicted = predict(weights, found.statistics, masks) if predict is not None else None
-        self._apply(weights, found.statistics, masks)
-        after = measure(self.model, batches, self.loss)[0]
-        pruned = self.counts[index]
-        record = StepRecord(
-            step=index + 1,
-            target_sparsity=self.levels[index],
-            sparsity=pruned / self.total,
-            pruned=pruned,
-            remaining=self.total - pruned,
-            predicted_delta_loss=None if predicted is None else float(predicted),
-            delta_loss=after - before,
-            layers={n: (m.numel() - int(m.count_nonzero())) / m.numel() for n, m in self.masks.items()},
-            seconds=time.perf_counter() - started,
-        )
-        return distributed.from_first(record)
+        attempts = list(history)
+        sample: Sample | None = None
+        while (target := self._target(attempts, done)) is not None:
+            if sample is None:
+                sample = draw(done)
+                # What earlier attempts of this step had estimated, in their order: later passes build on it.
+                for attempt in attempts[::-1][: _trailing(attempts)][::-1]:
+                    self._statistics(sample, attempt.lam)
+            outcome = self._attempt(done, target, sample, attempts)
+            attempts.append(outcome.attempt)
+            if outcome.attempt.accepted:
+                done, sample = done + 1, None
+            yield outcome
 
-    def weights(self) -> dict[str, Tensor]:
+    def _target(self, attempts: Sequence[Attempt], done: int) -> Target | None:
+        if self.levels is not None:
+            return Target(self.levels[done]) if done < len(self.levels) else None
+        target = self.scheduler.next(attempts)
+        if target is None:
+            return None
+        try:
+            (level,) = check_levels([target.sparsity])
+            lam = None if target.lam is None else locality_weight(target.lam)
+        except ValueError as error:
+            raise RunError(f"scheduler {self.scheduler.name!r}: {error}") from None
+        gone = sum(m.numel() - int(m.count_nonzero()) for m in self.masks.values())
+        if pruned_count(level, self.total) < gone:
+            raise RunError(
+                f"scheduler {self.scheduler.name!r} asks for sparsity {level}, and {gone} of {self.total} weights are "
+                "pruned already"
+            )
+        return Target(level, lam)
+
+    def _statistics(self, sample: Sample, lam: float) -> Estimates:
+        given = self._surroundings
+        estimators = given.estimators(self.criterion.required(lam))
+        return sample.estimate(given.model, given.loss, self.parameters, self.masks, estimators, given.memory)
+
+    def _attempt(self, index: int, target: Target, sample: Sample, history: Sequence[Attempt]) -> Outcome:
+        started = time.perf_counter()
+        lam = self.lam if target.lam is None else target.lam
+        budget = pruned_count(target.sparsity, self.total)
+        statistics = self._statistics(sample, lam)
+        before = sample.loss(self._model, self._loss)
+        context = Context(self._weights(), statistics, self.masks, budget, lam, self.selector, self.layers)
+        proposal = self._checked(self.criterion.propose(context), context)
+        change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {})
+        moment = self._moment("proposal", index, sample, statistics, change, proposal)
+        tries = _trailing(history)
+        measured = {name: dict(measure_it(moment, tries)) for name, measure_it in self._measures.items()}
+        try:
+            change.apply()
+            after = measure(self._model, sample.batches, self._loss)[0]
+            attempt = Attempt(
+                index + 1,
+                target,
+                budget / self.total,
+                budget,
+                lam,
+                proposal.predicted_delta_loss,
+                after - before,
+                measured,
+                seconds=time.perf_counter() - started,
+            )
+            attempt = distributed.from_first(attempt)
+            attempt = replace(attempt, accepted=bool(self.scheduler.accept(attempt, history)))
+            if attempt.accepted and not math.isfinite(attempt.delta_loss):
+                raise RunError(
+                    f"step {index + 1}: the loss is {after} after it and {before} before; the step has been taken back"
+                )
+        except BaseException:
+            change.undo()
+            raise
+        if not attempt.accepted:
+            change.undo()
+            return Outcome(attempt)
+        self.masks = dict(proposal.masks)
+        moment = self._moment("step", index, sample, statistics, change, proposal)
+        return Outcome(attempt, self._record(attempt), moment, proposal.values is not None)
+
+    def _moment(
+        self,
+        name: str,
+        index: int,
+        sample: Sample,
+        statistics: Estimates,
+        change: Change,
+        proposal: Proposal,
+    ) -> StepMoment:
+        return StepMoment(
+            name,
+            self._surroundings,
+            proposal.masks,
+            index + 1,
+            sample.batches,
+            statistics,
+            change.before,
+            change.after,
+            proposal.predicted_delta_loss,
+        )
+
+    def _record(self, attempt: Attempt) -> StepRecord:
+        return StepRecord(
+            step=attempt.step,
+            target_sparsity=attempt.target_sparsity,
+            sparsity=attempt.sparsity,
+            pruned=attempt.pruned,
+            remaining=self.total - attempt.pruned,
+            predicted_delta_loss=attempt.predicted_delta_loss,
+            delta_loss=attempt.delta_loss,
+            layers={
+                n: (m.numel() - int(m.count_nonzero())) / max(1, m.numel()) for n, m in self.masks.items()
+            },
+            seconds=attempt.seconds,
+        )
+
+    def _weights(self) -> dict[str, Tensor]:
         """The prunable weights now, detached, in float32 at least, exact zeros where pruned."""
         return {
             name: p.detach().to(torch.promote_types(p.dtype, torch.float32))
             for name, p in self.parameters.items()
         }
 
-    def restore(self, masks: Mapping[str, Tensor]) -> None:
-        """Continue from masks of an earlier step; the model's weights are the caller's business."""
-        self.masks = {n: masks[n].to(p.device) for n, p in self.parameters.items()}
-
-    def _select(self, weights: Mapping[str, Tensor], statistics: Estimates, count: int) -> dict[str, Tensor]:
-        select = getattr(self.criterion, "select", None)
-        if select is not None:
-            masks = select(weights, statistics, self.masks, count)
-        else:
-            saliency = saliencies(self.criterion, weights, statistics, self.masks)
-            masks = self.selector.select(saliency, self.masks, count)
-        pruned = 0
-        for name, old in self.masks.items():
-            new = masks[name]
-            if new.dtype != torch.bool or new.shape != old.shape:
-                raise RunError(
-                    f"{name}: the mask selected is {new.dtype} {tuple(new.shape)}, not bool {tuple(old.shape)}"
-                )
-            if bool((new & ~old).any()):
-                raise RunError(f"{name}: the mask selected revives pruned weights; masks must be nested")
-            pruned += new.numel() - int(new.count_nonzero())
-        if pruned != count:
-            raise RunError(f"the selection prunes {pruned} weights, and {count} were asked for")
-        masks = {name: masks[name] for name in self.masks}
+    def _checked(self, proposal: Proposal, context: Context) -> Proposal:
+        """A proposal that keeps its promises, with the masks that all processes share."""
+        who = f"criterion {self.criterion.name!r}"
+        if not isinstance(proposal, Proposal):
+            raise RunError(f"{who} proposed {type(proposal).__name__}, and not a prunekit.Proposal")
+        masks = checked_masks(who, proposal.masks, context)
         distributed.take_first(masks)  # devices that round differently would drift apart
-        return masks
+        values = {}
+        for name, value in (proposal.values or {}).items():
+            if name not in masks or value.shape != masks[name].shape:
+                raise RunError(
+                    f"{who} proposes values of {name} of shape {tuple(value.shape)}, which do not fit"
+                )
+            refuse_non_finite(value, masks[name], f"{who}: the update of {name}")
+            values[name] = value.detach()
+        if distributed.world() > 1:
+            values = {name: value.clone() for name, value in values.items()}  # they may be lent
+            distributed.take_first(values)
+        predicted = proposal.predicted_delta_loss
+        if predicted is not None and not math.isfinite(predicted):
+            raise RunError(f"{who} predicts a change of the loss by {predicted}, which is not finite")
+        return Proposal(
+            masks,
+            None if proposal.values is None else values,
+            None if predicted is None else float(predicted),
+        )
 
-    def _apply(self, weights: Mapping[str, Tensor], statistics: Estimates, masks: dict[str, Tensor]) -> None:
-        update = getattr(self.criterion, "update", None)
-        values = update(weights, statistics, masks) if update is not None else None
-        with torch.no_grad():
-            for name, value in (values or {}).items():
-                _refuse_non_finite(value, masks[name], f"the update of {name}")
-                self.parameters[name].copy_(value)
-        distributed.take_first({name: self.parameters[name] for name in values or {}})
-        zero(self.parameters, {name: ~mask for name, mask in masks.items()})
-        self.masks = masks
 
-
-def saliencies(
-    criterion: Criterion,
-    weights: Mapping[str, Tensor],
-    statistics: Mapping[Any, Mapping[str, Tensor]],
-    masks: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """A criterion's saliencies with the λ term, checked.
-
-    Args:
-        criterion: λ adds ½·λ·θ² unless the criterion takes it as damping.
-        weights: Zero where pruned.
-        statistics: What the criterion requires.
-        masks: Only kept weights must have finite saliencies.
+def checked_masks(who: str, masks: Mapping[str, Tensor], context: Context) -> dict[str, Tensor]:
+    """Masks of the right type and shape that revive nothing and spend the budget.
 
     Raises:
-        RunError: Naming the first parameter whose saliency is missing, misshapen or not finite.
+        RunError: If not, naming the parameter.
     """
-    found = criterion.saliency(weights, statistics)
-    result = {}
-    for name, w in weights.items():
-        value = found.get(name)
-        if value is None or value.shape != w.shape:
-            got = "missing" if value is None else f"of shape {tuple(value.shape)}"
+    pruned = 0
+    for name, old in context.masks.items():
+        new = masks.get(name)
+        if new is None:
+            raise RunError(f"{who}: {name} has no mask among those proposed")
+        if new.dtype != torch.bool or new.shape != old.shape:
             raise RunError(
-                f"criterion {criterion.name!r}: the saliency of {name} is {got}; it must have the shape {tuple(w.shape)}"
+                f"{name}: the mask selected is {new.dtype} {tuple(new.shape)}, not bool {tuple(old.shape)}"
             )
-        if criterion.lam and not criterion.damps:
-            value = value + 0.5 * criterion.lam * w.square()
-        _refuse_non_finite(value, masks[name], f"criterion {criterion.name!r}: the saliency of {name}")
-        result[name] = value
-    return result
+        if bool((new & ~old).any()):
+            raise RunError(f"{name}: the mask selected revives pruned weights; masks must be nested")
+        pruned += new.numel() - int(new.count_nonzero())
+    if pruned != context.budget:
+        raise RunError(f"the selection prunes {pruned} weights, and {context.budget} were asked for")
+    return {name: masks[name].to(old.device) for name, old in context.masks.items()}
 
 
-def _refuse_non_finite(value: Tensor, mask: Tensor, what: str) -> None:
-    if bool(value.sum().isfinite()):  # one pass; a sum of finite values may overflow, so not the verdict
-        return
-    bad = int((~torch.isfinite(value) & mask).sum())
-    if bad:
-        raise RunError(
-            f"{what} is not finite for {bad} of {int(mask.sum())} kept weights; "
-            "the loss or its statistics overflow at these weights"
-        )
+def _levels(scheduler: Scheduler) -> list[float]:
+    try:
+        return check_levels(scheduler.levels())
+    except ValueError as error:
+        raise SpecError(f"scheduler: {error}") from None
+
+
+def _trailing(attempts: Sequence[Attempt]) -> int:
+    """How many attempts since the last that stayed."""
+    count = 0
+    for attempt in reversed(attempts):
+        if attempt.accepted:
+            break
+        count += 1
+    return count

@@ -17,7 +17,7 @@ from prunekit.network.call import call
 from prunekit.network.restore import evaluating, preserved_rng
 from prunekit.plugins.host import PluginManager
 from prunekit.pruning.criterion import Criterion
-from prunekit.pruning.scheduler import check_levels
+from prunekit.pruning.scheduler import Scheduler
 from prunekit.pruning.selector import Selector
 from prunekit.seeds import derived
 from prunekit.spec.resolve import Part, Spec
@@ -34,7 +34,8 @@ class Plan:
     splits: Splits
     loss: Loss
     criterion: Criterion
-    levels: list[float]
+    lam: float
+    scheduler: Scheduler
     selector: Selector
     device: torch.device
     dtype: torch.dtype
@@ -100,11 +101,10 @@ def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
     if trained and not any(p.requires_grad for p in model.parameters()):
         raise SpecError("train: the model has no trainable parameter; leave train and finetune out")
     criterion: Criterion = _part(spec, "prune", "criterion").build()
-    criterion.lam = _part(spec, "prune", "criterion").engine["lambda"]
-    levels = check_levels(_part(spec, "prune", "scheduler").build().levels())
-    return Plan(
-        model, splits, loss, criterion, levels, _part(spec, "prune", "selector").build(), device, dtype
-    )
+    lam = _part(spec, "prune", "criterion").engine["lambda"]
+    scheduler: Scheduler = _part(spec, "prune", "scheduler").build()
+    selector: Selector = _part(spec, "prune", "selector").build()
+    return Plan(model, splits, loss, criterion, lam, scheduler, selector, device, dtype)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from prunekit import distributed
-from prunekit.component import scalar
 from prunekit.errors import PrunekitError, RunError
 from prunekit.masks.apply import apply_masks
 from prunekit.network.measure import measure, metric_names, metrics, share
-from prunekit.observing.landscape import Landscape
 from prunekit.observing.listener import Listener
-from prunekit.observing.probe import Probe
+from prunekit.observing.moment import Moment, Surroundings
+from prunekit.observing.probe import Moments, Probe
 from prunekit.observing.recorder import Recorder
+from prunekit.plugins.build import estimators, measures
 from prunekit.plugins.host import PluginManager
-from prunekit.pruning.step import Pruner
-from prunekit.records import Metrics, ProbeRecord, RunView, Series
+from prunekit.pruning.sample import Sample
+from prunekit.pruning.step import Outcome, Pruner
+from prunekit.records import Attempt, Metrics, ProbeRecord, RunView, StepRecord
 from prunekit.runs import plan as setup
-from prunekit.runs.state import State
+from prunekit.runs.state import State, plain
+from prunekit.runs.view import refreshed
 from prunekit.seeds import generator
 from prunekit.spec.resolve import Spec
 from prunekit.training.loop import Trainer
@@ -75,23 +76,33 @@ class _Execution:
         self.spec, self.plan, self.manager, self.listener = spec, plan, manager, listener
         self.settings, self.seed = spec.run, spec.run.seed
         self.model, self.splits, self.loss = plan.model, plan.splits, plan.loss
-        self.pruner = Pruner(
+        self.probes = _probes(spec)
+        # Of several processes, each has its own model; phases are added to the state's as they end.
+        self._phases: dict[str, dict[str, Tensor]] = {}
+        self.surroundings = Surroundings(
             plan.model,
             plan.loss,
-            plan.criterion,
-            plan.levels,
-            plan.selector,
-            spec.run.prune.prunable,
+            partial(estimators, manager=manager),
+            plan.splits,
+            self._phases,
             spec.run.memory,
-            manager,
         )
-        self.probes: list[Probe] = [part.build() for part in spec.listed("probes")]
+        self.pruner = Pruner(
+            self.surroundings,
+            plan.criterion,
+            plan.scheduler,
+            plan.selector,
+            plan.lam,
+            spec.run.prune.prunable,
+            measures(plan.scheduler, self.seed, manager),
+        )
         # Of several processes, the first alone writes, and tells recorders and plugins what happens.
         self.first = distributed.rank() == 0
         self.recorders: list[Recorder] = [part.build() for part in spec.listed("recorders")]
         self.state_file = state_path(out)
         fresh = state is None
         self._same_weights()
+        self._updated = False
         self.state = state or State(spec=spec.data, current=setup.state_of(plan.model))
         if not fresh:
             self._restore()
@@ -103,20 +114,22 @@ class _Execution:
             environment=setup.environment(plan.device),
             shapes={layer.name: layer.shape for layer in self.pruner.layers},
             metric_names=metric_names(plan.splits),
+            total_steps=None if self.pruner.levels is None else len(self.pruner.levels),
         )
 
     @property
     def _only_masked(self) -> bool:
-        """Do pruning steps change nothing but masks?"""
-        updates = getattr(self.plan.criterion, "update", None) is not None
-        return not updates and self.settings.prune.recalibrate_batchnorm is None
+        """Have pruning steps changed nothing but masks so far?"""
+        return not self._updated and self.settings.prune.recalibrate_batchnorm is None
 
     def _restore(self) -> None:
         """Put model and masks back to where the state was saved."""
         state = self.state
+        self._updated = state.phase == "prune" and state.done > 0 and bool(state.current)
         dtypes = {name: t.dtype for name, t in setup.state_of(self.model).items()}
         for phase, weights in state.weights.items():  # a results file holds bfloat16 as float32
             state.weights[phase] = {name: t.to(dtypes[name]) for name, t in weights.items()}
+        self._phases.update(state.weights)
         setup.load_state(self.model, state.current or state.weights["dense"])
         if state.masks:
             self.pruner.restore(state.masks)
@@ -135,7 +148,7 @@ class _Execution:
         try:
             self._save()
             self._tell("started")
-            self._call("prunekit_run_started", self._refreshed())
+            self._call("prunekit_run_started", refreshed(self.view, self.state))
             for name in order[order.index(self.state.phase) :]:
                 phases[name]()
             self.view.status = "complete"
@@ -154,7 +167,7 @@ class _Execution:
 
     def _finish(self) -> None:
         self._tell("finished")
-        self._call("prunekit_run_finished", self._refreshed())
+        self._call("prunekit_run_finished", refreshed(self.view, self.state))
 
     # -- phases ------------------------------------------------------------------------------------
 
@@ -166,19 +179,26 @@ class _Execution:
         self._close_phase("dense", self._metrics(), "prune")
 
     def _prune(self) -> None:
-        total = len(self.pruner.levels)
+        state, total = self.state, self.view.total_steps
         last: Metrics | None = None
+        self._ask("dense")
         self._begin("prune", total)
-        for cost in self.pruner.costs if self.state.done < total else ():
+        for cost in self.pruner.costs if total is None or state.done < total else ():
             self.listener.message(cost)
-        for index in range(self.state.done, total):
-            last = self._step(index)
+        for outcome in self.pruner.outcomes(self._sample, state.attempts, state.done):
+            if self.pruner.levels is None:
+                state.attempts.append(outcome.attempt)
+            if outcome.step is None:
+                self._taken_back(outcome.attempt)
+            else:
+                last = self._step(outcome, outcome.step)
         if last is None or self.settings.prune.recalibrate_batchnorm is not None:
             last = self._metrics()
         self._close_phase("pruned", last, "finetune")
 
     def _finetune(self) -> None:
         settings = self.settings.finetune
+        self._ask("pruned")
         if settings is not None and settings.epochs:
             self._begin("finetune", settings.epochs)
             masks = self.pruner.masks
@@ -189,16 +209,31 @@ class _Execution:
             self._move_to("probes", setup.state_of(self.model))
 
     def _probe(self) -> None:
-        landscape = Landscape(self.model, self.splits, self.loss, self.state.weights, self.pruner.masks)
-        self._begin("probes", len(self.probes))
-        for index in range(self.state.done, len(self.probes)):
-            probe = self.probes[index]
-            record = probe.measure(landscape, generator(self.seed, "probe", probe.name))
-            self.state.probes[probe.name] = _plain_record(record)
-            self.state.done = index + 1
-            self._save()
-            self._tell("probe_finished", probe.name, record_from_plain(self.state.probes[probe.name]))
-            self.listener.probe(probe.name)
+        self._ask("finetuned")
+        at_the_end = [label for label, (_, moments) in self.probes.items() if moments.at("end")]
+        self._begin("probes", len(at_the_end))
+        self._ask("end")
+
+    def _ask(self, name: str) -> None:
+        """Ask the probes of a moment, those that have not been asked before the run was stopped."""
+        state = self.state
+        if name != "end" and (state.done or name not in self._phases):
+            return
+        asked = {label for label, record in state.probes if record.moment == name}
+        moment = Moment(name, self.surroundings, self.pruner.masks)
+        for label, (probe, moments) in self.probes.items():
+            if moments.at(name) and label not in asked:
+                state.probes.append((label, self._measured(label, probe, moment)))
+                state.done += name == "end"
+                self._save()
+                self._tell("probe_finished", *state.probes[-1])
+                self.listener.probe(label)
+
+    def _measured(self, label: str, probe: Probe, moment: Moment) -> ProbeRecord:
+        # The last run phase keeps the generator that it had before probes had moments.
+        place = () if moment.name == "end" else (moment.name, moment.step or 0)
+        record = probe.measure(moment, generator(self.seed, "probe", label, *place))
+        return plain(replace(record, moment=moment.name, step=moment.step, name=probe.name))
 
     # -- parts of phases ---------------------------------------------------------------------------
 
@@ -230,29 +265,46 @@ class _Execution:
         if state.best is not None:
             setup.load_state(self.model, state.best["weights"])
 
-    def _step(self, index: int) -> Metrics:
+    def _sample(self, index: int) -> Sample:
+        """The examples of a step."""
         settings = self.settings.prune
         draw = 0 if settings.sample == "fixed" else index
-        examples = self._draw(settings.examples, "examples", draw)
-        here = examples[distributed.shard(len(examples))]
-        sample = self.splits.train.take(here)
-        record = self.pruner.step(index, [(sample.x, sample.y)], generator(self.seed, "statistics", index))
+        self._examples = self._draw(settings.examples, "examples", draw)
+        chosen = self.splits.train.take(self._examples[distributed.shard(len(self._examples))])
+        return Sample([(chosen.x, chosen.y)], generator(self.seed, "statistics", index))
+
+    def _taken_back(self, attempt: Attempt) -> None:
+        """Everything is as before the attempt; only the attempt itself is new."""
+        self._save()
+        self._tell("attempt_finished", attempt)
+        self.listener.attempt(attempt)
+
+    def _step(self, outcome: Outcome, record: StepRecord) -> Metrics:
+        settings, state = self.settings.prune, self.state
         found = self._metrics()
         record = replace(record, **found)  # type: ignore[arg-type]
+        self._updated = self._updated or outcome.updated
         if settings.recalibrate_batchnorm is not None:
-            chosen = self._draw(settings.recalibrate_batchnorm, "recalibrate", index)
+            chosen = self._draw(settings.recalibrate_batchnorm, "recalibrate", record.step - 1)
             recalibrate(self.model, self.splits.train.take(chosen))
             self._same_weights()
-        state = self.state
         state.steps.append(record)
         state.masks = {name: m.cpu() for name, m in self.pruner.masks.items()}
-        state.examples = examples
-        state.done = index + 1
-        if self._only_masked:  # the results file will hold all there is to know
-            state.current = {}
-        else:
-            state.current = setup.state_of(self.model)
-            self._save()
+        state.examples = self._examples
+        state.done = record.step
+        state.probes = [(label, old) for label, old in state.probes if old.step is None]
+        for label, (probe, moments) in self.probes.items():
+            if moments.at("step", record.step):
+                assert outcome.moment is not None
+                state.probes.append((label, self._measured(label, probe, outcome.moment)))
+        state.current = {} if self._only_masked else setup.state_of(self.model)
+        if not self._only_masked or self.pruner.levels is None:
+            self._save()  # else the results file will hold all there is to know
+        if self.pruner.levels is None:
+            self._tell("attempt_finished", outcome.attempt)
+        for label, probed in state.probes:
+            if probed.step is not None:
+                self._tell("probe_finished", label, probed)
         view = self._tell("step_finished", record)
         self._call("prunekit_step_finished", view, step=record)
         self.listener.step(record)
@@ -269,13 +321,13 @@ class _Execution:
 
     # -- boundaries --------------------------------------------------------------------------------
 
-    def _begin(self, phase: str, total: int) -> None:
+    def _begin(self, phase: str, total: int | None) -> None:
         self.view.phase = phase
         self.listener.phase(phase, total, self.state.done)
 
     def _close_phase(self, name: str, found: Metrics, following: str) -> None:
         self.state.metrics[name] = found
-        self.state.weights[name] = weights = setup.state_of(self.model)
+        self.state.weights[name] = self._phases[name] = weights = setup.state_of(self.model)
         self._move_to(following, weights)
         self._tell("phase_finished", name)
         self.state.recorded.append(name)
@@ -297,7 +349,7 @@ class _Execution:
     def _tell(self, event: str, *details: Any) -> RunView:
         if not self.first:
             return self.view
-        view = self._refreshed()
+        view = refreshed(self.view, self.state)
         for recorder in self.recorders:
             try:
                 getattr(recorder, event)(view, *details)
@@ -311,64 +363,12 @@ class _Execution:
         if self.first:
             getattr(self.manager.hook, hook)(run=view, **details)
 
-    def _refreshed(self) -> RunView:
-        view, state = self.view, self.state
-        view.metrics = {name: dict(found) for name, found in state.metrics.items()}
-        view.steps = list(state.steps)
-        view.history = {name: [dict(row) for row in rows] for name, rows in state.history.items()}
-        view.masks = {name: m.numpy().copy() for name, m in state.masks.items()}
-        view.examples = None if state.examples is None else state.examples.numpy().copy()
-        view.weights = _Weights(state.weights)
-        view.probes = {name: record_from_plain(data) for name, data in state.probes.items()}
-        return view
 
-
-class _Weights(Mapping[str, Mapping[str, np.ndarray]]):
-    """Numpy copies, made when asked for."""
-
-    def __init__(self, phases: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self._phases = dict(phases)
-
-    def __getitem__(self, phase: str) -> dict[str, np.ndarray]:
-        return {name: _array(t) for name, t in self._phases[phase].items()}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._phases)
-
-    def __len__(self) -> int:
-        return len(self._phases)
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16; float32 holds every one of its values
-        tensor = tensor.float()
-    return tensor.numpy().copy()
-
-
-def _plain_record(record: ProbeRecord) -> dict[str, Any]:
-    """A probe's findings as tensors and plain data, which the state can hold."""
-    data = asdict(record)
-    for key in ("summary", "attributes"):  # numpy's numbers are no plain data
-        data[key] = json.loads(json.dumps(data[key], default=scalar))
-    data["groups"] = {
-        group: {
-            key: {
-                "values": torch.tensor(np.asarray(series.values)),
-                "axes": list(series.axes),
-                "units": series.units,
-            }
-            for key, series in arrays.items()
-        }
-        for group, arrays in record.groups.items()
-    }
-    return data
-
-
-def record_from_plain(data: Mapping[str, Any]) -> ProbeRecord:
-    """Undo the state's form of a probe's findings."""
-    groups = {
-        group: {key: Series(s["values"].numpy(), tuple(s["axes"]), s["units"]) for key, s in arrays.items()}
-        for group, arrays in data["groups"].items()
-    }
-    return ProbeRecord(groups, data["summary"], data["kind_version"], data["attributes"])
+def _probes(spec: Spec) -> dict[str, tuple[Probe, Moments]]:
+    """Label to a probe and when it is asked."""
+    found = {}
+    for part in spec.listed("probes"):
+        probe: Probe = part.build()
+        label, moments = part.engine["label"], part.engine["moments"]
+        found[label or probe.name] = probe, Moments.parse(moments or probe.moments)
+    return found

@@ -8,22 +8,26 @@ but masks are the exception: the results file holds all there is to them, and th
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from prunekit.component import scalar
 from prunekit.errors import ResultsError, RunError
-from prunekit.records import Metrics, StepRecord
+from prunekit.records import Attempt, Metrics, ProbeRecord, Series, StepRecord, Target
 from prunekit.results import open_results
 from prunekit.results.space import reserve
 
 FORMAT = "prunekit-state"
-VERSION = 1
+VERSION = 2
 _ROOM = 1 << 16  # bytes set aside besides the tensors
 
 
@@ -44,9 +48,10 @@ class State:
             every step; :meth:`catch_up` takes them from there.
         metrics: Of finished phases.
         steps: The table so far.
+        attempts: Of a scheduler that adapts, all so far.
         history: Training epochs so far.
         examples: Training indices of the last step.
-        probes: Finished probes.
+        probes: What probes found, label and record; of those at steps, at the last step only.
     """
 
     spec: dict[str, Any]
@@ -61,7 +66,8 @@ class State:
     steps: list[StepRecord] = field(default_factory=list)
     history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
     examples: Tensor | None = None
-    probes: dict[str, Any] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
+    probes: list[tuple[str, ProbeRecord]] = field(default_factory=list)
     recorded: list[str] = field(default_factory=list)
 
     @property
@@ -72,7 +78,8 @@ class State:
             "finetuned epochs": len(self.history.get("finetuned", ())),
             "steps": len(self.steps),
             "phases": len(self.metrics),
-            "probes": len(self.probes),
+            "attempts": len(self.attempts),
+            "probes": sum(record.step is None for _, record in self.probes),
         }
 
     def save(self, path: Path) -> None:
@@ -83,6 +90,8 @@ class State:
         """
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["steps"] = [asdict(step) for step in self.steps]
+        data["attempts"] = [asdict(attempt) for attempt in self.attempts]
+        data["probes"] = [(label, _plain_record(record)) for label, record in self.probes]
         data["weights"] = {name: w for name, w in self.weights.items() if name not in self.recorded}
         temporary = path.with_name(path.name + ".tmp")
         try:
@@ -121,6 +130,10 @@ class State:
                 f"{path}: not a state that this prunekit wrote; use --overwrite to start again"
             )
         data["steps"] = [StepRecord(**step) for step in data["steps"]]
+        data["attempts"] = [
+            Attempt(**{**attempt, "target": Target(**attempt["target"])}) for attempt in data["attempts"]
+        ]
+        data["probes"] = [(label, _record(plain)) for label, plain in data["probes"]]
         return cls(**data)
 
     def catch_up(self, path: Path) -> None:
@@ -144,3 +157,36 @@ class State:
                 self.masks = {k: torch.from_numpy(m) for k, m in results.masks(self.done).items()}
                 self.examples = torch.from_numpy(results.examples(self.done))
                 self.current = {}
+
+
+def plain(record: ProbeRecord) -> ProbeRecord:
+    """A probe's findings as numpy arrays and plain data, whatever they were."""
+    return _record(_plain_record(record))
+
+
+def _plain_record(record: ProbeRecord) -> dict[str, Any]:
+    """A probe's findings as tensors and plain data, which the state can hold."""
+    data = asdict(record)
+    for key in ("summary", "attributes"):  # numpy's numbers are no plain data
+        data[key] = json.loads(json.dumps(data[key], default=scalar))
+    data["groups"] = {
+        group: {
+            key: {
+                "values": torch.tensor(np.asarray(series.values)),
+                "axes": list(series.axes),
+                "units": series.units,
+            }
+            for key, series in arrays.items()
+        }
+        for group, arrays in record.groups.items()
+    }
+    return data
+
+
+def _record(data: Mapping[str, Any]) -> ProbeRecord:
+    """Undo the state's form of a probe's findings."""
+    groups = {
+        group: {key: Series(s["values"].numpy(), tuple(s["axes"]), s["units"]) for key, s in arrays.items()}
+        for group, arrays in data["groups"].items()
+    }
+    return ProbeRecord(**{**data, "groups": groups})

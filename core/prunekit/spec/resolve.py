@@ -16,7 +16,7 @@ from prunekit.component import Component, Options, scalar
 from prunekit.errors import PluginError, SpecError
 from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
 from prunekit.plugins.kinds import ENGINE_KEYS
-from prunekit.pruning.scheduler import check_levels
+from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.spec import text as yaml_text
 from prunekit.spec.model import SLOTS, Choice, Run
 from prunekit.spec.text import Document, dotted
@@ -405,7 +405,9 @@ def _check_schedule(parts: Mapping[Key, Part], problems: _Problems) -> None:
     part = parts.get(("prune", "scheduler"))
     if part is not None:
         try:
-            check_levels(part.build().levels())
+            scheduler: Scheduler = part.build()
+            if not scheduler.adapts:
+                check_levels(scheduler.levels())
         except ValueError as error:
             problems.say(("prune", "scheduler"), str(error))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from prunekit.component import Component
+from prunekit.component import Component, Tensors
 from prunekit.masks.weights import Layer
+from prunekit.statistics.request import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,17 @@ class Estimator(Component, ABC):
 
         Raises:
             UnsupportedError: Saying what it would take, and what would fit.
+        """
+        return None
+
+    def derive(self, known: Mapping[Request, Tensors]) -> Tensors | None:
+        """This statistic from others at the same weights and examples, where that spares a pass over the data.
+
+        Args:
+            known: What has been estimated already, by request.
+
+        Returns:
+            Just what an estimate would have given, or ``None``, as by default.
         """
         return None
 

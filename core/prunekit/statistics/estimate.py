@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from prunekit.errors import DataError
 from prunekit.losses.base import Loss
 from prunekit.network.call import count, pieces
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
+from prunekit.seeds import generator as seeded
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.merge import merged, own_draws, refuse_unshareable
@@ -79,9 +80,9 @@ def estimate(
     normaliser, total = 0.0, 0.0
     layouts: dict[Any, Layout] = {}
     fresh: set[Any] = set()  # shapes examined now, because the network took another way than it was known for
-    working = [e for e in estimators.values() if e.needs_data]
-    capture = any(e.captures for e in working)
-    twice = any(e.second_order for e in working)
+    working = {key: e for key, e in estimators.items() if e.needs_data}
+    capture = any(e.captures for e in working.values())
+    twice = any(e.second_order for e in working.values())
     if working:
         refuse_batch_statistics(model)
     with (
@@ -90,8 +91,13 @@ def estimate(
         differentiable(twice),
         torch.enable_grad(),
     ):
-        for estimator in estimators.values():
-            estimator.start(problem)
+        # Each draws from a generator of its own, so that none depends on which others share the pass.
+        own = {
+            key: replace(problem, generator=seeded(problem.generator.initial_seed(), estimator.name))
+            for key, estimator in estimators.items()
+        }
+        for key, estimator in estimators.items():
+            estimator.start(own[key])
         seen = 0
         for batch_inputs, batch_targets in batches if working else ():
             shapes = input_shapes(batch_inputs)
@@ -121,8 +127,8 @@ def estimate(
                         fresh.add(shapes)
                     batch.uses, batch.others = layout.sort(uses, graph, parameters, len(batch.outputs))
                 batch.shared = len(working) > 1
-                for estimator in working:
-                    estimator.add(batch)
+                for key, estimator in working.items():
+                    estimator.add(replace(batch, problem=own[key]))
                 seen += count(inputs)
                 normaliser += batch.normaliser
                 total += float(batch.total.detach())

@@ -39,6 +39,10 @@ class Statistic:
         return f"Statistic({self.name!r}{options})"
 
 
+Request = str | Statistic
+"""How a statistic is asked for."""
+
+
 class Detailed(dict[str, Any]):
     """A statistic that has more beside its tensor per parameter, as attributes: tensors or mappings of them."""
 

@@ -42,6 +42,7 @@ class OptionalPattern(Options):
         """Refuse layers that do not fit the pattern, if there is one, and a schedule that does not end with it."""
         if self.n is not None and self.m is not None:
             refuse_other_layers(layers, self.m, "prune.criterion")
+        if self.n is not None and self.m is not None and budgets:
             refuse_other_ends(layers, budgets[-1], self.n, self.m)
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from prunekit import Options, Statistic
-from prunekit_plugins.criteria.obd import OptimalBrainDamage
+from prunekit import Statistic
+from prunekit_plugins.criteria._taylor import Taylor
 
 
-class EmpiricalFisher(OptimalBrainDamage):
+class EmpiricalFisher(Taylor):
     """½·F·θ² with F the diagonal of the empirical Fisher: ``obd`` with that curvature, under its usual name.
 
     Reference: Theis et al. (2018), Fisher pruning.
     """
 
     name = "empirical_fisher"
-    Options = Options  # type: ignore[assignment]
-
-    @property
-    def diagonal(self) -> Statistic:
-        """The empirical Fisher's."""
-        return Statistic("empirical_fisher_diagonal")
+    curvature = Statistic("empirical_fisher_diagonal")

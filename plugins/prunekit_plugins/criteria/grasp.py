@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from prunekit import Criterion, Options, Statistic
+from prunekit import Criterion, Options, Request, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit import Tensors
 
 
 class GraSPOptions(Options):
@@ -36,7 +38,7 @@ class GraSP(Criterion):
     Options = GraSPOptions
 
     @property
-    def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
+    def requires(self) -> frozenset[Request]:  # type: ignore[override]
         """Hg at the temperature."""
         return frozenset({self._product})
 
@@ -44,9 +46,7 @@ class GraSP(Criterion):
     def _product(self) -> Statistic:
         return Statistic("hessian_gradient", temperature=self.options.temperature)
 
-    def saliency(
-        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """θ(Hg) per weight."""
         product = statistics[self._product]
         return {k: w * product[k] for k, w in weights.items()}

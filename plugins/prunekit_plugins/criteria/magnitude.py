@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prunekit import Criterion
+from prunekit import Criterion, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit import Tensors
 
 
 class Magnitude(Criterion):
@@ -20,8 +22,6 @@ class Magnitude(Criterion):
 
     name = "magnitude"
 
-    def saliency(
-        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """½θ² per weight."""
         return {k: 0.5 * w.square() for k, w in weights.items()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prunekit import Criterion
+from prunekit import Criterion, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit import Tensors
 
 
 class SNIP(Criterion):
@@ -22,9 +24,7 @@ class SNIP(Criterion):
     name = "snip"
     requires = frozenset({"gradient"})
 
-    def saliency(
-        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """|gθ| per weight, divided by their sum."""
         gradient = statistics["gradient"]
         sensitivity = {k: (gradient[k] * w).abs() for k, w in weights.items()}

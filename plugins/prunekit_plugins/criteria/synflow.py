@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prunekit import Criterion
+from prunekit import Criterion, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit import Tensors
 
 
 class SynFlow(Criterion):
@@ -23,9 +25,7 @@ class SynFlow(Criterion):
     name = "synflow"
     requires = frozenset({"synaptic_flow"})
 
-    def saliency(
-        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """|∂R/∂|θ| θ| per weight."""
         slope = statistics["synaptic_flow"]
         return {k: (slope[k] * w).abs() for k, w in weights.items()}

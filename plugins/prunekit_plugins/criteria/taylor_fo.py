@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from prunekit import Request
 from prunekit_plugins.criteria.lm import LinearModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit import Tensors
 
 
 class TaylorFirstOrder(LinearModel):
@@ -19,8 +22,6 @@ class TaylorFirstOrder(LinearModel):
 
     name = "taylor_fo"
 
-    def saliency(
-        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """(gθ)² per weight."""
         return {k: change.square() for k, change in super().saliency(weights, statistics).items()}

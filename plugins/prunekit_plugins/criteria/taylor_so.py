@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from prunekit import Request
 from prunekit_plugins.criteria.qm import QuadraticModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit import Tensors
 
 
 class TaylorSecondOrder(QuadraticModel):
@@ -20,8 +23,6 @@ class TaylorSecondOrder(QuadraticModel):
 
     name = "taylor_so"
 
-    def saliency(
-        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """(−gθ + ½dθ²)² per weight."""
         return {k: change.square() for k, change in super().saliency(weights, statistics).items()}

@@ -12,7 +12,7 @@ from prunekit import Options, Probe, ProbeRecord, Series
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from prunekit.observing.landscape import Landscape
+    from prunekit import Moment
 
 
 class LineOptions(Options):
@@ -37,21 +37,21 @@ class Line(Probe):
     name = "line"
     Options = LineOptions
 
-    def measure(self, landscape: Landscape, generator: Generator) -> ProbeRecord:
+    def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
         """Measure train and validation loss at every point of every line."""
         points = self.options.points
         places = [i / (points - 1) for i in range(points)]
         splits = {
             name: split
             for name in ("train", "valid")
-            if (split := landscape.split(name, self.options.examples)) is not None
+            if (split := moment.split(name, self.options.examples)) is not None
         }
         groups, summary = {}, {}
-        phases = landscape.phases
+        phases = moment.phases
         for first, second in pairwise(phases):
-            start, end = landscape.weights(first), landscape.weights(second)
+            start, end = moment.weights(first), moment.weights(second)
             losses = {
-                name: [landscape.loss(_between(start, end, place), split) for place in places]
+                name: [moment.loss(_between(start, end, place), split) for place in places]
                 for name, split in splits.items()
             }
             key = f"{first}_to_{second}"

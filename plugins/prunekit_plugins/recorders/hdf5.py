@@ -40,7 +40,7 @@ class HDF5(Recorder):
         for phase in run.metrics:
             if phase not in done["phases"]:
                 self.phase_finished(run, phase)
-        for name, record in run.probes.items():
+        for name, record in run.probes:
             if name not in done["probes"]:
                 self.probe_finished(run, name, record)
 

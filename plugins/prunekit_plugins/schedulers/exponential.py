@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from prunekit import Scheduler
-from prunekit_plugins.schedulers._levels import Steps
+from prunekit_plugins.schedulers._targets import Curve
 
 
-class Exponential(Scheduler):
+class Exponential(Curve):
     """κ_i = 1 − (1 − κ)^{i/π}, as in the paper's code (the formula printed in its Algorithm 1 does not end at κ)."""
 
     name = "exponential"
-    Options = Steps
 
-    def levels(self) -> list[float]:
-        """The levels κ₁ … κ_π; the last is the target itself, untouched by rounding."""
-        target, steps = self.options.sparsity, self.options.steps
-        return [1 - (1 - target) ** (i / steps) for i in range(1, steps)] + [target]
+    def level(self, target: float, step: int, steps: int) -> float:
+        """By the equation."""
+        return float(1 - (1 - target) ** (step / steps))

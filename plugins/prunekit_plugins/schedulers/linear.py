@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from prunekit import Scheduler
-from prunekit_plugins.schedulers._levels import Steps
+from prunekit_plugins.schedulers._targets import Curve
 
 
-class Linear(Scheduler):
+class Linear(Curve):
     """κ_i = κ·i/π."""
 
     name = "linear"
-    Options = Steps
 
-    def levels(self) -> list[float]:
-        """The levels κ₁ … κ_π; the last is the target itself, untouched by rounding."""
-        target, steps = self.options.sparsity, self.options.steps
-        return [target * i / steps for i in range(1, steps)] + [target]
+    def level(self, target: float, step: int, steps: int) -> float:
+        """By the equation."""
+        return target * step / steps

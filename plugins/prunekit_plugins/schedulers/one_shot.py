@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from prunekit import Scheduler
-from prunekit_plugins.schedulers._levels import Target
+from prunekit_plugins.schedulers._targets import TargetOptions
 
 
 class OneShot(Scheduler):
@@ -13,7 +13,7 @@ class OneShot(Scheduler):
 
     name = "one_shot"
 
-    class Options(Target):
+    class Options(TargetOptions):
         """Options.
 
         Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ from prunekit.masks.apportion import apportion
 from prunekit.masks.weights import Layer
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from prunekit.masks import Items
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -33,7 +33,7 @@ class BoundOptions(Options):
 
 
 def counts(
-    options: BoundOptions, layers: Sequence[Layer], gone: Sequence[int], budget: int
+    options: BoundOptions, layers: Sequence[Layer], pruned: Sequence[int], budget: int
 ) -> tuple[list[int], list[int]]:
     """Least and greatest number of pruned weights of each layer at this budget.
 
@@ -43,7 +43,7 @@ def counts(
     Args:
         options: The bounds.
         layers: The prunable tensors.
-        gone: Weights of each layer that are pruned already; they stay pruned.
+        pruned: Weights of each layer that are pruned already; they stay pruned.
         budget: Pruned weights over all layers after the step.
     """
     low = [math.ceil(_of(options.floor, x.name, 0.0) * x.size - 1e-9) for x in layers]
@@ -53,13 +53,13 @@ def counts(
             raise SpecError(
                 f"prune.selector: {layer.name}: the floor ({a} weights) is above the ceiling ({b})"
             )
-    lacking = [max(a - g, 0) for a, g in zip(low, gone, strict=True)]
-    available = budget - sum(gone)
+    lacking = [max(a - g, 0) for a, g in zip(low, pruned, strict=True)]
+    available = budget - sum(pruned)
     if sum(lacking) > available:
         lacking = apportion(available, lacking)
     return (
-        [g + extra for g, extra in zip(gone, lacking, strict=True)],
-        [max(b, g) for b, g in zip(high, gone, strict=True)],
+        [g + extra for g, extra in zip(pruned, lacking, strict=True)],
+        [max(b, g) for b, g in zip(high, pruned, strict=True)],
     )
 
 
@@ -77,7 +77,9 @@ def check(options: BoundOptions, layers: Sequence[Layer], budgets: Sequence[int]
                     f"prune.selector.{field}: {pattern!r} matches no prunable tensor; "
                     f"there are {', '.join(x.name for x in layers)}"
                 )
-    last = max(budgets, default=0)
+    if not budgets:
+        return
+    last = max(budgets)
     total = sum(x.size for x in layers)
     low, high = counts(options, layers, [0] * len(layers), total)
     if not sum(low) <= last <= sum(high):
@@ -87,10 +89,9 @@ def check(options: BoundOptions, layers: Sequence[Layer], budgets: Sequence[int]
         )
 
 
-def layers_of(masks: Mapping[str, Tensor]) -> tuple[list[Layer], list[int]]:
-    """Names and shapes of the masks, and how many weights of each are gone."""
-    layers = [Layer(name, tuple(m.shape)) for name, m in masks.items()]
-    return layers, [int((~m).sum()) for m in masks.values()]
+def gone(items: Items) -> list[int]:
+    """How many weights of each layer are gone."""
+    return [items.layer(layer).gone for layer in items.layers]
 
 
 def _of(bounds: float | dict[str, float], name: str, default: float) -> float:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prunekit import Selector
-from prunekit.masks.weights import Layer
+from prunekit.masks import Layer
 from prunekit_plugins.selectors import _bounds
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit.masks import Items
 
 
 class Global(Selector):
@@ -28,22 +31,18 @@ class Global(Selector):
         """Refuse bounds that the schedule breaks."""
         _bounds.check(self.options, layers, budgets)
 
-    def select(
-        self, saliency: Mapping[str, Tensor], masks: Mapping[str, Tensor], budget: int
-    ) -> dict[str, Tensor]:
+    def select(self, items: Items, budget: int) -> Tensor:
         """Prune up to the floors, then globally below the ceilings."""
-        from prunekit.masks.select import prune_smallest
+        import torch
 
         if self.options.floor == 0.0 and self.options.ceiling == 1.0:
-            return prune_smallest(saliency, masks, budget)
-        low, high = _bounds.counts(self.options, *_bounds.layers_of(masks), budget)
-        new, open_ = {}, {}
-        for (name, mask), a, b in zip(masks.items(), low, high, strict=True):
-            one = {name: saliency[name]}
-            new[name] = prune_smallest(one, {name: mask}, a)[name]
+            return items.without_cheapest(budget)
+        low, high = _bounds.counts(self.options, items.layers, _bounds.gone(items), budget)
+        upto_floor, may_go = torch.empty_like(items.open), torch.empty_like(items.open)
+        for layer, a, b in zip(items.layers, low, high, strict=True):
+            one = items.layer(layer)
+            upto_floor[layer.part] = one.without_cheapest(a)
             # Weights that may still go are those pruned if the layer went to its ceiling.
-            open_[name] = new[name] & ~prune_smallest(one, {name: mask}, b)[name]
-        rest = budget - sum(low)
-        closed = sum(int((~m).sum()) for m in open_.values())
-        left = prune_smallest(saliency, open_, closed + rest)
-        return {name: new[name] & (left[name] | ~open_[name]) for name in masks}
+            may_go[layer.part] = upto_floor[layer.part] & ~one.without_cheapest(b)
+        rest = replace(items, saliency=items.saliency.masked_fill(~upto_floor, -torch.inf), open=upto_floor)
+        return rest.without_cheapest(budget, among=may_go)

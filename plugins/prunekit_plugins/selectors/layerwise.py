@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit import Selector
-from prunekit.masks.apportion import apportion
-from prunekit.masks.weights import Layer
+from prunekit.masks import Layer, apportion
 from prunekit_plugins.selectors import _bounds
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit.masks import Items
 
 
 class Layerwise(Selector):
@@ -24,17 +25,16 @@ class Layerwise(Selector):
         """Refuse bounds that the schedule breaks."""
         _bounds.check(self.options, layers, budgets)
 
-    def select(
-        self, saliency: Mapping[str, Tensor], masks: Mapping[str, Tensor], budget: int
-    ) -> dict[str, Tensor]:
+    def select(self, items: Items, budget: int) -> Tensor:
         """Prune each layer's smallest saliencies to its share."""
-        from prunekit.masks.select import prune_smallest
+        import torch
 
-        layers, gone = _bounds.layers_of(masks)
         # A share can shrink by one as the total grows (the Alabama paradox), but never below what is gone.
-        low, high = _bounds.counts(self.options, layers, gone, budget)
-        shares = apportion(budget, [layer.size for layer in layers], low, high)
-        return {
-            name: prune_smallest({name: saliency[name]}, {name: mask}, share)[name]
-            for (name, mask), share in zip(masks.items(), shares, strict=True)
-        }
+        low, high = _bounds.counts(self.options, items.layers, _bounds.gone(items), budget)
+        shares = apportion(budget, [layer.size for layer in items.layers], low, high)
+        return torch.cat(
+            [
+                items.layer(layer).without_cheapest(share)
+                for layer, share in zip(items.layers, shares, strict=True)
+            ]
+        )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
 from prunekit import Options, Selector
-from prunekit.masks.weights import Layer
+from prunekit.masks import Layer
+from prunekit_plugins._selection.pattern import refuse_other_ends, refuse_other_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit.masks import Items
 
 
 class PatternOptions(Options):
@@ -46,35 +49,27 @@ class Pattern(Selector):
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse layers without whole groups, and a schedule that does not end with the pattern."""
-        from prunekit_plugins._selection.pattern import refuse_other_ends, refuse_other_layers
-
         n, m = self.options.n, self.options.m
         refuse_other_layers(layers, m, "prune.selector")
-        refuse_other_ends(layers, budgets[-1], n, m)
-        self._axes = {layer.name: layer.input_axis for layer in layers}
+        if budgets:
+            refuse_other_ends(layers, budgets[-1], n, m)
 
-    def select(
-        self, saliency: Mapping[str, Tensor], masks: Mapping[str, Tensor], budget: int
-    ) -> dict[str, Tensor]:
+    def select(self, items: Items, budget: int) -> Tensor:
         """Prune the smallest that their groups let go."""
-        from prunekit.masks.select import prune_smallest
+        import torch
 
-        open_ = {
-            name: self._may_go(saliency[name], mask, self._axes.get(name, 1)) for name, mask in masks.items()
-        }
-        closed = sum(int(mask.numel() - mask.count_nonzero()) for mask in open_.values())
-        gone = sum(int(mask.numel() - mask.count_nonzero()) for mask in masks.values())
-        left = prune_smallest(saliency, open_, closed + budget - gone)
-        return {name: mask & (left[name] | ~open_[name]) for name, mask in masks.items()}
+        refuse_other_layers(items.layers, self.options.m, "prune.selector")
+        may_go = torch.cat([self._may_go(items.saliency[layer.part], layer) for layer in items.layers])
+        return items.without_cheapest(budget, among=may_go)
 
-    def _may_go(self, saliency: Tensor, mask: Tensor, axis: int) -> Tensor:
-        """Kept weights among the ``m - n`` first of their group: those gone, then the smallest."""
+    def _may_go(self, saliency: Tensor, layer: Layer) -> Tensor:
+        """The ``m - n`` first of each group, flat: those gone, whose saliency is -inf, then the smallest."""
         import torch
 
         m = self.options.m
-        ranked = saliency.masked_fill(~mask, -torch.inf).movedim(axis, -1)
+        ranked = saliency.view(layer.shape).movedim(layer.input_axis, -1)
         rank = ranked.reshape(*ranked.shape[:-1], -1, m)
         # Stable: of equal saliencies the earlier input goes first.
         first = rank.argsort(dim=-1, stable=True)[..., : m - self.options.n]
         among = torch.zeros_like(rank, dtype=torch.bool).scatter_(-1, first, True)
-        return among.flatten(-2).movedim(-1, axis) & mask
+        return among.flatten(-2).movedim(-1, layer.input_axis).flatten()

@@ -1,0 +1,213 @@
+"""The landscape at one moment of a run, for probes: read-only by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Generator, Tensor, nn
+
+from prunekit.data import Split, Splits
+from prunekit.errors import DataError
+from prunekit.losses.base import Loss
+from prunekit.network.measure import measure, share
+from prunekit.network.restore import holding
+from prunekit.statistics.base import Estimator
+from prunekit.statistics.estimate import DEFAULT_BUDGET, estimate
+from prunekit.statistics.operator import Operator
+from prunekit.statistics.request import Estimates, Request
+
+Batch = tuple[Any, Any]
+Batches = Iterable[Batch]
+Estimators = Callable[[Iterable[Request]], Mapping[Request, Estimator]]
+"""Builds the estimators of some requests."""
+Data = Split | Batches
+"""A split, or batches of one's own."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all moments of a run share.
+
+    Attributes:
+        model: Gives the architecture and the weights now; left as it was found.
+        loss: The task loss.
+        estimators: Builds the estimators of some requests.
+        splits: The run's data; ``None`` where there are none.
+        phases: Networks of the run so far, ``dense``, ``pruned``, ``finetuned``, to parameters and buffers.
+        memory: Bytes for activations and products.
+    """
+
+    model: nn.Module
+    loss: Loss
+    estimators: Estimators
+    splits: Splits | None = None
+    phases: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    memory: int | None = None
+
+
+class Moment:
+    """Weights, masks, data, and the loss at any weights. Whatever is handed out is a copy.
+
+    Attributes:
+        name: ``dense``, ``step``, ``pruned``, ``finetuned`` or ``end``; ``proposal`` before a step is applied.
+        step: Number of the step, from 1, at a step; else ``None``.
+    """
+
+    step: int | None = None
+
+    def __init__(self, name: str, surroundings: Surroundings, masks: Mapping[str, Tensor]) -> None:
+        self.name = name
+        self._model, self._loss, self._masks = surroundings.model, surroundings.loss, masks
+        self._splits, self._phases = surroundings.splits, surroundings.phases
+        self._estimators, self._memory = surroundings.estimators, surroundings.memory
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Which networks there are so far, in the order of the run."""
+        return tuple(self._phases)
+
+    @property
+    def prunable(self) -> tuple[str, ...]:
+        """Names of the prunable parameters."""
+        return tuple(self._masks)
+
+    def weights(self, phase: str | None = None) -> dict[str, Tensor]:
+        """Copies of parameters and buffers, now or of a phase, on the model's device."""
+        if phase is None:
+            named = [*self._model.named_parameters(), *self._model.named_buffers()]
+            return {name: t.detach().clone() for name, t in named}
+        device = next(iter(self._masks.values())).device  # after resuming, finished phases lie on the CPU
+        return {name: t.to(device, copy=True) for name, t in self._phases[phase].items()}
+
+    def masks(self) -> dict[str, Tensor]:
+        """Copies of the masks, ``True`` = kept."""
+        return {name: m.clone() for name, m in self._masks.items()}
+
+    def split(self, name: str, examples: int | None = None) -> Split | None:
+        """``train``, ``valid`` or ``test``, or its first examples; ``None`` if there is no such split."""
+        split: Split | None = getattr(self._splits, name) if self._splits is not None else None
+        if split is None or not len(split):
+            return None
+        return split if examples is None else Split(split.x[:examples], split.y[:examples])
+
+    def loss(self, weights: Mapping[str, Tensor] | None = None, data: Data | None = None) -> float:
+        """Loss of a set of examples at these parameters and buffers (now, by default), in eval mode."""
+        return measure(self._model, self._batches(data), self._loss, weights)[0]
+
+    def estimate(
+        self,
+        requests: Iterable[Request],
+        generator: Generator,
+        weights: Mapping[str, Tensor] | None = None,
+        data: Data | None = None,
+    ) -> Estimates:
+        """Statistics of the prunable weights, by request; in eval mode.
+
+        Args:
+            requests: Names, or :class:`prunekit.Statistic` with options.
+            generator: For statistics that draw.
+            weights: Parameters and buffers to take them at; default those now.
+            data: As for :meth:`loss`.
+        """
+        wanted = frozenset(requests)
+        with self._at(weights):
+            return estimate(
+                self._model,
+                self._batches(data),
+                self._estimators(wanted),
+                self._loss,
+                self._parameters(),
+                generator,
+                self._memory,
+                self._masks,
+            ).statistics
+
+    def gradient(
+        self, weights: Mapping[str, Tensor] | None = None, data: Data | None = None
+    ) -> dict[str, Tensor]:
+        """∂L/∂θ of the prunable weights, pruned ones included, by parameter."""
+        return dict(self.estimate(["gradient"], Generator(), weights, data)["gradient"])
+
+    def product(
+        self,
+        kind: Literal["ggn", "hessian", "empirical_fisher"],
+        vector: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None = None,
+        data: Data | None = None,
+    ) -> dict[str, Tensor]:
+        """A curvature matrix over the prunable weights times a vector, ``{parameter: tensor}``; in eval mode."""
+        batches = list(self._batches(data))
+        with self._at(weights):
+            operator = Operator(
+                self._model,
+                lambda: batches,
+                kind,
+                self._loss,
+                self._parameters(),
+                self._memory or DEFAULT_BUDGET,
+            )
+            return operator @ vector
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: self._model.get_parameter(name) for name in self._masks}
+
+    @contextmanager
+    def _at(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+        if weights is None:
+            yield
+            return
+        with holding(self._model, weights):
+            yield
+
+    def _batches(self, data: Data | None) -> Batches:
+        if isinstance(data, Split):
+            return share(data)
+        if data is not None:
+            return data
+        raise DataError(f'moment {self.name!r}: say on which examples: data=moment.split("train"), say')
+
+
+class StepMoment(Moment):
+    """A step: the weights before, the change that it makes, its examples, and what was estimated on them.
+
+    Named ``step``; or ``proposal``, where a scheduler wants to know something of a step before it is applied. The
+    weights now are then those before. Without ``data``, everything is measured on the step's examples.
+
+    Attributes:
+        step: Its number, from 1.
+        sample: Its examples, as batches; of several processes, each has its own.
+        statistics: What the criterion had estimated on them, at the weights before.
+        predicted_delta_loss: The criterion's own model of the change.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        surroundings: Surroundings,
+        masks: Mapping[str, Tensor],
+        step: int,
+        sample: Sequence[Batch],
+        statistics: Estimates,
+        before: Callable[[], dict[str, Tensor]],
+        after: Callable[[], dict[str, Tensor]],
+        predicted_delta_loss: float | None,
+    ) -> None:
+        super().__init__(name, surroundings, masks)
+        self.step, self.sample, self.statistics = step, sample, statistics
+        self.predicted_delta_loss = predicted_delta_loss
+        self._before, self._after = before, after
+
+    def before(self) -> dict[str, Tensor]:
+        """Copies of parameters and buffers before the step."""
+        return {**self.weights(), **self._before()}
+
+    def change(self) -> dict[str, Tensor]:
+        """Δθ of the prunable weights, all that the step changes: weights that go and weights that are adjusted."""
+        before = self._before()
+        return {name: after - before[name] for name, after in self._after().items()}
+
+    def _batches(self, data: Data | None) -> Batches:
+        return self.sample if data is None else super()._batches(data)

@@ -1,0 +1,71 @@
+"""A step's change of the weights, which can be taken back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunekit.masks.apply import zero
+
+
+class Change:
+    """Applies new values and masks to parameters in place, and keeps what stood there.
+
+    Of a parameter that only loses weights, the lost ones are kept; of one with new values, all.
+
+    Args:
+        parameters: Which change; the masks before are those with which weights are gone now.
+        before: Masks before.
+        after: Masks after, nested in those before.
+        values: New values by parameter.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+    ) -> None:
+        self._parameters, self._after, self._values = parameters, after, values
+        self._lost: dict[str, tuple[Tensor, Tensor]] = {}
+        self._whole: dict[str, Tensor] = {}
+        for name, p in parameters.items():
+            if name in values:
+                self._whole[name] = p.detach().clone()
+            else:
+                places = (before[name] & ~after[name]).to(p.device)
+                self._lost[name] = places, p.detach()[places]
+
+    def apply(self) -> None:
+        """Put the values and the zeros in place."""
+        with torch.no_grad():
+            for name, value in self._values.items():
+                self._parameters[name].copy_(value)
+        zero(self._parameters, {name: ~mask for name, mask in self._after.items()})
+
+    def undo(self) -> None:
+        """Put back what stood there, also after half of :meth:`apply`."""
+        with torch.no_grad():
+            for name, whole in self._whole.items():
+                self._parameters[name].copy_(whole)
+            for name, (places, lost) in self._lost.items():
+                self._parameters[name][places] = lost
+
+    def before(self) -> dict[str, Tensor]:
+        """The parameters as they were, copies."""
+        found = {name: whole.clone() for name, whole in self._whole.items()}
+        for name, (places, lost) in self._lost.items():
+            found[name] = self._parameters[name].detach().clone()
+            found[name][places] = lost
+        return {name: found[name] for name in self._parameters}
+
+    def after(self) -> dict[str, Tensor]:
+        """The parameters with the change, copies; whether or not it is applied."""
+        found = {}
+        for name, p in self._parameters.items():
+            value = self._values[name].to(p.dtype) if name in self._values else p.detach()
+            found[name] = value.masked_fill(~self._after[name].to(p.device), 0.0)
+        return found

@@ -1,0 +1,62 @@
+"""The one question that the engine asks a criterion, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prunekit.component import Tensors
+from prunekit.masks.weights import Layer
+from prunekit.pruning.selector import Selector
+from prunekit.statistics.request import Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step is proposed from. All tensors are lent: nothing may be changed.
+
+    Attributes:
+        weights: Parameter to its prunable weights, in float32 at least, exactly zero where pruned.
+        statistics: Each entry of what the criterion requires to ``{parameter: tensor}``.
+        masks: What is kept now, bool, ``True`` = kept.
+        budget: Number of pruned weights after the step, those that are pruned now included.
+        lam: Locality weight λ of this step.
+        selector: Spends the budget where masks come from saliencies.
+        layers: The prunable tensors, in the order of all these mappings.
+    """
+
+    weights: Tensors
+    statistics: Mapping[Request, Tensors]
+    masks: Tensors
+    budget: int
+    lam: float
+    selector: Selector
+    layers: Sequence[Layer]
+
+    def select(self, saliency: Tensors) -> dict[str, Tensor]:
+        """Let the selector choose the masks, from a finite tensor per parameter; higher = keep."""
+        from prunekit.masks.items import Items
+
+        items = Items.of(saliency, self.masks, self.layers)
+        return items.masks(self.selector.select(items, self.budget))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A step that a criterion proposes.
+
+    Attributes:
+        masks: After the step, bool, ``True`` = kept; nested in those before, with exactly the budget pruned.
+        values: New values of weights that stay, by parameter; ``None`` or a parameter left out: as they are. What
+            stands where a weight goes is ignored.
+        predicted_delta_loss: The criterion's own model of the change that masks and values make together, with its
+            sign, in the loss's units; ``None`` if it models no loss.
+    """
+
+    masks: Tensors
+    values: Tensors | None = None
+    predicted_delta_loss: float | None = None

@@ -1,0 +1,61 @@
+"""The examples of a step, and what has been estimated on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+
+from torch import Generator, Tensor, nn
+
+from prunekit.losses.base import Loss
+from prunekit.network.measure import measure
+from prunekit.statistics.base import Estimator
+from prunekit.statistics.estimate import estimate
+from prunekit.statistics.request import Estimates, Request
+
+
+class Sample:
+    """What does not change between the attempts of one step, since a step that is taken back leaves the same weights.
+
+    Args:
+        batches: Read at every pass; of several processes, each has its own.
+        generator: Seeds what is drawn.
+    """
+
+    def __init__(self, batches: Sequence[tuple[object, object]], generator: Generator) -> None:
+        self.batches = batches
+        self.generator = generator
+        self.statistics = Estimates()
+        self._loss: float | None = None
+
+    def estimate(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        parameters: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        estimators: Mapping[Request, Estimator],
+        memory: int | None,
+    ) -> Estimates:
+        """The statistics asked for; only what is not there yet is computed, from others where that is possible."""
+        missing = {}
+        for request, estimator in estimators.items():
+            if request in dict.keys(self.statistics):
+                continue
+            derived = estimator.derive(self.statistics)
+            if derived is not None:
+                self.statistics[request] = derived
+            else:
+                missing[request] = copy(estimator)
+        if missing:
+            found = estimate(model, self.batches, missing, loss, parameters, self.generator, memory, masks)
+            self.statistics.update(found.statistics)
+            if self._loss is None:
+                self._loss = found.loss
+        return Estimates({request: self.statistics[request] for request in estimators})
+
+    def loss(self, model: nn.Module, loss: Loss) -> float:
+        """The loss before the step: measured once, unless a pass over the data has brought it."""
+        if self._loss is None:
+            self._loss = measure(model, self.batches, loss)[0]
+        return self._loss

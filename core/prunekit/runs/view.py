@@ -1,0 +1,48 @@
+"""A run as observers see it: plain data and numpy copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunekit.records import RunView
+from prunekit.runs.state import State
+
+
+def refreshed(view: RunView, state: State) -> RunView:
+    """The same view, brought up to the state."""
+    view.metrics = {name: dict(found) for name, found in state.metrics.items()}
+    view.steps = list(state.steps)
+    view.attempts = list(state.attempts)
+    view.history = {name: [dict(row) for row in rows] for name, rows in state.history.items()}
+    view.masks = {name: m.numpy().copy() for name, m in state.masks.items()}
+    view.examples = None if state.examples is None else state.examples.numpy().copy()
+    view.weights = _Weights(state.weights)
+    view.probes = list(state.probes)
+    return view
+
+
+class _Weights(Mapping[str, Mapping[str, np.ndarray]]):
+    """Numpy copies, made when asked for."""
+
+    def __init__(self, phases: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._phases = dict(phases)
+
+    def __getitem__(self, phase: str) -> dict[str, np.ndarray]:
+        return {name: _array(t) for name, t in self._phases[phase].items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._phases)
+
+    def __len__(self) -> int:
+        return len(self._phases)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16; float32 holds every one of its values
+        tensor = tensor.float()
+    return tensor.numpy().copy()
