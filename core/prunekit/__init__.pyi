@@ -28,6 +28,7 @@ from .losses.base import Loss as Loss
 from .masks.items import Items as Items
 from .masks.weights import Layer as Layer
 from .observing.moment import Moment as Moment
+from .observing.moment import StepMoment as StepMoment
 from .observing.probe import Probe as Probe
 from .observing.recorder import Recorder as Recorder
 from .plugins.hookspecs import hookimpl as hookimpl
