@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from prunekit.observing.listener import Listener
-from prunekit.records import StepRecord
+from prunekit.records import Attempt, StepRecord
 from prunekit_cli import signals
 from prunekit_cli.console import number, percent
 
@@ -41,6 +41,14 @@ def _step_text(step: StepRecord) -> str:
     text += f"  Δloss {number(step.delta_loss)}"
     if step.predicted_delta_loss is not None:
         text += f" (predicted {number(step.predicted_delta_loss)})"
+    return text
+
+
+def _attempt_text(attempt: Attempt) -> str:
+    text = f"step {attempt.step} to sparsity {percent(attempt.sparsity, 3)} taken back"
+    text += f": Δloss {number(attempt.delta_loss)}"
+    if attempt.predicted_delta_loss is not None:
+        text += f" (predicted {number(attempt.predicted_delta_loss)})"
     return text
 
 
@@ -67,9 +75,9 @@ class RichProgress(Listener):
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def phase(self, name: str, total: int, done: int) -> None:
+    def phase(self, name: str, total: int | None, done: int) -> None:
         """Start the phase's line."""
-        if total:
+        if total != 0:
             self._task = self._progress.add_task(_TITLES[name], total=total, completed=done, text="")
 
     def message(self, text: str) -> None:
@@ -80,6 +88,11 @@ class RichProgress(Listener):
         """Advance."""
         signals.check()
         self._advance(_epoch_text(row))
+
+    def attempt(self, attempt: Attempt) -> None:
+        """Print above the live line."""
+        signals.check()
+        self._progress.console.print(_attempt_text(attempt))
 
     def step(self, record: StepRecord) -> None:
         """Advance."""
@@ -102,7 +115,7 @@ class PlainProgress(Listener):
     def __init__(self, screen: Console, every: float = 5.0) -> None:
         self._screen = screen
         self._every = every
-        self._total = 0
+        self._total: int | None = 0
         self._done = 0
         self._last = 0.0
         self._name = ""
@@ -113,7 +126,7 @@ class PlainProgress(Listener):
     def __exit__(self, *_: object) -> None:
         pass
 
-    def phase(self, name: str, total: int, done: int) -> None:
+    def phase(self, name: str, total: int | None, done: int) -> None:
         """Remember the phase."""
         self._name, self._total, self._done = _TITLES[name], total, done
         self._started, self._first = time.monotonic(), done
@@ -131,6 +144,11 @@ class PlainProgress(Listener):
             self._last = now
             self._print(_epoch_text(row))
 
+    def attempt(self, attempt: Attempt) -> None:
+        """Print."""
+        signals.check()
+        self._screen.print(f"{self._name}  {_attempt_text(attempt)}")
+
     def step(self, record: StepRecord) -> None:
         """Print."""
         signals.check()
@@ -144,6 +162,9 @@ class PlainProgress(Listener):
         self._print(name)
 
     def _print(self, text: str) -> None:
+        if self._total is None:
+            self._screen.print(f"{self._name} {self._done}  {text}")
+            return
         pace = (time.monotonic() - self._started) / max(1, self._done - self._first)
         left = pace * (self._total - self._done)
         self._screen.print(f"{self._name} {self._done}/{self._total}  {text}  {left:.0f} s left")

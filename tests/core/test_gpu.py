@@ -9,7 +9,7 @@ import torch
 from torch import float32, float64, nn
 
 import prunekit as pk
-from prunekit.masks.select import prune_smallest
+from prunekit.masks.items import prune_smallest
 from prunekit.training.loop import Trainer
 from prunekit.training.settings import SGD, Train
 

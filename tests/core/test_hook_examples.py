@@ -172,7 +172,7 @@ def test_prunekit_run_finished_is_called_when_a_run_fails(
     def fail(*_: Any) -> None:
         raise pk.RunError("no more")
 
-    monkeypatch.setattr(Pruner, "step", fail)
+    monkeypatch.setattr(Pruner, "outcomes", fail)
     with pytest.raises(pk.RunError, match="no more"):
         pk.run(SPEC, tmp_path / "run.h5")
     assert capsys.readouterr().err.splitlines() == ["pruning documented", "documented is failed"]

@@ -6,14 +6,16 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
+from choosing import choose
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, float64, nn
 
 import prunekit as pk
 from prunekit.masks.apportion import apportion, pruned_count
+from prunekit.masks.items import prune_smallest
 from prunekit.masks.prunable import prunable_parameters
-from prunekit.masks.select import prune_smallest, smallest
+from prunekit.masks.select import smallest
 from prunekit.masks.settings import Prunable
 from prunekit.masks.weights import Layer
 from prunekit.plugins.host import default_manager
@@ -177,7 +179,7 @@ def test_layerwise_takes_each_layers_smallest_by_largest_remainder_and_nests(lay
     for budget in sorted(data.draw(st.lists(st.integers(0, total), min_size=1, max_size=3))):
         values = [[data.draw(FEW_VALUES) for _ in layer] for layer in layers]
         saliency, before = tensors(*values), masks
-        masks = chosen.select(saliency, masks, budget)
+        masks = choose(chosen, saliency, masks, budget)
         shares = [int((~m).sum()) for m in masks.values()]
         assert sum(shares) == budget
         for name in masks:
@@ -206,7 +208,7 @@ def test_selectors_keep_floors_and_ceilings_over_a_whole_schedule(name, layers, 
     chosen.check([Layer(k, tuple(t.shape)) for k, t in saliency.items()], budgets)
     masks = ones(saliency)
     for budget in budgets:
-        before, masks = masks, chosen.select(saliency, masks, budget)
+        before, masks = masks, choose(chosen, saliency, masks, budget)
         assert gone(before) <= gone(masks)
         assert len(gone(masks)) == budget
         assert all(int((~m).sum()) <= b for m, b in zip(masks.values(), high, strict=True))
@@ -223,7 +225,7 @@ def test_global_with_bounds_prunes_the_least_total_saliency_there_is(layers, dat
     saliency = tensors(*[[min(v, 3.0) for v in layer] for layer in layers])
     floor = {k: a / n for k, a, n in zip(saliency, low, sizes, strict=True)}
     ceiling = {k: b / n for k, b, n in zip(saliency, high, sizes, strict=True)}
-    masks = selector("global", floor=floor, ceiling=ceiling).select(saliency, ones(saliency), budget)
+    masks = choose(selector("global", floor=floor, ceiling=ceiling), saliency, ones(saliency), budget)
     entries = [(name, i) for name, t in saliency.items() for i in range(len(t))]
 
     def cost(choice) -> float:
@@ -239,10 +241,10 @@ def test_global_with_bounds_prunes_the_least_total_saliency_there_is(layers, dat
 
 def test_a_number_bounds_every_layer_and_the_first_pattern_counts() -> None:
     saliency = {"a.weight": torch.arange(4.0), "b.weight": 10 + torch.arange(4.0)}
-    half = selector("global", ceiling=0.5).select(saliency, ones(saliency), 4)
+    half = choose(selector("global", ceiling=0.5), saliency, ones(saliency), 4)
     assert gone(half) == {("a.weight", 0), ("a.weight", 1), ("b.weight", 0), ("b.weight", 1)}
     bounds = {"b.*": 0.75, "*": 0.0}
-    floored = selector("global", floor=bounds).select(saliency, ones(saliency), 4)
+    floored = choose(selector("global", floor=bounds), saliency, ones(saliency), 4)
     assert gone(floored) == {("a.weight", 0), ("b.weight", 0), ("b.weight", 1), ("b.weight", 2)}
 
 
@@ -273,7 +275,7 @@ def test_budgets_that_rise_one_by_one_never_take_a_share_back(sizes, data) -> No
     assume(sum(sizes) <= 60)
     masks = [ones(saliency)]
     for budget in range(1, sum(sizes) + 1):
-        masks.append(selector("layerwise").select(saliency, masks[-1], budget))
+        masks.append(choose(selector("layerwise"), saliency, masks[-1], budget))
     for budget, (before, after) in enumerate(pairwise(masks), start=1):
         assert gone(before) < gone(after)
         assert len(gone(after)) == budget

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit.masks.select import prune_smallest
 from prunekit.plugins.host import default_manager
 
 EVERYTHING = {"include": ["*"], "biases": True, "norms": True}
@@ -91,10 +91,11 @@ class Recording(pk.Selector):
         self.budgets: list[int] = []
         self.masks: list[dict[str, Tensor]] = []
 
-    def select(self, saliency, masks, budget):
+    def select(self, items, budget):
         self.budgets.append(budget)
-        self.masks.append(prune_smallest(saliency, masks, budget))
-        return self.masks[-1]
+        kept = items.without_cheapest(budget)
+        self.masks.append(items.masks(kept))
+        return kept
 
 
 @settings(max_examples=15, deadline=None)
@@ -342,7 +343,7 @@ def test_a_scheduler_object_has_its_own_sparsity(build) -> None:
 
 def test_a_criterion_object_can_be_used_again_with_another_lambda(build) -> None:
     network = build("linear")
-    criterion = pk.plugins.default_manager().get("criterion", "lm")()
+    criterion = default_manager().get("criterion", "lm")()
     plain = pk.saliency(network.model, network.batches(), "lm")["0.weight"]
     w = network.model[0].weight.detach()
     for lam in (1.0, 2.0, None, 3.0):
@@ -389,10 +390,10 @@ def test_a_criterion_may_select_jointly_and_its_selection_is_checked() -> None:
     class Rows(Squared):
         revive = False
 
-        def select(self, weights, statistics, masks, budget):
+        def propose(self, context):
             flat = torch.ones(12, dtype=torch.bool)
-            flat[-budget:] = False
-            return {"weight": (flat.roll(6) if self.revive else flat).view(3, 4)}
+            flat[-context.budget :] = False
+            return pk.Proposal({"weight": (flat.roll(6) if self.revive else flat).view(3, 4)})
 
     batch = torch.randn(5, 4, dtype=float64), torch.randint(3, (5,))
     model = nn.Linear(4, 3, dtype=float64)
@@ -400,16 +401,16 @@ def test_a_criterion_may_select_jointly_and_its_selection_is_checked() -> None:
     assert pruning.masks["weight"].flatten().tolist() == [True] * 6 + [False] * 6
 
     class Reviving(Rows):
-        def select(self, weights, statistics, masks, budget):
-            self.revive = not bool(masks["weight"].all())
-            return super().select(weights, statistics, masks, budget)
+        def propose(self, context):
+            self.revive = not bool(context.masks["weight"].all())
+            return super().propose(context)
 
     with pytest.raises(pk.RunError, match=r"weight.*revives"):
         pk.prune(nn.Linear(4, 3, dtype=float64), [batch], Reviving(), sparsity=0.5, steps=2)
 
     class TooMany(Rows):
-        def select(self, weights, statistics, masks, budget):
-            return super().select(weights, statistics, masks, budget + 1)
+        def propose(self, context):
+            return super().propose(replace(context, budget=context.budget + 1))
 
     with pytest.raises(pk.RunError, match="prunes 7 weights, and 6"):
         pk.prune(nn.Linear(4, 3, dtype=float64), [batch], TooMany(), sparsity=0.5, steps=1)
@@ -602,13 +603,13 @@ def test_a_criterion_may_select_jointly_and_have_no_saliency(build) -> None:
     class EveryOther(pk.Criterion):
         name = "every_other"
 
-        def select(self, weights, statistics, masks, budget):
-            new, left = {}, budget
-            for name, mask in masks.items():
+        def propose(self, context):
+            new, left = {}, context.budget
+            for name, mask in context.masks.items():
                 order = torch.arange(mask.numel()).roll(-1)[: min(left, mask.numel())]
                 new[name] = mask.flatten().index_fill(0, order, False).view_as(mask)
                 left -= len(order)
-            return new
+            return pk.Proposal(new)
 
     network = build("linear")
     pruning = pk.prune(

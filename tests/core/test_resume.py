@@ -48,7 +48,7 @@ class Counter:
         self.work = {"epochs": 0, "steps": 0, "probes": 0}
         for owner, method, key in (
             (Trainer, "epoch", "epochs"),
-            (Pruner, "step", "steps"),
+            (Pruner, "_attempt", "steps"),
             (Line, "measure", "probes"),
         ):
             self._count(monkeypatch, owner, method, key)
@@ -306,7 +306,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pruner, "step", interrupt)
+    monkeypatch.setattr(Pruner, "outcomes", interrupt)
     code, stdout, stderr = running.cli("run", running.write_spec(tmp_path), "--out", tmp_path / "out.h5")
     assert code == 130
     assert stdout == ""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, float32, float64, nn
 
 import prunekit as pk
+from prunekit.statistics import per_example
 
 BOTH = ["gradient", "ggn_diagonal"]
 
@@ -454,7 +455,7 @@ def test_linear_and_conv_layers_never_need_the_slow_fallback(build, monkeypatch,
     def refuse(*_: object) -> None:
         raise AssertionError("the fallback was asked for a parameter of an ordinary layer")
 
-    monkeypatch.setattr("prunekit.statistics.per_example.squared_columns", refuse)
+    monkeypatch.setattr(per_example, "squared_columns", refuse)
     network = build(name)
     pk.statistics(network.model, network.batches(), ["ggn_diagonal"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from choosing import choose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def test_every_step_takes_the_smallest_that_their_groups_let_go(shapes, pattern,
             if int((~expected[name][index[0], first : first + m, index[2]]).sum()) < m - n:
                 expected[name][index] = False
                 count += 1
-        masks = selector.select(saliency, masks, budget)
+        masks = choose(selector, saliency, masks, budget)
         assert all(torch.equal(masks[name], expected[name]) for name in masks)
     assert all((groups(mask, m).sum(1) == n).all() for mask in masks.values())
 

@@ -197,15 +197,16 @@ def prunekit_register_selectors() -> list[type[Selector]]:  # type: ignore[empty
         class LastFirst(pk.Selector):
             name = "last_first"
 
-            def select(self, saliency, masks, budget):
-                new = {k: m.clone() for k, m in masks.items()}
-                left = budget - sum(int((~m).sum()) for m in masks.values())
-                for k in reversed(list(new)):
-                    order = saliency[k].masked_fill(~new[k], torch.inf).flatten().argsort(stable=True)
-                    going = order[: min(left, int(new[k].sum()))]
-                    new[k].view(-1)[going] = False
+            def select(self, items, budget):
+                kept = items.open.clone()
+                left = budget - items.gone
+                for layer in reversed(items.layers):
+                    here = kept[layer.part]
+                    order = items.saliency[layer.part].masked_fill(~here, torch.inf).argsort(stable=True)
+                    going = order[: min(left, int(here.sum()))]
+                    here[going] = False
                     left -= len(going)
-                return new
+                return kept
 
         @pk.hookimpl
         def prunekit_register_selectors():
@@ -215,7 +216,7 @@ def prunekit_register_selectors() -> list[type[Selector]]:  # type: ignore[empty
 
 @hookspec
 def prunekit_register_probes() -> list[type[Probe]]:  # type: ignore[empty-body]
-    """Called once at load; return probes, which measure the loss landscape after a run. Since 0.1.
+    """Called once at load; return probes, which measure the loss landscape at moments of a run. Since 0.1.
 
     Example::
 
@@ -224,8 +225,8 @@ def prunekit_register_probes() -> list[type[Probe]]:  # type: ignore[empty-body]
         class Norms(pk.Probe):
             name = "norms"
 
-            def measure(self, landscape, generator):
-                squares = [w.double().square().sum() for w in landscape.weights("pruned").values()]
+            def measure(self, moment, generator):
+                squares = [w.double().square().sum() for w in moment.weights("pruned").values()]
                 norm = float(sum(squares)) ** 0.5
                 return pk.ProbeRecord({"pruned": {"norm": pk.Series([norm], ("network",))}}, {"norm": norm})
 

@@ -227,7 +227,8 @@ class _Execution:
                 state.done += name == "end"
                 self._save()
                 self._tell("probe_finished", *state.probes[-1])
-                self.listener.probe(label)
+                if name == "end":
+                    self.listener.probe(label)
 
     def _measured(self, label: str, probe: Probe, moment: Moment) -> ProbeRecord:
         # The last run phase keeps the generator that it had before probes had moments.
