@@ -85,3 +85,23 @@ def test_the_pages_curvy_criterion_keeps_the_contract(tmp_path: Path) -> None:
     batches = [(torch.randn(9, 5, dtype=torch.float64), torch.randint(3, (9,)))]
     found = pk.saliency(model, batches, names["Curvy"]())
     torch.testing.assert_close(found["weight"], pk.saliency(model, batches, "obd")["weight"])
+
+
+def test_the_architecture_names_every_room_that_exists_and_none_that_does_not() -> None:
+    core = TESTS.parent / "core" / "prunekit"
+    page = (TESTS.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page, re.M)
+    named = {name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row)}
+    there = {p.stem for p in core.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert named == there - {"__init__", "version"}
+    order = [name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row)]
+    layers = (TESTS.parent / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^layers = \[\n    \"api(.*?)^\]", layers, re.M | re.S)
+    contract = re.findall(r"\w+", "api" + listed)[::-1]
+    assert sorted(order) == sorted(contract)
+    assert [name for name in order if name not in ("component", "records", "seeds", "testing", "api")] == [
+        name for name in contract if name not in ("component", "records", "seeds", "testing", "api")
+    ]
+    for folder in ("_linalg", "_curvature", "_selection"):
+        assert f"`{folder}`" in page
+        assert (TESTS.parent / "plugins" / "prunekit_plugins" / folder / "__init__.py").exists()

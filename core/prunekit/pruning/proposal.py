@@ -42,6 +42,7 @@ class Context:
         from prunekit.masks.items import Items
 
         items = Items.of(saliency, self.masks, self.layers)
+        del saliency  # which nobody may need any more: of a large network, that is much
         return items.masks(self.selector.select(items, self.budget))
 
 

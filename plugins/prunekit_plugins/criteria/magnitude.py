@@ -24,4 +24,4 @@ class Magnitude(Criterion):
 
     def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """½θ² per weight."""
-        return {k: 0.5 * w.square() for k, w in weights.items()}
+        return {k: w.square().mul_(0.5) for k, w in weights.items()}
