@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -21,6 +23,47 @@ _NORMS = (
 )
 
 
+@dataclass
+class _Roles:
+    """What each parameter of a model is, by its identity: a parameter that modules share may have several roles."""
+
+    named: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
+    weights: set[int] = field(default_factory=set)
+    biases: set[int] = field(default_factory=set)
+    norms: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        """Walk the modules once; names are those of ``named_parameters()``."""
+        roles = cls()
+        for prefix, module in model.named_modules():
+            for key, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                roles.named.setdefault(id(parameter), (f"{prefix}.{key}" if prefix else key, parameter))
+                if isinstance(module, _NORMS):
+                    roles.norms.add(id(parameter))
+                elif "bias" in key:
+                    roles.biases.add(id(parameter))
+                elif isinstance(module, nn.Linear | _CONVOLUTION):
+                    roles.weights.add(id(parameter))
+        return roles
+
+    def wanted(self, name: str, parameter: Tensor, options: Prunable) -> bool:
+        """Whether a parameter is prunable under these options."""
+        identity = id(parameter)
+        if matches(name, options.exclude) or not parameter.is_floating_point():
+            return False
+        if options.include is None:
+            if not any(identity in role for role in (self.weights, self.biases, self.norms)):
+                return False
+        elif not matches(name, options.include):
+            return False
+        if identity in self.norms:
+            return options.norms
+        return options.biases or identity in self.weights or identity not in self.biases
+
+
 def prunable_parameters(model: nn.Module, prunable: Prunable | None = None) -> dict[str, Tensor]:
     """Find the prunable parameters, in ``named_parameters()`` order; a tied one once, by its first name.
 
@@ -28,38 +71,10 @@ def prunable_parameters(model: nn.Module, prunable: Prunable | None = None) -> d
         SpecError: If a pattern matches no parameter, or nothing is left to prune.
     """
     options = prunable or Prunable()
-    weights: set[int] = set()
-    biases: set[int] = set()
-    norms: set[int] = set()
-    first: dict[int, tuple[str, Tensor]] = {}  # as named_parameters() has them, found in the same walk
-    for prefix, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            first.setdefault(id(parameter), (f"{prefix}.{key}" if prefix else key, parameter))
-            if isinstance(module, _NORMS):
-                norms.add(id(parameter))
-            elif "bias" in key:
-                biases.add(id(parameter))
-            elif isinstance(module, nn.Linear | _CONVOLUTION):
-                weights.add(id(parameter))
-    parameters = dict(first.values())
+    roles = _Roles.of(model)
+    parameters = dict(roles.named.values())
     _refuse_idle_patterns([*(options.include or ()), *options.exclude], list(parameters))
-    chosen: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        identity = id(parameter)
-        if options.include is None:
-            wanted = identity in weights or identity in biases or identity in norms
-        else:
-            wanted = matches(name, options.include)
-        if matches(name, options.exclude) or not parameter.is_floating_point():
-            wanted = False
-        if identity in norms:
-            wanted = wanted and options.norms
-        elif identity in biases and identity not in weights:
-            wanted = wanted and options.biases
-        if wanted:
-            chosen[name] = parameter
+    chosen = {name: p for name, p in parameters.items() if roles.wanted(name, p, options)}
     if sum(p.numel() for p in chosen.values()) == 0:
         raise SpecError(
             "prune.prunable: no prunable weights: the model has no Linear or Conv weight that is included and "

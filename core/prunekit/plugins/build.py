@@ -132,6 +132,11 @@ def as_loss(loss: Any, manager: PluginManager | None = None) -> Loss:
     if isinstance(loss, str | Mapping):
         built: Loss = component("loss", loss, manager)
         return built
+    if not callable(loss):
+        raise SpecError(
+            "loss: must be a name, a mapping with a name, a Loss, or a function (outputs, targets) that returns the "
+            f"mean over a batch's examples; got {loss!r}"
+        )
     from prunekit.losses.callable import CallableLoss
 
     return CallableLoss(loss)
