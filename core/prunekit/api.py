@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.distributed import from_first, rank, started, together
 from prunekit.errors import DataError, ResultsError, SpecError
 from prunekit.requests import Estimates, Statistic
-from prunekit.results import Results, open_results
+from prunekit.results import Results, check_version, open_results
 from prunekit.spec.prunable import Prunable
 
 if TYPE_CHECKING:
@@ -364,9 +364,11 @@ def _admit(resolved: Spec, path: Path, resume: bool, overwrite: bool) -> tuple[S
                 _check_same_spec(path, results.summary["spec"], resolved.data)
                 recorded = results.finished
                 complete = results.summary["status"] == "complete"
+                version = results.summary["format_version"]
             if complete:
                 leftover.unlink(missing_ok=True)
                 return None, True
+            check_version(path, version)
         if leftover.exists() or path.exists():
             state = State.load(leftover)
             _check_same_spec(leftover, state.spec, resolved.data)

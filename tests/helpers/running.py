@@ -156,12 +156,13 @@ def refused(*arguments: Any, code: int = 2) -> str:
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """Everything in a results file, bit for bit, but wall times and environment, through plain h5py."""
+    """Everything in a results file, bit for bit, but wall times and when it was made, through plain h5py."""
     found: dict[str, Any] = {}
+    circumstances = ("environment", "resumptions", "steps/seconds", "attempts/seconds")
 
     def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
         found[f"{name}@"] = {key: str(value) for key, value in node.attrs.items()}
-        if isinstance(node, h5py.Dataset) and name not in ("environment", "steps/seconds"):
+        if isinstance(node, h5py.Dataset) and name not in circumstances:
             value = np.asarray(node[()])
             bits = value.tolist() if value.dtype == object else value.tobytes()
             found[name] = (str(value.dtype), value.shape, bits)

@@ -67,6 +67,31 @@ class StepRecord(Mapping[str, Any]):
         return [f.name for f in fields(cls)]
 
 
+@dataclass(frozen=True)
+class AttemptRecord:
+    """What a scheduler that can take steps back has tried.
+
+    Attributes:
+        step: The step that it was, or would have been.
+        target_sparsity: The level that the scheduler asked for.
+        lam: Locality weight λ, or ``None`` where it was not the scheduler's to choose.
+        predicted_delta_loss: The criterion's own model of the change, or ``None`` if it has none.
+        delta_loss: Measured, as for a step.
+        accepted: Whether it was kept.
+        measured: What else the scheduler wanted to know, by name.
+        seconds: Wall time.
+    """
+
+    step: int
+    target_sparsity: float
+    lam: float | None
+    predicted_delta_loss: float | None
+    delta_loss: float
+    accepted: bool
+    measured: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
 @dataclass
 class RunView:
     """A run as recorders and observing hooks see it.
@@ -90,6 +115,12 @@ class RunView:
         examples: Indices into the training split that the last step's statistics came from.
         weights: Phase to its parameters and buffers, as far as they exist.
         probes: Probe to what it found.
+        attempts: What a scheduler that can take steps back has tried; empty for others.
+        total_steps: How many steps there will be, at most, or ``None`` where the scheduler decides as it goes.
+        spec_hash: Of the resolved spec; empty if there is none.
+        inputs: File to digest, of what the run reads.
+        warnings: What the user was warned of.
+        resumptions: When the run went on after an interruption.
     """
 
     out: Path
@@ -108,6 +139,12 @@ class RunView:
     examples: np.ndarray | None = None
     weights: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     probes: dict[str, ProbeRecord] = field(default_factory=dict)
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    total_steps: int | None = None
+    spec_hash: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    resumptions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def prunable(self) -> int:
