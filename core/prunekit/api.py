@@ -361,14 +361,16 @@ def _admit(resolved: Spec, path: Path, resume: bool, overwrite: bool) -> tuple[S
         recorded: dict[str, Any] | None = None
         if path.exists():
             with open_results(path) as results:
+                complete = results.summary["status"] == "complete"
+                if (
+                    not complete
+                ):  # first: defaults may have been added since, and would look like another spec
+                    check_version(path, results.summary["format_version"])
                 _check_same_spec(path, results.summary["spec"], resolved.data)
                 recorded = results.finished
-                complete = results.summary["status"] == "complete"
-                version = results.summary["format_version"]
             if complete:
                 leftover.unlink(missing_ok=True)
                 return None, True
-            check_version(path, version)
         if leftover.exists() or path.exists():
             state = State.load(leftover)
             _check_same_spec(leftover, state.spec, resolved.data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -436,23 +435,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out.h5"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Whatever a reader can ask for."""
-    with pk.open(path) as results:
-        found: dict[str, Any] = {"summary": json.dumps(results.summary)}
-        for step in range(1, len(results.summary["steps"]) + 1):
-            found |= {f"mask {step} {name}": a for name, a in results.masks(step).items()}
-            found[f"examples {step}"] = results.examples(step)
-        for phase in ("dense", "pruned", "finetuned"):
-            found |= {f"{phase} {name}": a for name, a in results.weights(phase).items()}
-            found |= {f"{phase} history {name}": a for name, a in results.history(phase).items()}
-        for label in results.summary["probes"]:
-            for moment in results.moments(label):
-                for group, arrays in results.probe(label, moment).items():
-                    found |= {f"{label} {moment} {group} {name}": a for name, a in arrays.items()}
-    return {k: v if isinstance(v, str) else (str(v.dtype), v.shape, v.tobytes()) for k, v in found.items()}
-
-
 @pytest.mark.parametrize(
     "statement",
     [
@@ -484,12 +466,12 @@ def test_a_file_cut_off_at_any_byte_is_refused_or_read_correctly(small: Path, tm
     draw = random.Random(0)
     places = [*range(4096), *(draw.randrange(4096, len(whole)) for _ in range(300)), len(whole) - 1]
     cut = tmp_path / "cut.h5"
-    expected = read(small)
+    expected = running.read(small)
     refused = 0
     for place in places:
         cut.write_bytes(whole[:place])
         try:
-            found = read(cut)
+            found = running.read(cut)
         except ResultsError:
             refused += 1
         else:
@@ -497,55 +479,15 @@ def test_a_file_cut_off_at_any_byte_is_refused_or_read_correctly(small: Path, tm
     assert refused > 4000
 
 
-DAMAGE = """
-import random, sys
-from pathlib import Path
-import prunekit as pk
-sys.path.insert(0, sys.argv[1])
-from test_results import read
-how, first, last = sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
-whole, path = Path(sys.argv[2]).read_bytes(), Path(sys.argv[3])
-expected = read(Path(sys.argv[2]))
-for number in range(first, last):
-    print(number, end=" ", flush=True)
-    damaged = bytearray(whole)
-    draw = random.Random(number)
-    if how == "one bit":
-        damaged[number * len(whole) // 300] ^= 1 << draw.randrange(8)
-    elif how == "one byte":
-        damaged[min(number * len(whole) // 300 + 1, len(whole) - 1)] ^= draw.randrange(1, 256)
-    else:
-        for _ in range(draw.choice([1, 1, 4, 64])):
-            # Metadata lies all over the file, and most densely at its start.
-            end = draw.choice([512, 8192, len(whole)])
-            damaged[draw.randrange(end)] = draw.choice([0, 255, draw.randrange(256)])
-    path.write_bytes(damaged)
-    try:
-        print("read" if read(path) == expected else "MISREAD", flush=True)
-    except pk.ResultsError:
-        print("refused", flush=True)
-"""
-
-
 @pytest.mark.parametrize(("how", "count"), [("one bit", 300), ("one byte", 300), ("many bytes", 250)])
 def test_a_file_with_damaged_bytes_is_refused_or_read_as_it_was(
     how: str, count: int, small: Path, tmp_path: Path
 ) -> None:
-    # In processes of their own, so that a crash of the HDF5 library would be one failure and not the last test.
-    here = str(Path(__file__).parent)
-    arguments = [here, str(small), str(tmp_path / "damaged.h5"), how, "0", str(count)]
-    done = subprocess.run(
-        [sys.executable, "-c", DAMAGE, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0, (done.stdout[-100:], done.stderr[-3000:])
-    assert len(done.stdout.splitlines()) == count
-    assert "MISREAD" not in done.stdout
-    assert done.stdout.count("refused") > count / 2
-    assert done.stdout.count("read") > count / 50, "what lies between the chunks is nobody's"
+    found = running.damaged(small, tmp_path, how, count)
+    assert len(found) == count
+    assert found.count("MISREAD") == 0
+    assert found.count("refused") > count / 2
+    assert found.count("read") > count / 50, "what lies between the chunks is nobody's"
 
 
 def test_a_newer_format_is_refused_and_says_what_would_read_it(small: Path, tmp_path: Path) -> None:
