@@ -95,12 +95,15 @@ def advance(gone: np.ndarray, tensors: Sequence[Place], masks: Mapping[str, np.n
         RunError: If they keep a weight that went earlier; the history has no way back.
     """
     for place in tensors:
-        part = gone[place.start : place.stop]
-        mask = masks[place.name].reshape(-1)
-        before = part == KEPT
-        if (mask & ~before).any():
-            raise RunError(f"step {step}: the mask of {place.name} revives a weight that was pruned earlier")
-        np.copyto(part, part.dtype.type(step), where=before & ~mask)
+        part, mask = gone[place.start : place.stop], masks[place.name].reshape(-1)
+        for start in range(0, part.size, _CHUNK):  # by parts that stay in the processor's cache
+            here = slice(start, start + _CHUNK)
+            before = part[here] == KEPT
+            if np.greater(mask[here], before).any():
+                raise RunError(
+                    f"step {step}: the mask of {place.name} revives a weight that was pruned earlier"
+                )
+            part[here] |= np.greater(before, mask[here]) * part.dtype.type(step)  # 0 until now, where it goes
 
 
 def masks(gone: np.ndarray, tensors: Sequence[Place], step: int) -> dict[str, np.ndarray]:

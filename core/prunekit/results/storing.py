@@ -21,7 +21,7 @@ import numpy as np
 LIBVER = ("v110", "v110")
 """The oldest structures whose metadata is all checksummed; every HDF5 since 1.10 reads them."""
 
-CHUNK = 1 << 22  # bytes of a large array's chunks
+CHUNK = 1 << 20  # bytes of a large array's chunks
 _TEXT = 1 << 12  # bytes of a text's chunks
 _GZIP = 1  # what a higher level saves of a mask history is not worth its time
 
