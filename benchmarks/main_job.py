@@ -1,8 +1,9 @@
-"""What prunekit itself costs in a run: `python benchmarks/main_job.py [--data DIR]`.
+"""What prunekit itself costs in a run: `python benchmarks/main_job.py [--data DIR] [--records]`.
 
 Prints one table: a training epoch against bare loops, the gradient statistic against a bare forward and
 backward, the engine's own share of a 14-step run, start-up, and opening a large results file. DIR holds
-MNIST; without it the images are random numbers of MNIST's shape, which cost the same.
+MNIST; without it the images are random numbers of MNIST's shape, which cost the same. With ``--records`` it prints
+what recording a long run and large networks costs instead (some minutes).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import records
 import torch
 from timing import interleaved, median, ratio, show
 from torch import nn
@@ -234,10 +236,19 @@ def start_up(folder: Path) -> list[list[object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder that holds MNIST/")
-    root = parser.parse_args().data
-    splits = data(root)
+    parser.add_argument("--records", action="store_true", help="only what recording costs")
+    arguments = parser.parse_args()
+    root = arguments.data
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.records:
+            output(records.rows(Path(folder)))
+            return
+        splits = data(root)
         rows = epochs(splits) + gradient(splits) + engine(root, Path(folder)) + start_up(Path(folder))
+    output(rows)
+
+
+def output(rows: list[list[object]]) -> None:
     machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     title = f"prunekit's own cost: 784-300-100-10, batch {BATCH}, {machine}"
     shown = [[f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row] for row in rows]

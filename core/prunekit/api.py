@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.distributed import from_first, rank, started, together
 from prunekit.errors import DataError, ResultsError, SpecError
 from prunekit.masks.settings import Prunable
-from prunekit.results import Results, open_results
+from prunekit.results import Results, check_version, open_results
 from prunekit.statistics.request import Estimates, Statistic
 
 if TYPE_CHECKING:
@@ -376,9 +376,13 @@ def _admit(resolved: Spec, path: Path, resume: bool, overwrite: bool) -> tuple[S
         recorded: dict[str, Any] | None = None
         if path.exists():
             with open_results(path) as results:
+                complete = results.summary["status"] == "complete"
+                if (
+                    not complete
+                ):  # first: defaults may have been added since, and would look like another spec
+                    check_version(path, results.summary["format_version"])
                 _check_same_spec(path, results.summary["spec"], resolved.data)
                 recorded = results.finished
-                complete = results.summary["status"] == "complete"
             if complete:
                 leftover.unlink(missing_ok=True)
                 return None, True

@@ -169,6 +169,10 @@ class RunView:
         probes: Label of a probe and what it found, a pair for each moment; of those at steps, the last ones only.
         attempts: The attempts so far, of a scheduler that adapts; else empty.
         total_steps: How many steps there will be; ``None`` if the scheduler adapts.
+        spec_hash: Of the bound spec.
+        inputs: File to digest, of what the run reads.
+        warnings: What the user was warned of.
+        resumptions: When the run went on after an interruption.
     """
 
     out: Path
@@ -189,6 +193,10 @@ class RunView:
     probes: list[tuple[str, ProbeRecord]] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     total_steps: int | None = None
+    spec_hash: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    resumptions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def prunable(self) -> int:

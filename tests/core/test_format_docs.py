@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 import prunekit as pk
 from prunekit.results import FORMAT_VERSION
-from prunekit.results.format import INTEGER_COLUMNS, STATUSES
+from prunekit.results.format import ATTEMPT_COLUMNS, INTEGER_COLUMNS, MOMENTS, STATUSES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 SPEC = {
@@ -43,7 +44,7 @@ COLUMNS = {
     "seconds",
 }
 METRICS = {f"{split}_{what}" for split in ("train", "valid", "test") for what in ("loss", "error")}
-LINES = {f"probes/line/{g}" for g in ("dense_to_pruned", "pruned_to_finetuned")}
+LINES = {f"probes/line/end/{g}" for g in ("dense_to_pruned", "pruned_to_finetuned")}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,8 @@ def members(file: h5py.File) -> tuple[set[str], set[str]]:
 def test_the_file_has_just_the_groups_that_are_documented(file: h5py.File) -> None:
     phases = {"dense", "pruned", "finetuned"}
     assert members(file)[0] == {
-        *("spec", "prunable", "steps", "masks", "metrics", "weights", "training", "probes", "probes/line"),
+        *("spec", "prunable", "steps", "masks", "examples", "metrics", "weights", "training"),
+        *("probes", "probes/line", "probes/line/end"),
         *(f"metrics/{p}" for p in phases),
         *(f"weights/{p}" for p in phases),
         *(f"training/{p}" for p in phases - {"pruned"}),
@@ -80,9 +82,10 @@ def test_the_file_has_just_the_groups_that_are_documented(file: h5py.File) -> No
 def test_the_file_has_just_the_datasets_that_are_documented(file: h5py.File) -> None:
     phases = {"dense", "pruned", "finetuned"}
     assert members(file)[1] == {
-        *("spec/resolved", "spec/origins", "spec/text", "environment", "prunable/names", "prunable/shapes"),
+        *("spec/resolved", "spec/origins", "spec/text", "environment", "prunable/tensors"),
         *(f"steps/{c}" for c in (*COLUMNS, *METRICS, "layers")),
-        *("masks/fc.0.weight", "masks/fc.1.weight", "examples", "probes/line/summary", "weights/names"),
+        *("masks/gone", "examples/indices", "examples/start", "examples/count"),
+        *("probes/line/end/summary", "weights/tensors"),
         *(f"metrics/{p}/{m}" for p in phases for m in METRICS),
         *(f"weights/{p}/{t}" for p in phases for t in TENSORS),
         *(
@@ -97,17 +100,14 @@ def test_the_file_has_just_the_datasets_that_are_documented(file: h5py.File) -> 
 def test_every_attribute_is_documented_and_stands_where_it_should(file: h5py.File) -> None:
     expected: dict[str, set[str]] = {
         "prunable": {"count"},
-        "masks": {"packing"},
-        "examples": {"units", "axes", "sample"},
-        "probes/line": {"kind", "kind_version", "train_examples", "valid_examples"},
+        "probes/line": {"kind", "kind_version"},
+        "probes/line/end": {"train_examples", "valid_examples"},
     }
     groups, datasets = members(file)
     for name in groups | datasets:
         if name.startswith("metrics/") and name.count("/") == 2:
             expected[name] = {"units"}
-        elif name in datasets and name.split("/")[0] in ("steps", "training", "masks"):
-            expected[name] = {"units", "axes"} | ({"shape"} if name.startswith("masks/") else set())
-        elif name in datasets and any(name.startswith(line) for line in LINES):
+        elif name in datasets and name.startswith(("steps", "training", "masks", "examples", *LINES)):
             expected[name] = {"units", "axes"}
     assert set(file.attrs) == ROOT_ATTRIBUTES
     for name in groups | datasets:
@@ -119,17 +119,25 @@ def test_every_attribute_is_documented_and_stands_where_it_should(file: h5py.Fil
     sorted(
         {f"`{a}`" for a in ROOT_ATTRIBUTES | COLUMNS | METRICS}
         | {f"`{s}`" for s in STATUSES}
-        | {f"`{w}`" for w in ("layers", "count", "packing", "shape", "sample", "units", "axes")}
+        | {
+            f"`{w}`"
+            for w in ("layers", "count", "shape", "start", "stop", "gone", "indices", "units", "axes")
+        }
         | {f"`{w}`" for w in ("summary", "kind", "kind_version", "place", "running_loss", "epoch")}
         | {
             "`spec/resolved`",
             "`spec/origins`",
             "`spec/text`",
             "`environment`",
-            "`prunable/names`",
-            "`weights/names`",
+            "`spec/hash`",
+            "`prunable/tensors`",
+            "`weights/tensors`",
+            "`masks/gone`",
         }
-        | {"`prunable/shapes`", "`dense_to_pruned`", "`train_examples`", "`error`", "MUST", "MAY"}
+        | {f"`{c}`" for c in ATTEMPT_COLUMNS}
+        | {f"`{m}`" for m in MOMENTS}
+        | {f"`{w}`" for w in ("measured", "inputs", "warnings", "resumptions", "attempts")}
+        | {"`dense_to_pruned`", "`train_examples`", "`error`", "MUST", "MAY"}
     ),
 )
 def test_every_name_stands_in_the_page(word: str) -> None:
@@ -141,7 +149,9 @@ def test_the_page_is_of_this_version() -> None:
 
 
 def test_types_and_axes_of_the_steps_are_those_of_the_table(file: h5py.File) -> None:
-    rows = re.findall(r"^\| (`.*?) \| (int64|float64) \| ([a-z, ]+) \|", PAGE, re.M)
+    section = re.search(r"^## `steps`\n(.*?)^## ", PAGE, re.M | re.S)
+    assert section is not None
+    rows = re.findall(r"^\| (`.*?) \| (int64|float64) \| ([a-z, ]+) \|", section[1], re.M)
     table = {
         name: (dtype, axes.split(", "))
         for names, dtype, axes in rows
@@ -150,26 +160,53 @@ def test_types_and_axes_of_the_steps_are_those_of_the_table(file: h5py.File) -> 
     assert set(table) == set(file["steps"])
     for name, (dtype, axes) in table.items():
         data = file["steps"][name]
-        assert (str(data.dtype), list(data.attrs["axes"])) == (dtype, axes), name
+        assert (str(data.dtype), [a.decode() for a in data.attrs["axes"]]) == (dtype, axes), name
         assert len(data) == 2
         assert (name in INTEGER_COLUMNS) == (dtype == "int64")
 
 
-def test_the_example_reads_a_mask(file: h5py.File, path: Path) -> None:
-    (code,) = [c for c in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "unpackbits" in c]
-    names: dict[str, Any] = {"file": file, "np": np, "step": 2}
-    exec(code, names)
+def test_the_examples_read_a_mask_and_texts(file: h5py.File, path: Path) -> None:
+    code = [c for c in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "file[" in c]
+    names: dict[str, Any] = {"file": file, "json": json, "step": 2}
+    for example in code:
+        exec(example, names)
     with pk.open(path) as results:
         np.testing.assert_array_equal(names["mask"], results.masks(2)["fc.0.weight"])
+        assert names["spec"] == results.summary["spec"]
+        assert names["loss"] == results.summary["pruned"]["test_loss"]
+    assert isinstance(names["text"], str)
 
 
-def test_masks_are_nested_and_their_spare_bits_are_zero(file: h5py.File) -> None:
-    for name in file["prunable/names"].asstr()[()]:
-        data = file["masks"][name]
-        size = int(np.prod(data.attrs["shape"]))
-        bits = np.unpackbits(data[()], axis=1)
-        assert not bits[:, size:].any()
-        assert (bits[1] <= bits[0]).all()
+def test_everything_is_under_a_checksum(file: h5py.File) -> None:
+    assert file.id.get_create_plist().get_version()[0] == 3
+    for name in (*members(file)[0], *members(file)[1], "/"):
+        node = file[name]
+        for key in node.attrs:
+            kind = node.attrs.get_id(key).get_type()
+            assert not kind.detect_class(h5py.h5t.VLEN)
+            assert not (kind.detect_class(h5py.h5t.STRING) and kind.is_variable_str()), (name, key)
+        if isinstance(node, h5py.Dataset):
+            properties = node.id.get_create_plist()
+            last = properties.get_filter(properties.get_nfilters() - 1)
+            assert last[0] == h5py.h5z.FILTER_FLETCHER32, name
+            assert node.dtype.kind in "iuf", name
+            assert node.shape, name
+
+
+def test_the_history_says_when_each_weight_went_and_is_compressed_at_the_end(
+    file: h5py.File, path: Path
+) -> None:
+    data = file["masks/gone"]
+    assert (data.dtype, data.shape, data.compression) == (
+        np.uint8,
+        (file["prunable"].attrs["count"],),
+        "gzip",
+    )
+    tensors = json.loads(file["prunable/tensors"][()].tobytes())
+    assert [t["name"] for t in tensors] == ["fc.0.weight", "fc.1.weight"]
+    assert [t["start"] for t in tensors] + [len(data)] == [0] + [t["stop"] for t in tensors]
+    gone = data[()]
+    assert np.bincount(gone)[1:].cumsum().tolist() == file["steps/pruned"][()].tolist()
 
 
 def test_values_are_what_the_page_says(file: h5py.File) -> None:
@@ -177,11 +214,12 @@ def test_values_are_what_the_page_says(file: h5py.File) -> None:
     assert steps["step"][()].tolist() == [1, 2]
     np.testing.assert_array_equal(steps["remaining"][()], count - steps["pruned"][()])
     np.testing.assert_allclose(steps["sparsity"][()], steps["pruned"][()] / count)
-    assert file["examples"].attrs["sample"] == "fresh"
-    assert file["examples"].shape == (2, 20)
-    assert file["probes/line"].attrs["kind"] == "probe:line"
-    assert steps["train_loss"].attrs["units"] == "loss"
-    assert steps["train_error"].attrs["units"] == "fraction of predictions"
+    assert file["examples/start"][()].tolist() == [0, 20]
+    assert file["examples/count"][()].tolist() == [20, 20]
+    assert file["examples/indices"].shape == (40,)
+    assert file["probes/line"].attrs["kind"] == b"probe:line"
+    assert steps["train_loss"].attrs["units"] == b"loss"
+    assert steps["train_error"].attrs["units"] == b"fraction of predictions"
 
 
 def test_a_regression_has_no_errors(tmp_path: Path) -> None:

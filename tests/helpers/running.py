@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -156,12 +159,13 @@ def refused(*arguments: Any, code: int = 2) -> str:
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """Everything in a results file, bit for bit, but wall times and environment, through plain h5py."""
+    """Everything in a results file, bit for bit, but wall times and when it was made, through plain h5py."""
     found: dict[str, Any] = {}
+    circumstances = ("environment", "resumptions", "steps/seconds", "attempts/seconds")
 
     def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
         found[f"{name}@"] = {key: str(value) for key, value in node.attrs.items()}
-        if isinstance(node, h5py.Dataset) and name not in ("environment", "steps/seconds"):
+        if isinstance(node, h5py.Dataset) and name not in circumstances:
             value = np.asarray(node[()])
             bits = value.tolist() if value.dtype == object else value.tobytes()
             found[name] = (str(value.dtype), value.shape, bits)
@@ -170,3 +174,38 @@ def contents(path: Path) -> dict[str, Any]:
         found["@"] = {key: str(value) for key, value in file.attrs.items()}
         file.visititems(visit)
     return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Whatever a reader can ask for, by names that tell what it is."""
+    import prunekit as pk
+
+    with pk.open(path) as results:
+        found: dict[str, Any] = {"summary": json.dumps(results.summary)}
+        for step in range(1, len(results.summary["steps"]) + 1):
+            found |= {f"mask {step} {name}": a for name, a in results.masks(step).items()}
+            found[f"examples {step}"] = results.examples(step)
+        for phase in ("dense", "pruned", "finetuned"):
+            if results.summary[phase] is not None:
+                found |= {f"{phase} {name}": a for name, a in results.weights(phase).items()}
+            found |= {f"{phase} history {name}": a for name, a in results.history(phase).items()}
+        for label in results.summary["probes"]:
+            for moment in results.moments(label):
+                for group, arrays in results.probe(label, moment).items():
+                    found |= {f"{label} {moment} {group} {name}": a for name, a in arrays.items()}
+    return {k: v if isinstance(v, str) else (str(v.dtype), v.shape, v.tobytes()) for k, v in found.items()}
+
+
+def damaged(file: Path, folder: Path, how: str, count: int) -> list[str]:
+    """What comes of reading ``count`` damaged copies of a file: ``read``, ``refused`` or ``MISREAD``."""
+    arguments = [str(Path(__file__).with_name("damage.py")), file, folder / "damaged.h5", how, str(count)]
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, (done.stdout[-100:], done.stderr[-3000:])
+    return [line.split()[1] for line in done.stdout.splitlines()]

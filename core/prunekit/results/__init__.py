@@ -2,6 +2,6 @@
 
 from prunekit.results.format import FORMAT, FORMAT_VERSION
 from prunekit.results.reader import Results, open_results
-from prunekit.results.writer import ResultsWriter
+from prunekit.results.writer import ResultsWriter, check_version
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "Results", "ResultsWriter", "open_results"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "Results", "ResultsWriter", "check_version", "open_results"]

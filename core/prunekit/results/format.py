@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 FORMAT = "prunekit-results"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 PHASES = ("dense", "pruned", "finetuned")
 STATUSES = ("running", "complete", "failed", "interrupted")
+MOMENTS = ("dense", "step", "pruned", "finetuned", "end")
 
 INTEGER_COLUMNS = ("step", "pruned", "remaining")
 FLOAT_COLUMNS = ("target_sparsity", "sparsity", "predicted_delta_loss", "delta_loss", "seconds")
 METRIC_COLUMNS = ("train_loss", "valid_loss", "test_loss", "train_error", "valid_error", "test_error")
+ATTEMPT_COLUMNS = {
+    "step": "int64",
+    "target_sparsity": "float64",
+    "lambda": "float64",
+    "predicted_delta_loss": "float64",
+    "delta_loss": "float64",
+    "accepted": "uint8",
+    "seconds": "float64",
+}
+"""Columns of ``attempts`` to their types; ``measured`` stands beside them as text."""
 
 UNITS = {
     "target_sparsity": "fraction of prunable weights",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +12,11 @@ import h5py
 import numpy as np
 
 from prunekit.errors import ResultsError
-from prunekit.results.format import (
-    FORMAT,
-    FORMAT_VERSION,
-    INTEGER_COLUMNS,
-    METRIC_COLUMNS,
-    PHASES,
-    STATUSES,
-)
+from prunekit.results.format import FORMAT, FORMAT_VERSION, PHASES, STATUSES
+from prunekit.results.layout import LAYOUTS, Arrays, Layout
+from prunekit.results.storing import plain
+
+_FIRST_CHOICE = ("end", "step", "finetuned", "pruned", "dense")
 
 
 class Results:
@@ -32,36 +27,28 @@ class Results:
         summary: The object that ``prunekit inspect --json`` prints.
     """
 
-    def __init__(self, path: Path, file: h5py.File, summary: dict[str, Any]) -> None:
+    def __init__(self, path: Path, file: h5py.File, layout: Layout, summary: dict[str, Any]) -> None:
         self.path = path
         self.summary = summary
         self._file = file
+        self._layout = layout
 
     @property
     def finished(self) -> dict[str, int]:
-        """How much of the run is finished: epochs, steps, phases, probes."""
+        """How much of the run is finished: epochs, steps, phases, and what probes found, counted by moment."""
         return {
             "dense epochs": len(self.history("dense").get("epoch", ())),
             "finetuned epochs": len(self.history("finetuned").get("epoch", ())),
             "steps": len(self.summary["steps"]),
             "phases": sum(self.summary[phase] is not None for phase in PHASES),
-            "probes": len(self.summary["probes"]),
+            "probes": sum(sum(self.moments(label).values()) for label in self.summary["probes"]),
         }
 
     def masks(self, step: int) -> dict[str, np.ndarray]:
         """Masks after a step (from 1; 0 is before the first): bool arrays, True = kept."""
-        row = self._row(step)
-        found = {}
-        with self._reading() as file:
-            for name in file["prunable/names"].asstr()[()]:
-                data = file["masks"][name]
-                shape = tuple(data.attrs["shape"])
-                if row < 0:
-                    found[name] = np.ones(shape, dtype=bool)
-                else:
-                    bits = np.unpackbits(data[row], count=int(np.prod(shape)))
-                    found[name] = bits.astype(bool).reshape(shape)
-        return found
+        self._check_step(step)
+        with self._reading() as layout:
+            return layout.masks(step)
 
     def weights(self, phase: str) -> dict[str, np.ndarray]:
         """Parameters and buffers of the ``dense``, ``pruned`` or ``finetuned`` network.
@@ -69,48 +56,61 @@ class Results:
         Raises:
             ResultsError: If there are none, saying which there are.
         """
-        with self._reading() as file:
-            there = [p for p in PHASES if f"weights/{p}" in file]
+        with self._reading() as layout:
+            there = layout.phases()
             if phase not in there:
                 raise ResultsError(
                     f"{self.path}: no {phase!r} weights; there are {', '.join(there) or 'none yet'}"
                 )
-            group = file[f"weights/{phase}"]
-            names = file["weights/names"].asstr()[()]
-            return {name: np.asarray(group[name][()]) for name in names}
+            return layout.weights(phase)
 
     def examples(self, step: int) -> np.ndarray:
         """Indices into the training split that a step's statistics came from."""
-        row = self._row(step)
-        if row < 0:
+        self._check_step(step)
+        if step == 0:
             raise ResultsError(f"{self.path}: steps count from 1")
-        with self._reading() as file:
-            data = file["examples"]
-            found: np.ndarray = data[0 if data.attrs["sample"] == "fixed" else row]
-            return found
+        with self._reading() as layout:
+            return layout.examples(step)
 
     def history(self, phase: str) -> dict[str, np.ndarray]:
         """Columns over the training epochs of ``dense`` or ``finetuned``; empty if there were none."""
-        with self._reading() as file:
-            group = file.get(f"training/{phase}", {})
-            return {name: data[()] for name, data in group.items()}
+        with self._reading() as layout:
+            return layout.history(phase)
 
-    def probe(self, name: str) -> dict[str, dict[str, np.ndarray]]:
+    def probe(self, name: str, moment: str | None = None) -> Arrays:
         """Arrays of a probe, by group.
 
+        Args:
+            name: Its label.
+            moment: ``dense``, ``step``, ``pruned``, ``finetuned`` or ``end``. At ``step`` every array has a
+                leading axis, a row per step at which the probe measured; ``summary["probes"][name]["steps"]``
+                says which. Left out: ``end``, where the probe measured then; else ``step``; else the last one.
+
         Raises:
-            ResultsError: If the run has no such probe.
+            ResultsError: If the run has no such probe, or it did not measure then.
         """
-        with self._reading() as file:
-            probe = file.get(f"probes/{name}")
-            if probe is None:
-                there = ", ".join(file.get("probes", {})) or "none"
+        with self._reading() as layout:
+            moments = layout.moments(name) if name in self.summary["probes"] else {}
+            if not moments:
+                there = ", ".join(self.summary["probes"]) or "none"
                 raise ResultsError(f"{self.path}: no probe {name!r}; there are {there}")
-            return {
-                key: {label: data[()] for label, data in group.items()}
-                for key, group in probe.items()
-                if isinstance(group, h5py.Group)
-            }
+            if moment is None:
+                moment = next(choice for choice in _FIRST_CHOICE if choice in moments)
+            if moment not in moments:
+                raise ResultsError(
+                    f"{self.path}: probe {name!r} found nothing at {moment!r}, but at {', '.join(moments)}"
+                )
+            return layout.probe(name, moment)
+
+    @property
+    def probes(self) -> Mapping[str, Arrays]:
+        """Each probe's label to what :meth:`probe` finds for it."""
+        return _Probes(self)
+
+    def moments(self, name: str) -> dict[str, int]:
+        """How often a probe measured, by moment in the order of a run; nothing if the run has no such probe."""
+        with self._reading() as layout:
+            return layout.moments(name) if name in self.summary["probes"] else {}
 
     def close(self) -> None:
         """Close the file."""
@@ -127,22 +127,39 @@ class Results:
     def __repr__(self) -> str:
         return f"<Results {self.path} ({self.summary['status']}, {len(self.summary['steps'])} steps)>"
 
-    def _row(self, step: int) -> int:
+    def _check_step(self, step: int) -> None:
         count = len(self.summary["steps"])
         if not 0 <= step <= count:
             raise ResultsError(f"{self.path}: no step {step}; there are {count} finished steps, from 1")
-        return step - 1
 
     @contextmanager
-    def _reading(self) -> Iterator[h5py.File]:
+    def _reading(self) -> Iterator[Layout]:
         if not self._file:
             raise ResultsError(f"{self.path}: has been closed")
         try:
-            yield self._file
+            yield self._layout
         except ResultsError:
             raise
         except Exception as error:  # h5py raises many kinds on damaged bytes
             raise ResultsError(f"{self.path}: damaged: {type(error).__name__}: {error}") from None
+
+
+class _Probes(Mapping[str, Arrays]):
+    """Arrays of probes, read when asked for."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+
+    def __getitem__(self, name: str) -> Arrays:
+        if name not in self._results.summary["probes"]:
+            raise KeyError(name)
+        return self._results.probe(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._results.summary["probes"])
+
+    def __len__(self) -> int:
+        return len(self._results.summary["probes"])
 
 
 def open_results(path: str | Path) -> Results:
@@ -161,8 +178,9 @@ def open_results(path: str | Path) -> Results:
     except OSError as error:
         raise ResultsError(f"{path}: damaged or truncated ({error})") from None
     try:
-        _check_format(path, file)
-        return Results(path, file, _summary(file))
+        version = _check_format(path, file)
+        layout = LAYOUTS[version](file)
+        return Results(path, file, layout, _summary(file, version, layout))
     except ResultsError:
         file.close()
         raise
@@ -180,81 +198,37 @@ def _open(path: Path) -> h5py.File:
         return h5py.File(path, "r")  # this process has it open already, with locks; the two must agree
 
 
-def _check_format(path: Path, file: h5py.File) -> None:
-    found = file.attrs.get("format")
-    if isinstance(found, bytes):
-        found = found.decode("utf-8", "replace")
+def _check_format(path: Path, file: h5py.File) -> int:
+    """The format's version, if this prunekit reads it."""
+    found = plain(file.attrs.get("format", b""))
     if found != FORMAT:
         raise ResultsError(f"{path}: HDF5, but not a prunekit results file (no attribute format={FORMAT!r})")
     version = int(file.attrs["format_version"])
     if version > FORMAT_VERSION:
+        writer = plain(file.attrs.get("prunekit_version", b""))
         raise ResultsError(
-            f"{path}: written in format {version} by prunekit {file.attrs.get('prunekit_version', '?')}; this "
-            f"prunekit reads up to {FORMAT_VERSION}. Install prunekit {file.attrs.get('prunekit_version', '')} or newer."
+            f"{path}: written in format {version} by prunekit {writer or '?'}; this prunekit reads up to "
+            f"{FORMAT_VERSION}. Install prunekit {writer} or newer."
         )
-    if file.attrs["status"] not in STATUSES:
-        raise ResultsError(f"{path}: damaged: unknown status {file.attrs['status']!r}")
+    status = plain(file.attrs["status"])
+    if version not in LAYOUTS or status not in STATUSES:
+        raise ResultsError(f"{path}: damaged: unknown status {status!r} or format {version}")
+    return version
 
 
-def _summary(file: h5py.File) -> dict[str, Any]:
-    metrics = {phase: _metrics(file.get(f"metrics/{phase}")) for phase in PHASES}
-    probes = file.get("probes", {})
+def _summary(file: h5py.File, version: int, layout: Layout) -> dict[str, Any]:
+    """The summary in its order; what older versions do not have is there and says so."""
+    found = layout.summary()
+    order = ("spec", "origins", "environment", "prunable", "dense", "steps", "pruned", "finetuned", "probes")
     return {
         "format": FORMAT,
-        "format_version": int(file.attrs["format_version"]),
-        "prunekit_version": str(file.attrs["prunekit_version"]),
-        "status": str(file.attrs["status"]),
-        "spec": _json(file["spec/resolved"]),
-        "origins": _json(file["spec/origins"]),
-        "environment": _json(file["environment"]),
-        "prunable": int(file["prunable"].attrs["count"]),
-        "dense": metrics["dense"],
-        "steps": _steps(file),
-        "pruned": metrics["pruned"],
-        "finetuned": metrics["finetuned"],
-        "probes": {name: _json(probes[name]["summary"]) for name in probes},
+        "format_version": version,
+        "prunekit_version": plain(file.attrs["prunekit_version"]),
+        "status": plain(file.attrs["status"]),
+        **{key: found[key] for key in order},
+        "spec_hash": found.get("spec_hash"),
+        "inputs": found.get("inputs", {}),
+        "warnings": found.get("warnings", []),
+        "resumptions": found.get("resumptions", []),
+        "attempts": found.get("attempts", []),
     }
-
-
-def _json(data: h5py.Dataset) -> Any:
-    # Python writes NaN and infinity where JSON has neither; what is not finite is null.
-    return json.loads(data.asstr()[()], parse_constant=lambda _: None)
-
-
-def _metrics(group: Mapping[str, Any] | None) -> dict[str, float | None] | None:
-    if group is None:
-        return None
-    return {name: _number(group[name][()]) for name in METRIC_COLUMNS if name in group}
-
-
-def _steps(file: h5py.File) -> list[dict[str, Any]]:
-    group = file["steps"]
-    names = file["prunable/names"].asstr()[()]
-    order = [
-        "step",
-        "target_sparsity",
-        "sparsity",
-        "pruned",
-        "remaining",
-        "predicted_delta_loss",
-        "delta_loss",
-    ]
-    columns = [c for c in (*order, *METRIC_COLUMNS, "seconds") if c in group]
-    arrays = {c: group[c][()] for c in columns}
-    layers = group["layers"][()]
-    rows = []
-    for i in range(len(layers)):
-        row: dict[str, Any] = {
-            c: int(a[i]) if c in INTEGER_COLUMNS else _number(a[i]) for c, a in arrays.items()
-        }
-        seconds = row.pop("seconds")
-        row["layers"] = {str(n): float(s) for n, s in zip(names, layers[i], strict=True)}
-        row["seconds"] = seconds
-        rows.append(row)
-    return rows
-
-
-def _number(value: Any) -> float | None:
-    """A float, or None for NaN (not measured, or not finite): JSON has neither NaN nor infinity."""
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import BinaryIO
+
+_BLOCK = 1 << 20
+
+Extent = tuple[int, int]
+"""Where something lies in a file: its first byte, and the one after its last."""
 
 
 def reserve(file: BinaryIO, size: int) -> None:
@@ -23,3 +30,38 @@ def reserve(file: BinaryIO, size: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this file system
             raise
+
+
+def copy(source: Path, target: Path, room: int = 0, holes: Iterable[Extent] = ()) -> None:
+    """Copy a file into one that is longer by ``room`` bytes, all of them sure to be there.
+
+    Args:
+        source: What is copied.
+        target: Replaced if it is there.
+        room: Bytes set aside behind the copy.
+        holes: What need not be copied, since it is about to be overwritten; zeros stand there until then.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    with source.open("rb") as old, target.open("wb") as new:
+        size = os.fstat(old.fileno()).st_size
+        reserve(new, size + room)
+        for start, stop in _between(holes, size):
+            old.seek(start)
+            new.seek(start)
+            while start < stop:
+                block = old.read(min(_BLOCK, stop - start))
+                if not block:
+                    raise OSError(errno.EIO, f"{source} got shorter while it was read")
+                new.write(block)
+                start += len(block)
+        new.flush()
+        if os.fstat(new.fileno()).st_size < size:  # nothing was reserved here, and the file ends in a hole
+            new.truncate(size)
+
+
+def _between(holes: Iterable[Extent], size: int) -> list[Extent]:
+    """What lies between the holes of a file."""
+    edges = [0, *(edge for hole in sorted(holes) for edge in hole), size]
+    return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]

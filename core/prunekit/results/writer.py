@@ -2,7 +2,8 @@
 
 Every change is made to a copy, which then takes the file's name in one atomic rename. Readers never meet
 a file in the middle of a change and never wait for a lock. Copying costs memory bandwidth only: the bytes
-go through the page cache, and nothing waits for the disk before the run is complete.
+go through the page cache, and nothing waits for the disk before the run is complete. What a step overwrites
+is left out of the copy, and what it adds is small, so a step costs as much at the end of a run as at its start.
 
 The HDF5 library does not survive a disk that fills up while it writes. So space is set aside before it
 starts, and a new file is made in memory.
@@ -12,30 +13,49 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
-from prunekit.errors import RunError
+from prunekit.errors import ResultsError, RunError
+from prunekit.results import history, probes, storing
 from prunekit.results.format import (
+    ATTEMPT_COLUMNS,
     FLOAT_COLUMNS,
     FORMAT,
     FORMAT_VERSION,
     INTEGER_COLUMNS,
     METRIC_COLUMNS,
+    STATUSES,
     units,
 )
-from prunekit.results.space import reserve
+from prunekit.results.space import Extent, copy, reserve
+
+if TYPE_CHECKING:
+    from prunekit.records import ProbeRecord
 
 Row = Mapping[str, Any]
 
 _ROOM = 1 << 20  # bytes set aside for a change besides its arrays
 _ROOM_PER_ARRAY = 1 << 13  # headers and chunk indices
+_INDEX = np.dtype(np.uint32)  # of an example in the training split
+
+
+@dataclass
+class Written:
+    """What a file holds already, for catching up."""
+
+    steps: int = 0
+    attempts: int = 0
+    epochs: dict[str, int] = field(default_factory=dict)
+    phases: set[str] = field(default_factory=set)
+    probes: set[tuple[str, str, int | None]] = field(default_factory=set)
+    """Label, moment, and the step where the moment is ``step``."""
 
 
 class ResultsWriter:
@@ -47,6 +67,8 @@ class ResultsWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._notes: dict[str, str] = {}
+        self._noted: dict[str, str] = {}
 
     def create(
         self,
@@ -57,137 +79,251 @@ class ResultsWriter:
         environment: Row,
         shapes: Mapping[str, Sequence[int]],
         metric_columns: Sequence[str] = METRIC_COLUMNS,
+        *,
+        total_steps: int | None = None,
+        spec_hash: str = "",
+        inputs: Row | None = None,
     ) -> None:
-        """Start the file, replacing one that is there."""
-        with self._edit(fresh=True) as file:
-            file.attrs.update(
-                {
-                    "format": FORMAT,
-                    "format_version": FORMAT_VERSION,
-                    "prunekit_version": version,
-                    "status": "running",
-                }
-            )
-            group = file.create_group("spec")
-            group["resolved"] = json.dumps(spec, indent=1)
-            group["origins"] = json.dumps(origins, indent=1)
-            group["text"] = text
-            file["environment"] = json.dumps(environment, indent=1)
-            group = file.create_group("prunable")
-            group["names"] = np.array(list(shapes), dtype=h5py.string_dtype())
-            group["shapes"] = json.dumps({name: list(shape) for name, shape in shapes.items()})
-            group.attrs["count"] = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-            steps = file.create_group("steps")
-            for column in (*INTEGER_COLUMNS, *FLOAT_COLUMNS, *metric_columns):
-                dtype = np.int64 if column in INTEGER_COLUMNS else np.float64
-                _growing(steps, column, (), dtype, ("step",), units(column))
-            _growing(steps, "layers", (len(shapes),), np.float64, ("step", "layer"), units("sparsity"))
-            masks = file.create_group("masks")
-            masks.attrs["packing"] = "numpy.packbits, big-endian bits, True = kept, flat index order"
-            for name, shape in shapes.items():
-                size = int(np.prod(shape, dtype=np.int64))
-                data = _growing(masks, name, (-(-size // 8),), np.uint8, ("step", "byte"), "8 weights")
-                data.attrs["shape"] = np.array(shape, dtype=np.int64)
+        """Start the file, replacing one that is there.
+
+        Args:
+            version: Of the prunekit that writes.
+            spec: Resolved.
+            origins: Dotted path of every value to where it came from.
+            text: The spec as the user wrote it.
+            environment: Versions, device, threads.
+            shapes: Prunable tensor to its shape; empty for a run that does not prune.
+            metric_columns: The metrics that the task has.
+            total_steps: How many steps there will be, at most, where that is known: the mask history then
+                need not be written anew for a larger type.
+            spec_hash: Of the resolved spec; empty if there is none.
+            inputs: File to digest, of what the run reads.
+        """
+        with self._created() as file:
+            root = {"format": FORMAT, "format_version": FORMAT_VERSION, "prunekit_version": version}
+            file.attrs.update({name: storing.attribute(value) for name, value in root.items()})
+            file.attrs["status"] = _status("running")
+            storing.store_text(file, "spec/resolved", json.dumps(spec, indent=1))
+            storing.store_text(file, "spec/origins", json.dumps(origins, indent=1))
+            storing.store_text(file, "spec/text", text)
+            if spec_hash:
+                storing.store_text(file, "spec/hash", spec_hash)
+            if inputs:
+                storing.store_text(file, "inputs", json.dumps(inputs, indent=1))
+            storing.store_text(file, "environment", json.dumps(environment, indent=1))
+            places = history.places(shapes)
+            tensors = [{"name": p.name, "shape": p.shape, "start": p.start, "stop": p.stop} for p in places]
+            storing.store_text(file, "prunable/tensors", json.dumps(tensors))
+            count = places[-1].stop if places else 0
+            file["prunable"].attrs["count"] = storing.attribute(count)
+            if places:
+                _create_steps(file, len(places), metric_columns)
+                history.create(file, count, history.smallest(total_steps or 1))
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep a JSON document, such as ``warnings``, as it is now; it is written with the next change.
+
+        An empty one that was never anything else stays absent.
+        """
+        text = json.dumps(value, indent=1)
+        if (value or name in self._noted) and text != self._noted.get(name):
+            self._notes[name] = text
 
     def add_step(
-        self, row: Row, masks: Mapping[str, np.ndarray], examples: np.ndarray, same_examples: bool
+        self,
+        row: Row,
+        masks: Mapping[str, np.ndarray],
+        examples: np.ndarray,
+        same_examples: bool = False,
+        attempts: Sequence[Row] = (),
+        found: Sequence[tuple[str, ProbeRecord]] = (),
     ) -> None:
-        """Add a pruning step.
+        """Add a pruning step with all that belongs to it, in one change.
 
         Args:
             row: Its columns, and ``layers``.
             masks: Bool arrays, True = kept.
             examples: Indices into the training split.
-            same_examples: The sample is the same at every step and stored once.
+            same_examples: The sample is known to be that of the step before. One that turns out to be is
+                not stored again either.
+            attempts: The step's own attempt, and others that are not in the file yet; see :meth:`add_attempt`.
+            found: Labels of probes and what they found at the step.
+
+        Raises:
+            RunError: If the file cannot be written, or a mask revives a weight.
         """
-        with self._edit(_size(masks, 1 / 8) + examples.nbytes) as file:
+        with self._opened() as file:
+            places = _places(file)
+            step = len(file["steps/step"]) + 1
+            gone = storing.read(file, history.GONE)
+            holes = history.extents(file)
+            compressed = file[history.GONE].compression is not None
+        if step > np.iinfo(gone.dtype).max or compressed:
+            self._rebuild(gone.astype(np.promote_types(gone.dtype, history.smallest(step))), compress=False)
+            with self._opened() as file:
+                gone, holes = storing.read(file, history.GONE), history.extents(file)
+        history.advance(gone, places, masks, step)
+        room = (0 if holes else 2 * gone.nbytes) + 16 * len(places) + 2 * _INDEX.itemsize * examples.size
+        room += sum(_room_of(record) for _, record in found)
+        with self._edit(room, holes) as file:
+            history.write(file, gone)
+            for attempt in attempts:
+                _add_attempt(file, attempt)
+            for label, record in found:
+                probes.write(file, label, record)
             steps = file["steps"]
             for column in steps:
                 value = list(row["layers"].values()) if column == "layers" else row.get(column)
-                _append(steps, column, np.nan if value is None else value)
-            for name, mask in masks.items():
-                _append(file["masks"], name, np.packbits(mask.reshape(-1)))
-            if "examples" not in file:
-                data = _growing(file, "examples", examples.shape, np.int64, ("step", "example"), "index")
-                data.attrs["sample"] = "fixed" if same_examples else "fresh"
-            if not (same_examples and len(file["examples"])):
-                _append(file, "examples", examples)
+                storing.append(steps, column, np.nan if value is None else value)
+            _add_examples(file, examples, same_examples and step > 1)
+
+    def add_attempt(self, row: Row) -> None:
+        """Add what a scheduler that can take steps back has tried.
+
+        Args:
+            row: ``step``, ``target_sparsity``, ``lambda``, ``predicted_delta_loss``, ``delta_loss``, ``accepted``,
+                ``seconds``, and ``measured``, a mapping of numbers.
+        """
+        with self._edit() as file:
+            _add_attempt(file, row)
 
     def add_epoch(self, phase: str, row: Row) -> None:
         """Add a training epoch's row to the history of a phase."""
         with self._edit() as file:
             group = file.require_group(f"training/{phase}")
             for column, value in row.items():
-                if column not in group:
-                    _growing(group, column, (), np.float64, ("epoch",), units(column))
-                _append(group, column, np.nan if value is None else value)
+                if not storing.has(group, column):
+                    storing.growing(group, column, (), np.float64, ("epoch",), units(column))
+                storing.append(group, column, np.nan if value is None else value)
 
     def add_phase(self, phase: str, metrics: Row, weights: Mapping[str, np.ndarray]) -> None:
         """Add the metrics and weights of a finished phase."""
-        with self._edit(_size(weights)) as file:
+        with self._edit(_size(weights.values())) as file:
             group = file.create_group(f"metrics/{phase}")
             for name, value in metrics.items():
-                group[name] = np.nan if value is None else float(value)
-                group[name].attrs["units"] = units(name)
-            if "weights/names" not in file:  # not an attribute: those hold 64 KiB at most
-                file["weights/names"] = np.array(list(weights), dtype=h5py.string_dtype())
+                storing.store(group, name, np.nan if value is None else float(value))
+                group[name].attrs["units"] = storing.attribute(units(name))
+            if not storing.has(file, "weights/tensors"):
+                tensors = [{"name": name, "shape": array.shape} for name, array in weights.items()]
+                storing.store_text(file, "weights/tensors", json.dumps(tensors))
             group = file.create_group(f"weights/{phase}")
             for name, array in weights.items():
-                group[name] = array
+                storing.store(group, name, array)
 
-    def add_probe(
-        self, name: str, version: int, summary: Row, attributes: Row, groups: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        """Add what a probe found; ``groups`` holds objects with ``values``, ``axes`` and ``units``."""
-        room = sum(_size({k: np.asarray(s.values) for k, s in arrays.items()}) for arrays in groups.values())
-        with self._edit(room) as file:
-            probe = file.create_group(f"probes/{name}")
-            probe.attrs.update({**attributes, "kind": f"probe:{name}", "kind_version": version})
-            probe["summary"] = json.dumps(summary, indent=1)
-            for key, arrays in groups.items():
-                group = probe.create_group(key)
-                for label, series in arrays.items():
-                    group[label] = np.asarray(series.values)
-                    group[label].attrs["units"] = series.units
-                    group[label].attrs["axes"] = list(series.axes)
+    def add_probe(self, label: str, record: ProbeRecord) -> None:
+        """Add what a probe found at a moment.
+
+        Args:
+            label: The probe's key in the results.
+            record: What it found, when, and by which probe.
+
+        Raises:
+            RunError: If the file cannot be written, or at a step the arrays are not those of earlier steps.
+        """
+        with self._edit(_room_of(record)) as file:
+            probes.write(file, label, record)
 
     def finish(self, status: str, environment: Row) -> None:
-        """Set the status and the environment, and wait until the file is on disk."""
-        with self._edit(sync=True) as file:
-            file.attrs["status"] = status
-            del file["environment"]
-            file["environment"] = json.dumps(environment, indent=1)
+        """Set the status and the environment, compress the masks of a complete run, and wait for the disk."""
+        compress = False
+        if status == "complete":
+            with self._opened() as file:
+                compress = storing.has(file, history.GONE) and file[history.GONE].compression is None
+        if compress:
+            with self._opened() as file:
+                gone = storing.read(file, history.GONE)
+            change = self._rebuilt(gone, compress=True, sync=True)
+        else:
+            change = self._edit(sync=True)
+        with change as file:
+            file.attrs.modify("status", _status(status))
+            storing.replace_text(file, "environment", json.dumps(environment, indent=1))
 
     def set_status(self, status: str) -> None:
         """Set the status alone, as when a run is resumed."""
         with self._edit() as file:
-            file.attrs["status"] = status
+            file.attrs.modify("status", _status(status))
 
-    def done(self) -> dict[str, Any]:
-        """What the file holds: number of steps, epochs per phase, phases, probes; for catching up."""
-        with h5py.File(self.path, "r", locking=False) as file:
-            training = file.get("training", {})
-            return {
-                "steps": len(file["steps/step"]),
-                "epochs": {phase: len(training[phase]["epoch"]) for phase in training},
-                "phases": set(file.get("metrics", {})),
-                "probes": set(file.get("probes", {})),
-            }
+    def done(self) -> Written:
+        """What the file holds.
+
+        Raises:
+            ResultsError: If an earlier version of the format has written it; that one cannot be added to.
+        """
+        with self._opened() as file:
+            check_version(self.path, int(file.attrs["format_version"]))
+            phases = storing.members(file, "training")
+            found = Written(
+                steps=_length(file, "steps/step"),
+                attempts=_length(file, "attempts/step"),
+                epochs={phase: _length(file, f"training/{phase}/epoch") for phase in phases},
+                phases=set(storing.members(file, "metrics")),
+            )
+            for label in storing.members(file, "probes"):
+                probe = file["probes"][label]
+                once = set(probes.moments(probe)) - {probes.STEP}
+                found.probes |= {(label, moment, None) for moment in once}
+                found.probes |= {(label, probes.STEP, step) for step in probes.steps(probe)}
+            for name in ("warnings", "resumptions"):
+                if storing.has(file, name):
+                    self._noted[name] = storing.read_text(file, name)
+            return found
+
+    # -- making a change -------------------------------------------------------------------------------
 
     @contextmanager
-    def _edit(self, room: int = 0, fresh: bool = False, sync: bool = False) -> Iterator[h5py.File]:
+    def _opened(self) -> Iterator[h5py.File]:
+        with h5py.File(self.path, "r", locking=False) as file:
+            yield file
+
+    @contextmanager
+    def _created(self) -> Iterator[h5py.File]:
+        with self._replacing() as temporary, _in_memory() as file:
+            yield file
+            self._write_notes(file)
+            file.flush()
+            temporary.write_bytes(file.id.get_file_image())
+        self._notes.clear()
+
+    @contextmanager
+    def _edit(self, room: int = 0, holes: Iterable[Extent] = (), sync: bool = False) -> Iterator[h5py.File]:
+        """A copy to change. Its holes MUST be overwritten wholly."""
+        with self._replacing(sync) as temporary:
+            copy(self.path, temporary, _ROOM + room + self._room_for_notes, holes)
+            with _writing(temporary) as file:
+                yield file
+                self._write_notes(file)
+        self._notes.clear()
+
+    def _rebuild(self, gone: np.ndarray, compress: bool) -> None:
+        with self._rebuilt(gone, compress):
+            pass
+
+    @contextmanager
+    def _rebuilt(self, gone: np.ndarray, compress: bool, sync: bool = False) -> Iterator[h5py.File]:
+        """A copy made object by object, to change: nothing in it is left over from what was replaced."""
+        with self._replacing(sync) as temporary:
+            with _in_memory() as file:
+                file.flush()
+                temporary.write_bytes(file.id.get_file_image())
+            with temporary.open("rb+") as raw:
+                size = self.path.stat().st_size
+                reserve(raw, size + size // 16 + gone.nbytes + _ROOM + self._room_for_notes)
+            with self._opened() as old, _writing(temporary) as file:
+                _copy_objects(old, file)
+                history.create(file, gone.size, gone.dtype, gone if compress else None)
+                if not compress:
+                    history.write(file, gone)
+                yield file
+                self._write_notes(file)
+        self._notes.clear()
+
+    @contextmanager
+    def _replacing(self, sync: bool = False) -> Iterator[Path]:
+        """A file beside the results file, which takes its place."""
         temporary = self.path.with_name(self.path.name + ".tmp")
         try:
-            if fresh:
-                with h5py.File(temporary, "w", driver="core", backing_store=False) as file:
-                    yield file
-                    file.flush()
-                    image = file.id.get_file_image()
-                temporary.write_bytes(image)
-            else:
-                _copy(self.path, temporary, _ROOM + room)
-                with h5py.File(temporary, "r+", locking=False) as file:  # cuts off what it did not need
-                    yield file
+            yield temporary
             if sync:
                 with temporary.open("rb+") as raw:
                     os.fsync(raw.fileno())
@@ -198,33 +334,110 @@ class ResultsWriter:
                 f"{self.path}: cannot be written ({error}); what was finished before is kept in it"
             ) from error
 
+    @property
+    def _room_for_notes(self) -> int:
+        return sum(4 * len(text) + _ROOM_PER_ARRAY for text in self._notes.values())
 
-def _size(arrays: Mapping[str, np.ndarray], share: float = 1.0) -> int:
-    return sum(int(a.nbytes * share) + _ROOM_PER_ARRAY for a in arrays.values())
-
-
-def _copy(source: Path, target: Path, room: int) -> None:
-    """Copy a file into one that is longer by ``room`` bytes, all of them sure to be there."""
-    with source.open("rb") as old, target.open("wb") as new:
-        reserve(new, os.fstat(old.fileno()).st_size + room)
-        shutil.copyfileobj(old, new, 1 << 20)
+    def _write_notes(self, file: h5py.File) -> None:
+        for name, text in self._notes.items():
+            storing.replace_text(file, name, text)
+        self._noted |= self._notes
 
 
-def _growing(
-    group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, axes: Sequence[str], unit: str
-) -> h5py.Dataset:
-    chunk = (64,) if not shape else (1 if np.prod(shape) > 64 else 16, *(max(1, n) for n in shape))
-    data = group.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunk)
-    data.attrs["units"] = unit
-    data.attrs["axes"] = list(axes)
-    return data
+def check_version(path: Path, version: int) -> None:
+    """Refuse to go on with a file of an earlier format.
+
+    Raises:
+        ResultsError: Saying what to do.
+    """
+    if version != FORMAT_VERSION:
+        raise ResultsError(
+            f"{path}: its run was started in format {version}, and this prunekit goes on only in format "
+            f"{FORMAT_VERSION}. Finish it with the prunekit that started it (0.1 for format 1), or use "
+            "--overwrite to start again."
+        )
 
 
-def _append(group: h5py.Group, name: str, value: Any) -> None:
-    # h5py's low-level calls: finding, resizing and assigning through the high-level ones take six times as long.
-    dataset = h5py.h5d.open(group.id, name.encode())
-    length, *shape = dataset.shape
-    dataset.set_extent((length + 1, *shape))
-    space = dataset.get_space()
-    space.select_hyperslab((length, *(0 for _ in shape)), (1, *shape))
-    dataset.write(h5py.h5s.create_simple((1, *shape)), space, np.ascontiguousarray(value))
+def _in_memory() -> h5py.File:
+    return h5py.File("new", "w", driver="core", backing_store=False, libver=storing.LIBVER)
+
+
+def _writing(path: Path) -> h5py.File:
+    return h5py.File(path, "r+", locking=False, libver=storing.LIBVER)  # cuts off what it does not need
+
+
+def _copy_objects(old: h5py.File, new: h5py.File) -> None:
+    """Copy everything but the mask history, chunks as they are, checksums with them."""
+    for name in old.attrs:  # by type too: a string's length is the room that it has
+        new.attrs.create(name, old.attrs[name], dtype=old.attrs.get_id(name).dtype)
+    masks, gone = history.GONE.split("/")
+    for name in set(old) - {masks}:
+        old.copy(name, new)
+    for name in set(old[masks]) - {gone}:
+        old.copy(old[masks][name], new.require_group(masks), name)
+
+
+def _create_steps(file: h5py.File, layers: int, metric_columns: Sequence[str]) -> None:
+    steps = file.create_group("steps")
+    for column in (*INTEGER_COLUMNS, *FLOAT_COLUMNS, *metric_columns):
+        dtype = np.int64 if column in INTEGER_COLUMNS else np.float64
+        storing.growing(steps, column, (), dtype, ("step",), units(column))
+    storing.growing(steps, "layers", (layers,), np.float64, ("step", "layer"), units("sparsity"))
+
+
+def _add_attempt(file: h5py.File, row: Row) -> None:
+    if not storing.has(file, "attempts"):
+        group = file.create_group("attempts")
+        for column, dtype in ATTEMPT_COLUMNS.items():
+            storing.growing(group, column, (), dtype, ("attempt",), units(column))
+        storing.store_text(group, "measured", "")
+    group = file["attempts"]
+    for column in ATTEMPT_COLUMNS:
+        storing.append(group, column, np.nan if row[column] is None else row[column])
+    storing.append_text(group, "measured", json.dumps(row["measured"]) + "\n")
+
+
+def _room_of(record: ProbeRecord) -> int:
+    """Bytes that a probe's findings take, twice over."""
+    return 2 * _size(np.asarray(s.values) for group in record.groups.values() for s in group.values())
+
+
+def _add_examples(file: h5py.File, examples: np.ndarray, same: bool) -> None:
+    """Note which examples a step has used: those of the step before are not stored again."""
+    if examples.size and int(examples.max()) > np.iinfo(_INDEX).max:
+        raise RunError(f"{file.filename}: a results file holds example indices up to {np.iinfo(_INDEX).max}")
+    if not storing.has(file, "examples"):
+        group = file.create_group("examples")
+        chunk = (min(max(examples.size, 64), 1 << 14),)
+        storing.create(group, "indices", (0,), _INDEX, grows=True, chunk=chunk)
+        storing.describe(group["indices"], ("example",), "index")
+        for name in ("start", "count"):
+            storing.growing(group, name, (), np.int64, ("step",), "examples")
+    group = file["examples"]
+    start, count = len(group["indices"]), examples.size
+    if len(group["start"]):
+        before, length = int(group["start"][-1]), int(group["count"][-1])
+        if same or np.array_equal(group["indices"][before : before + length], examples):
+            start, count = before, length
+    if start == len(group["indices"]):
+        storing.append(group, "indices", examples)
+    storing.append(group, "start", start)
+    storing.append(group, "count", count)
+
+
+def _places(file: h5py.File) -> list[history.Place]:
+    tensors = storing.read_json(file, "prunable/tensors")
+    return history.places({t["name"]: t["shape"] for t in tensors})
+
+
+def _length(file: h5py.File, column: str) -> int:
+    return len(file[column]) if storing.has(file, column) else 0
+
+
+def _status(status: str) -> np.ndarray:
+    """Wide enough for every status, so that one takes the place of another."""
+    return np.array(status.encode(), dtype=f"S{max(map(len, STATUSES))}")
+
+
+def _size(arrays: Iterable[np.ndarray]) -> int:
+    return sum(a.nbytes + _ROOM_PER_ARRAY for a in arrays)

@@ -8,8 +8,7 @@ from prunekit import Recorder, __version__
 from prunekit.results import ResultsWriter
 
 if TYPE_CHECKING:
-    from prunekit import ProbeRecord
-    from prunekit.records import RunView, StepRecord
+    from prunekit import Attempt, ProbeRecord, RunView, StepRecord
 
 
 class HDF5(Recorder):
@@ -22,47 +21,103 @@ class HDF5(Recorder):
     name = "hdf5"
 
     def started(self, run: RunView) -> None:
-        """Create the file, or bring the one that is there up to the run."""
+        """Create the file, or bring the one that is there up to the run.
+
+        Raises:
+            ResultsError: If the one that is there is of an earlier format.
+        """
         self._writer = ResultsWriter(run.out)
         if not run.out.exists():
-            names = run.metric_names
+            self._note(run)
+            self._attempts = 0
             self._writer.create(
-                __version__, run.spec, run.origins, run.spec_text, run.environment, run.shapes, names
+                __version__,
+                run.spec,
+                run.origins,
+                run.spec_text,
+                run.environment,
+                run.shapes,
+                run.metric_names,
+                total_steps=run.total_steps,
+                spec_hash=run.spec_hash,
+                inputs=run.inputs,
             )
             return
-        self._writer.set_status("running")
         done = self._writer.done()
+        self._note(run)
+        self._writer.set_status("running")
+        self._attempts = done.attempts
         for phase in ("dense", "pruned", "finetuned"):
-            for row in run.history.get(phase, [])[done["epochs"].get(phase, 0) :]:
+            for row in run.history.get(phase, [])[done.epochs.get(phase, 0) :]:
                 self._writer.add_epoch(phase, row)
-        for step in run.steps[done["steps"] :]:
+        for step in run.steps[done.steps :]:
             self.step_finished(run, step)
+        self._add_attempts(run)
         for phase in run.metrics:
-            if phase not in done["phases"]:
+            if phase not in done.phases:
                 self.phase_finished(run, phase)
-        for name, record in run.probes:
-            if name not in done["probes"]:
-                self.probe_finished(run, name, record)
+        for label, record in run.probes:
+            if record.step is None and (label, record.moment, None) not in done.probes:
+                self.probe_finished(run, label, record)
 
     def epoch_finished(self, run: RunView, phase: str) -> None:
         """Add the epoch's row."""
+        self._note(run)
         self._writer.add_epoch(phase, run.history[phase][-1])
 
     def phase_finished(self, run: RunView, phase: str) -> None:
         """Add metrics and weights."""
+        self._note(run)
         self._writer.add_phase(phase, run.metrics[phase], run.weights[phase])
 
+    def attempt_finished(self, run: RunView, attempt: Attempt) -> None:
+        """Add an attempt that was taken back; one that stays comes with its step."""
+        if not attempt.accepted:
+            self._note(run)
+            self._add_attempts(run)
+
     def step_finished(self, run: RunView, step: StepRecord) -> None:
-        """Add the step's row, masks and example indices."""
+        """Add the step's row, masks, example indices, its attempt and what probes found, in one change."""
         assert run.examples is not None
         settings = run.spec["prune"]
         fixed = settings["sample"] == "fixed" or settings["examples"] is None
-        self._writer.add_step(step, run.masks, run.examples, fixed)
+        found = [(label, record) for label, record in run.probes if record.step == step.step]
+        self._note(run)
+        self._writer.add_step(step, run.masks, run.examples, fixed, self._new_attempts(run), found)
 
-    def probe_finished(self, run: RunView, name: str, record: ProbeRecord) -> None:
-        """Add the probe's group."""
-        self._writer.add_probe(name, record.kind_version, record.summary, record.attributes, record.groups)
+    def probe_finished(self, run: RunView, label: str, record: ProbeRecord) -> None:
+        """Add what a probe found; at a step that comes with the step."""
+        if record.step is None:
+            self._note(run)
+            self._writer.add_probe(label, record)
 
     def finished(self, run: RunView) -> None:
         """Set the final status."""
+        self._note(run)
         self._writer.finish(run.status, run.environment)
+
+    def _note(self, run: RunView) -> None:
+        """What may grow at any moment goes along with the next change."""
+        self._writer.note("warnings", run.warnings)
+        self._writer.note("resumptions", run.resumptions)
+
+    def _add_attempts(self, run: RunView) -> None:
+        for row in self._new_attempts(run):
+            self._writer.add_attempt(row)
+
+    def _new_attempts(self, run: RunView) -> list[dict[str, object]]:
+        """Rows of the attempts that the file does not have, which it has from now on."""
+        new, self._attempts = run.attempts[self._attempts :], len(run.attempts)
+        return [
+            {
+                "step": attempt.step,
+                "target_sparsity": attempt.target.sparsity,
+                "lambda": attempt.lam,
+                "predicted_delta_loss": attempt.predicted_delta_loss,
+                "delta_loss": attempt.delta_loss,
+                "accepted": attempt.accepted,
+                "seconds": attempt.seconds,
+                "measured": attempt.measured,
+            }
+            for attempt in new
+        ]

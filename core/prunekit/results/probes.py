@@ -1,0 +1,166 @@
+"""What a probe found, as it lies in a file of format 2: ``probes/LABEL/MOMENT/GROUP/ARRAY``.
+
+A moment that comes once holds arrays and a summary. The moment ``step`` comes again and again: there every array
+has a leading axis ``step``, and the summaries are lines of one text, so each time appends a row to all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from prunekit.errors import RunError
+from prunekit.results import storing
+from prunekit.results.format import MOMENTS
+
+if TYPE_CHECKING:
+    from prunekit.records import ProbeRecord, Series
+
+STEP = "step"  # the moment, the data set with the steps' numbers, and the axis
+SUMMARY = "summary"
+
+Arrays = dict[str, dict[str, np.ndarray]]
+
+
+def write(file: h5py.File, label: str, record: ProbeRecord) -> None:
+    """Add what a probe found at a moment.
+
+    Args:
+        file: Open for writing.
+        label: The probe's key in the results.
+        record: What it found, when, and by which probe.
+
+    Raises:
+        RunError: If it cannot be stored, naming probe and array.
+    """
+    moment, step = record.moment, record.step
+    where = f"probe {label!r} at {moment}" + ("" if step is None else f" {step}")
+    if (step is not None) != (moment == STEP) or moment not in MOMENTS:
+        raise RunError(f"{where}: there is no such moment")
+    found = {
+        (g, k): _values(where, g, k, s) for g, arrays in record.groups.items() for k, s in arrays.items()
+    }
+    probe = file.require_group(f"probes/{label}")
+    for name, value in {"kind": f"probe:{record.name or label}", "kind_version": record.kind_version}.items():
+        if name not in probe.attrs:
+            probe.attrs[name] = storing.attribute(value)
+    if step is None:
+        _write_once(probe.create_group(moment), record, found)
+    else:
+        _append(probe.require_group(moment), step, record, found, where)
+
+
+def _values(where: str, group: str, key: str, series: Series) -> np.ndarray:
+    values = np.asarray(series.values)
+    if group in (STEP, SUMMARY):
+        raise RunError(f"{where}: a group of arrays cannot be called {group!r}; give it another name")
+    if values.dtype.kind not in "biuf":
+        raise RunError(f"{where}: array {group}/{key} holds {values.dtype}; it must hold numbers")
+    return values
+
+
+def _write_once(moment: h5py.Group, record: ProbeRecord, found: Mapping[tuple[str, str], np.ndarray]) -> None:
+    moment.attrs.update({name: storing.attribute(value) for name, value in record.attributes.items()})
+    storing.store_text(moment, SUMMARY, json.dumps(record.summary, indent=1))
+    for group in record.groups:
+        moment.create_group(group)
+    for (group, key), values in found.items():
+        series = record.groups[group][key]
+        storing.store(moment[group], key, values)
+        storing.describe(moment[group][key], series.axes, series.units)
+
+
+def _append(
+    moment: h5py.Group,
+    step: int,
+    record: ProbeRecord,
+    found: Mapping[tuple[str, str], np.ndarray],
+    where: str,
+) -> None:
+    if not storing.has(moment, STEP):
+        storing.growing(moment, STEP, (), np.int64, (STEP,), "")
+        storing.store_text(moment, SUMMARY, "")
+        moment.attrs.update({name: storing.attribute(value) for name, value in record.attributes.items()})
+        for (group, key), values in found.items():
+            series = record.groups[group][key]
+            inside = moment.require_group(group)
+            storing.growing(inside, key, values.shape, values.dtype, (STEP, *series.axes), series.units)
+    _check(moment, record, found, where)
+    storing.append(moment, STEP, step)
+    storing.append_text(moment, SUMMARY, json.dumps(record.summary) + "\n")
+    for (group, key), values in found.items():
+        storing.append(moment[group], key, values[np.newaxis])
+
+
+def _check(
+    moment: h5py.Group, record: ProbeRecord, found: Mapping[tuple[str, str], np.ndarray], where: str
+) -> None:
+    """A row is added to every array of the steps before or to none."""
+    before = {(group, key) for group in _groups(moment) for key in moment[group]}
+    for group, key in before ^ set(found):
+        which = "was not" if (group, key) in before else "was"
+        raise RunError(
+            f"{where}: array {group}/{key} {which} measured at this step, unlike at the first one; "
+            "a probe of steps must find the same arrays at each"
+        )
+    for (group, key), values in found.items():
+        data = moment[group][key]
+        if data.shape[1:] != values.shape or not np.can_cast(values.dtype, data.dtype, "same_kind"):
+            raise RunError(
+                f"{where}: array {group}/{key} is {values.dtype} of shape {values.shape}, and at the first step "
+                f"was {data.dtype} of shape {data.shape[1:]}; it must be the same at every step"
+            )
+    changed = [
+        name
+        for name, value in record.attributes.items()
+        if name not in moment.attrs
+        or storing.plain(moment.attrs[name]) != storing.plain(storing.attribute(value)[()])
+    ]
+    if changed:
+        raise RunError(
+            f"{where}: attribute {changed[0]!r} is not what it was at the first step; "
+            "what changes from step to step belongs into the summary or an array"
+        )
+
+
+def read(moment: h5py.Group) -> Arrays:
+    """Arrays of a moment, by group."""
+    return {group: {key: _read(moment[group], key) for key in moment[group]} for group in _groups(moment)}
+
+
+def _read(group: h5py.Group, key: str) -> np.ndarray:
+    values = storing.read(group, key)
+    return values if len(group[key].attrs["axes"]) else values.reshape(())
+
+
+def summary(probe: h5py.Group) -> dict[str, Any]:
+    """What ``inspect --json`` shows of a probe: its ``end`` at the top, the other moments by name."""
+    found: dict[str, Any] = storing.read_json(probe["end"], SUMMARY) if storing.has(probe, "end") else {}
+    for moment in moments(probe):
+        group = probe[moment]
+        if moment == STEP:
+            rows = zip(steps(probe), storing.read_json_lines(group, SUMMARY), strict=True)
+            found["steps"] = [{STEP: step, **row} for step, row in rows]
+        elif moment != "end":
+            found[moment] = storing.read_json(group, SUMMARY)
+    return found
+
+
+def moments(probe: h5py.Group) -> dict[str, int]:
+    """How often a probe measured, by moment, in the order of a run."""
+    there = list(probe)
+    return {moment: len(steps(probe)) if moment == STEP else 1 for moment in MOMENTS if moment in there}
+
+
+def steps(probe: h5py.Group) -> list[int]:
+    """Steps at which a probe measured."""
+    found: list[int] = storing.read(probe[STEP], STEP).tolist() if storing.has(probe, STEP) else []
+    return found
+
+
+def _groups(moment: h5py.Group) -> list[str]:
+    return [name for name in moment if isinstance(moment[name], h5py.Group)]

@@ -1,0 +1,43 @@
+"""Rows of the summary, put together from a file's columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prunekit.results.format import INTEGER_COLUMNS, METRIC_COLUMNS
+
+STEP_COLUMNS = (
+    "step",
+    "target_sparsity",
+    "sparsity",
+    "pruned",
+    "remaining",
+    "predicted_delta_loss",
+    "delta_loss",
+    *METRIC_COLUMNS,
+)
+
+
+def number(value: Any) -> float | None:
+    """A float, or None for NaN (not measured, or not finite): JSON has neither NaN nor infinity."""
+    found = float(value)
+    return found if math.isfinite(found) else None
+
+
+def step_rows(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The table of steps, a mapping per row; ``layers`` maps names to sparsities."""
+    rows = []
+    for i, layers in enumerate(columns["layers"]):
+        row: dict[str, Any] = {
+            c: int(columns[c][i]) if c in INTEGER_COLUMNS else number(columns[c][i])
+            for c in STEP_COLUMNS
+            if c in columns
+        }
+        row["layers"] = {str(n): float(s) for n, s in zip(names, layers, strict=True)}
+        row["seconds"] = number(columns["seconds"][i])
+        rows.append(row)
+    return rows

@@ -1,0 +1,95 @@
+"""How format 1, written by prunekit 0.1, stores things: a row of packed bits per step and tensor, no checksums."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import h5py
+import numpy as np
+
+from prunekit.results.format import METRIC_COLUMNS, PHASES
+from prunekit.results.rows import number, step_rows
+
+
+class Version1:
+    """Reads an open file; what it cannot read raises whatever h5py raises."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+
+    def summary(self) -> dict[str, Any]:
+        """What the file's own version adds to the keys that every version has."""
+        file = self._file
+        probes = file.get("probes", {})
+        return {
+            "spec": _json(file["spec/resolved"]),
+            "origins": _json(file["spec/origins"]),
+            "environment": _json(file["environment"]),
+            "prunable": int(file["prunable"].attrs["count"]),
+            **{phase: self._metrics(phase) for phase in PHASES},
+            "steps": step_rows({name: data[()] for name, data in file["steps"].items()}, self._names()),
+            "probes": {name: _json(probes[name]["summary"]) for name in probes},
+        }
+
+    def masks(self, step: int) -> dict[str, np.ndarray]:
+        """Masks after a step, True = kept; step 0 is before the first."""
+        found = {}
+        for name in self._names():
+            data = self._file["masks"][name]
+            shape = tuple(data.attrs["shape"])
+            if step == 0:
+                found[name] = np.ones(shape, dtype=bool)
+            else:
+                bits = np.unpackbits(data[step - 1], count=math.prod(shape))
+                found[name] = bits.astype(bool).reshape(shape)
+        return found
+
+    def weights(self, phase: str) -> dict[str, np.ndarray]:
+        """Parameters and buffers of a phase that is there."""
+        group = self._file[f"weights/{phase}"]
+        names = self._file["weights/names"].asstr()[()]
+        return {name: np.asarray(group[name][()]) for name in names}
+
+    def phases(self) -> list[str]:
+        """Phases whose weights are there."""
+        return [phase for phase in PHASES if f"weights/{phase}" in self._file]
+
+    def examples(self, step: int) -> np.ndarray:
+        """Indices of a step's examples."""
+        data = self._file["examples"]
+        found: np.ndarray = data[0 if data.attrs["sample"] == "fixed" else step - 1]
+        return found
+
+    def history(self, phase: str) -> dict[str, np.ndarray]:
+        """Columns over a phase's epochs."""
+        group = self._file.get(f"training/{phase}", {})
+        return {name: data[()] for name, data in group.items()}
+
+    def moments(self, label: str) -> dict[str, int]:
+        """How often a probe measured, by moment; this version knows only the run's end."""
+        return {"end": 1} if f"probes/{label}" in self._file else {}
+
+    def probe(self, label: str, moment: str) -> dict[str, dict[str, np.ndarray]]:
+        """A probe's arrays, by group."""
+        return {
+            key: {name: data[()] for name, data in group.items()}
+            for key, group in self._file[f"probes/{label}"].items()
+            if isinstance(group, h5py.Group)
+        }
+
+    def _names(self) -> list[str]:
+        names: list[str] = self._file["prunable/names"].asstr()[()].tolist()
+        return names
+
+    def _metrics(self, phase: str) -> dict[str, float | None] | None:
+        group = self._file.get(f"metrics/{phase}")
+        if group is None:
+            return None
+        return {name: number(group[name][()]) for name in METRIC_COLUMNS if name in group}
+
+
+def _json(data: h5py.Dataset) -> Any:
+    # Python writes NaN and infinity where JSON has neither; what is not finite is null.
+    return json.loads(data.asstr()[()], parse_constant=lambda _: None)

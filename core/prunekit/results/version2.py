@@ -1,0 +1,117 @@
+"""How format 2 stores things: one mask history, and everything under a checksum."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import h5py
+import numpy as np
+
+from prunekit.results import history, probes, storing
+from prunekit.results.format import ATTEMPT_COLUMNS, METRIC_COLUMNS, PHASES
+from prunekit.results.history import Place
+from prunekit.results.rows import number, step_rows
+
+
+class Version2:
+    """Reads an open file; what it cannot read raises whatever h5py raises."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+
+    def summary(self) -> dict[str, Any]:
+        """What the file's own version adds to the keys that every version has."""
+        file = self._file
+        found = {
+            "spec": storing.read_json(file, "spec/resolved"),
+            "origins": storing.read_json(file, "spec/origins"),
+            "environment": storing.read_json(file, "environment"),
+            "prunable": int(file["prunable"].attrs["count"]),
+            **{phase: self._metrics(phase) for phase in PHASES},
+            "steps": self._steps(),
+            "attempts": self._attempts(),
+            "probes": {
+                label: probes.summary(file["probes"][label]) for label in storing.members(file, "probes")
+            },
+        }
+        if storing.has(file, "spec/hash"):
+            found["spec_hash"] = storing.read_text(file, "spec/hash")
+        for name in ("inputs", "warnings", "resumptions"):
+            if storing.has(file, name):
+                found[name] = storing.read_json(file, name)
+        return found
+
+    def masks(self, step: int) -> dict[str, np.ndarray]:
+        """Masks after a step, True = kept; step 0 is before the first."""
+        return history.masks(self._gone, self._places, step)
+
+    def weights(self, phase: str) -> dict[str, np.ndarray]:
+        """Parameters and buffers of a phase that is there."""
+        group = self._file[f"weights/{phase}"]
+        tensors = storing.read_json(self._file, "weights/tensors")
+        return {t["name"]: storing.read(group, t["name"]).reshape(t["shape"]) for t in tensors}
+
+    def phases(self) -> list[str]:
+        """Phases whose weights are there."""
+        return [phase for phase in PHASES if storing.has(self._file, f"weights/{phase}")]
+
+    def examples(self, step: int) -> np.ndarray:
+        """Indices of a step's examples."""
+        group = self._file["examples"]
+        start, count = group["start"][step - 1], group["count"][step - 1]
+        found: np.ndarray = group["indices"][start : start + count].astype(np.int64)
+        return found
+
+    def history(self, phase: str) -> dict[str, np.ndarray]:
+        """Columns over a phase's epochs."""
+        path = f"training/{phase}"
+        return {name: storing.read(self._file[path], name) for name in storing.members(self._file, path)}
+
+    def moments(self, label: str) -> dict[str, int]:
+        """How often a probe measured, by moment."""
+        path = f"probes/{label}"
+        return probes.moments(self._file[path]) if storing.has(self._file, path) else {}
+
+    def probe(self, label: str, moment: str) -> probes.Arrays:
+        """A probe's arrays at a moment, by group."""
+        return probes.read(self._file[f"probes/{label}/{moment}"])
+
+    @cached_property
+    def _places(self) -> list[Place]:
+        tensors = storing.read_json(self._file, "prunable/tensors")
+        return history.places({t["name"]: t["shape"] for t in tensors})
+
+    @cached_property
+    def _gone(self) -> np.ndarray:
+        # Kept, since masks are asked for step after step and all come from here; a byte or two per weight.
+        if not storing.has(self._file, history.GONE):
+            return np.zeros(0, np.uint8)
+        return storing.read(self._file, history.GONE)
+
+    def _metrics(self, phase: str) -> dict[str, float | None] | None:
+        path = f"metrics/{phase}"
+        if not storing.has(self._file, path):
+            return None
+        there = storing.members(self._file, path)
+        group = self._file[path]
+        return {name: number(storing.read(group, name)[0]) for name in METRIC_COLUMNS if name in there}
+
+    def _steps(self) -> list[dict[str, Any]]:
+        if not storing.has(self._file, "steps"):
+            return []
+        group = self._file["steps"]
+        return step_rows({name: storing.read(group, name) for name in group}, [p.name for p in self._places])
+
+    def _attempts(self) -> list[dict[str, Any]]:
+        if not storing.has(self._file, "attempts"):
+            return []
+        group = self._file["attempts"]
+        columns = {name: storing.read(group, name).tolist() for name in ATTEMPT_COLUMNS}
+        measured = storing.read_json_lines(group, "measured")
+        rows = []
+        for *values, found in zip(*columns.values(), measured, strict=True):
+            row = dict(zip(columns, values, strict=True))
+            numbers = {n: number(v) for n, v in row.items() if ATTEMPT_COLUMNS[n] == "float64"}
+            rows.append(row | numbers | {"accepted": bool(row["accepted"]), "measured": found})
+        return rows
