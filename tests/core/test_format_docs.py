@@ -241,7 +241,7 @@ def test_a_failure_is_recorded_with_its_message(tmp_path: Path, monkeypatch: pyt
     def fail(*_: Any) -> None:
         raise pk.RunError("no more")
 
-    monkeypatch.setattr(Pruner, "step", fail)
+    monkeypatch.setattr(Pruner, "outcomes", fail)
     with pytest.raises(pk.RunError):
         pk.run(SPEC, tmp_path / "r.h5")
     with pk.open(tmp_path / "r.h5") as results:

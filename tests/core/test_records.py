@@ -13,8 +13,8 @@ import pytest
 import running
 
 import prunekit as pk
-from prunekit.records import ProbeRecord, Series
 from prunekit.errors import ResultsError, RunError
+from prunekit.records import ProbeRecord, Series
 from prunekit.results import ResultsWriter, storing
 
 METRICS = {"train_loss": 0.5, "valid_loss": None, "test_loss": 0.25, "train_error": 0.125}
@@ -328,9 +328,7 @@ def record(value: float, **more: Any) -> ProbeRecord:
 
 def probed(path: Path) -> ResultsWriter:
     writer = begin(path, {"w": (30,)})
-    writer.add_probe(
-        "curvature", record(1.0, moment="dense", attributes={"examples": 20, "of": "train"})
-    )
+    writer.add_probe("curvature", record(1.0, moment="dense", attributes={"examples": 20, "of": "train"}))
     for step, value in ((2, 2.0), (4, np.nan)):
         writer.add_probe("curvature", record(value, attributes={"α": [1, 2]}, moment="step", step=step))
     writer.add_probe("curvature", record(5.0))
