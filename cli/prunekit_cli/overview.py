@@ -22,6 +22,7 @@ def overview(results: Results) -> Iterator[RenderableType]:
     yield _head(summary)
     yield from _networks(summary)
     yield from _steps(summary["steps"])
+    yield from _attempts(summary["attempts"])
     for name, found in summary["probes"].items():
         yield from _probe(name, found)
 
@@ -119,9 +120,36 @@ def _steps(steps: list[dict[str, Any]]) -> Iterator[RenderableType]:
     yield table(title, [*columns, "seconds"], rows, left=0)
 
 
+def _attempts(attempts: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    """The attempts that were taken back; those that stayed are the steps."""
+    gone = [attempt for attempt in attempts if not attempt["accepted"]]
+    if not gone:
+        return
+    shown = gone[:_MANY_STEPS]
+    title = f"Attempts taken back ({len(gone)} of {len(attempts)})"
+    if len(shown) < len(gone):
+        title += f", the first {len(shown)}; all with --json"
+    rows = [
+        [
+            attempt["step"],
+            percent(attempt["target_sparsity"], 3),
+            number(attempt["lambda"]),
+            number(attempt["predicted_delta_loss"]),
+            number(attempt["delta_loss"]),
+        ]
+        for attempt in shown
+    ]
+    yield table(title, ["step", "sparsity", "λ", "predicted Δloss", "measured Δloss"], rows, left=0)
+
+
 def _probe(name: str, found: dict[str, Any]) -> Iterator[RenderableType]:
+    steps = found.get("steps")
+    if isinstance(steps, list):
+        yield from _probe_steps(name, steps)
     rows = []
     for key, value in found.items():
+        if key == "steps" and isinstance(value, list):
+            continue
         if isinstance(value, dict):
             for label, inner in value.items():
                 shown = number(inner) if isinstance(inner, int | float) else inner
@@ -132,3 +160,16 @@ def _probe(name: str, found: dict[str, Any]) -> Iterator[RenderableType]:
             )
     if rows:
         yield table(f"Probe {name}", ["where", "what", "value"], rows, left=2)
+
+
+def _probe_steps(name: str, steps: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    """What a probe found at steps: the numbers of its summaries, a row for each step."""
+    every = -(-len(steps) // 20) if len(steps) > _MANY_STEPS else 1
+    shown = [row for i, row in enumerate(steps) if i % every == 0 or i == len(steps) - 1]
+    columns = [
+        key for key, value in steps[0].items() if isinstance(value, int | float | None) and key != "step"
+    ]
+    if columns:
+        rows = [[row["step"], *(number(row.get(key)) for key in columns)] for row in shown]
+        title = f"Probe {name}" + (f" (every {every}th step; all with --json)" if every > 1 else "")
+        yield table(title, ["step", *(key.replace("_", " ") for key in columns)], rows, left=0)
