@@ -23,7 +23,7 @@ BLOCKS = [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ 
 
 def signature(hook: str) -> str:
     """As written in the source, without the colon."""
-    found = re.search(r"^(def .*?):(?:  #.*)?$", inspect.getsource(getattr(hookspecs, hook)), re.M)
+    found = re.search(r"^(def .*?):$", inspect.getsource(getattr(hookspecs, hook)), re.M)
     assert found is not None
     return found[1]
 

@@ -283,7 +283,7 @@ class _Execution:
     def _step(self, outcome: Outcome, record: StepRecord) -> Metrics:
         settings, state = self.settings.prune, self.state
         found = self._metrics()
-        record = replace(record, **found)  # type: ignore[arg-type]
+        record = replace(record, **found)
         self._updated = self._updated or outcome.updated
         if settings.recalibrate_batchnorm is not None:
             chosen = self._draw(settings.recalibrate_batchnorm, "recalibrate", record.step - 1)
