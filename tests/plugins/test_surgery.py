@@ -13,7 +13,7 @@ from torch import Tensor, float64, nn
 
 import prunekit as pk
 from prunekit.masks.weights import Layer
-from prunekit.plugins.build import criterion_with_lambda
+from prunekit.plugins.build import component
 from prunekit_plugins._linalg.constrained import adjusted
 from prunekit_plugins._linalg.inversion import inverse
 from prunekit_plugins._selection.elimination import Caps, eliminate
@@ -370,8 +370,8 @@ def test_what_one_criterion_asked_of_a_statistic_is_not_told_to_another() -> Non
     weights = {n: model.get_parameter(n).detach() for n in names}
     masks = {n: torch.rand(w.shape) > 0.4 for n, w in weights.items()}
     for name, options in (("obs_rows", {"gradient": True}), ("obs_rows", {}), ("combinatorial", {})):
-        first = criterion_with_lambda({"name": name, "damping": 0.1}, None)
-        second = criterion_with_lambda({"name": name, "damping": 0.1, **options}, None if options else 3.0)
+        first = component("criterion", {"name": name, "damping": 0.1})
+        second = component("criterion", {"name": name, "damping": 0.1, **options})
         if name == "obs_rows" and not options:
             second = first
         wanted = frozenset(first.requires | second.requires)

@@ -36,6 +36,11 @@ class Criterion(Component, ABC):
         """True where λ goes into the criterion's own damping (:attr:`Context.lam`) and not into the saliency."""
         return False
 
+    @property
+    def uses_selector(self) -> bool:
+        """False where :meth:`propose` chooses the masks itself, so that a selector beside it is refused."""
+        return True
+
     def required(self, lam: float) -> frozenset[Request]:
         """The statistics of a step with this λ; :attr:`requires`, unless one of them depends on λ."""
         return self.requires

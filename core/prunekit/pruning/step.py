@@ -87,6 +87,12 @@ class Pruner:
         budgets = [pruned_count(level, self.total) for level in self.levels or ()]
         selector.check(self.layers, budgets)
         criterion.check(self.layers, budgets)
+        plain = selector.name == "global" and selector.options == type(selector).Options()
+        if not criterion.uses_selector and not plain:
+            raise SpecError(
+                f"prune.selector: criterion {criterion.name!r} chooses the masks itself, so a selector has no "
+                "effect; leave it out, or let the criterion rank (selection: saliency, where it has that option)"
+            )
         built = surroundings.estimators(criterion.required(lam))  # unknown ones are refused here
         notices = [e.check(self.layers, surroundings.memory or DEFAULT_BUDGET) for e in built.values()]
         self.costs = [notice for notice in notices if notice]

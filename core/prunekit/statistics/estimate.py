@@ -14,7 +14,6 @@ from prunekit.errors import DataError
 from prunekit.losses.base import Loss
 from prunekit.network.call import count, pieces
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
-from prunekit.seeds import generator as seeded
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.merge import merged, own_draws, refuse_unshareable
@@ -92,10 +91,7 @@ def estimate(
         torch.enable_grad(),
     ):
         # Each draws from a generator of its own, so that none depends on which others share the pass.
-        own = {
-            key: replace(problem, generator=seeded(problem.generator.initial_seed(), estimator.name))
-            for key, estimator in estimators.items()
-        }
+        own = {key: replace(problem, generator=_copied(problem.generator)) for key in estimators}
         for key, estimator in estimators.items():
             estimator.start(own[key])
         seen = 0
@@ -142,3 +138,7 @@ def estimate(
             raise DataError("no example counts for the loss: its normaliser is zero (all targets ignored?)")
         statistics = Estimates({key: merged(e, e.finish(normaliser)) for key, e in estimators.items()})
     return Estimated(statistics, total / normaliser if working else None)
+
+
+def _copied(generator: Generator) -> Generator:
+    return Generator().set_state(generator.get_state())

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit import PrunekitError, RunError, UnsupportedError
-from prunekit_plugins._curvature.memory import Remembering
+from prunekit import Detailed, PrunekitError, RunError, UnsupportedError
 from prunekit_plugins._linalg.inversion import inverse
 
 _MATRICES = 6  # of a block in work: curvature, damped, inverse, and what inverting and eliminating need
@@ -125,7 +124,7 @@ class Chunk:
         return self.family.at(values, self.start, self.stop)
 
 
-class Blocks(Remembering):
+class Blocks(Detailed):
     """The diagonal of (C + αI)⁻¹ by parameter, in its shape (zero where pruned), and the blocks themselves.
 
     Inverses are kept where half the memory budget holds them, and computed anew for every use where not.
