@@ -401,6 +401,8 @@ def test_a_probe_that_changes_its_arrays_from_step_to_step_is_refused_by_name(tm
             writer.add_probe("curvature", record(0.0, groups=groups, moment="step", step=6))
     with pytest.raises(RunError, match="attribute 'α' is not what it was"):
         writer.add_probe("curvature", record(0.0, attributes={"α": [1, 3]}, moment="step", step=6))
+    with pytest.raises(RunError, match=r"attribute 'of': .*a number, a string, or a list of either"):
+        writer.add_probe("curvature", record(0.0, attributes={"of": {"a": 1}}, moment="pruned"))
     with pytest.raises(RunError, match="no such moment"):
         writer.add_probe("curvature", record(0.0, moment="sometimes"))
     assert running.read(tmp_path / "out.h5") == before
