@@ -112,7 +112,7 @@ def operator(
         tensor([[10., 14.]], dtype=torch.float64)
     """
     from prunekit.plugins.build import as_loss
-    from prunekit.statistics.estimate import DEFAULT_BUDGET
+    from prunekit.statistics.estimate import DEFAULT_MEMORY
     from prunekit.statistics.operator import Operator
 
     again = batches if callable(batches) else _fresh(batches)
@@ -122,7 +122,7 @@ def operator(
         kind,  # type: ignore[arg-type]
         as_loss(loss),
         _parameters(model, parameters),
-        memory or DEFAULT_BUDGET,
+        memory or DEFAULT_MEMORY,
     )
 
 

@@ -25,7 +25,7 @@ from prunekit.pruning.criterion import Criterion
 from prunekit.pruning.scheduler import check_levels
 from prunekit.pruning.selector import Selector
 from prunekit.records import StepRecord
-from prunekit.statistics.estimate import DEFAULT_BUDGET, estimate
+from prunekit.statistics.estimate import DEFAULT_MEMORY, estimate
 from prunekit.statistics.request import Estimates
 
 Batches = Sequence[tuple[Any, Any]] | Iterable[tuple[Any, Any]]
@@ -41,7 +41,7 @@ class Pruner:
         levels: κ₁ … κ_π.
         selector: Spends each step's budget.
         prunable: Which weights; default every Linear and Conv weight.
-        budget: Bytes for statistics.
+        memory: Bytes for statistics.
         manager: Where statistics are looked up.
 
     Raises:
@@ -56,7 +56,7 @@ class Pruner:
         levels: Sequence[float],
         selector: Selector,
         prunable: Prunable | None = None,
-        budget: int | None = None,
+        memory: int | None = None,
         manager: PluginManager | None = None,
     ) -> None:
         self.model = model
@@ -82,9 +82,9 @@ class Pruner:
                 "effect; leave it out, or let the criterion rank (selection: saliency, where it has that option)"
             )
         self.masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.parameters.items()}
-        self._estimation_budget = budget
+        self._memory = memory
         self._estimators = estimators(criterion.requires, manager)  # unknown ones are refused here
-        told = [e.check(self.layers, budget or DEFAULT_BUDGET) for e in self._estimators.values()]
+        told = [e.check(self.layers, memory or DEFAULT_MEMORY) for e in self._estimators.values()]
         self.costs = [cost for cost in told if cost]
         """What the statistics of a step will take, in words."""
 
@@ -109,7 +109,7 @@ class Pruner:
             self.loss,
             self.parameters,
             generator,
-            self._estimation_budget,
+            self._memory,
             self.masks,
         )
         before = found.loss if found.loss is not None else measure(self.model, batches, self.loss)[0]

@@ -28,8 +28,8 @@ from prunekit.statistics.verification import (
     weigh_once,
 )
 
-DEFAULT_BUDGET = 512 << 20
-"""Bytes for activations and products when the caller sets no budget."""
+DEFAULT_MEMORY = 512 << 20
+"""Bytes for activations and products when the caller sets none."""
 
 _TWICE = 3  # a gradient with its own graph keeps about three times as much as a forward pass
 
@@ -54,7 +54,7 @@ def estimate(
     loss: Loss,
     parameters: Mapping[str, Tensor],
     generator: Generator,
-    budget: int | None = None,
+    memory: int | None = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> Estimated:
     """Compute statistics of the loss at the current weights, in eval mode.
@@ -67,14 +67,14 @@ def estimate(
         loss: Its terms and normalisers are summed, so batch sizes do not matter.
         parameters: For which the statistics are wanted.
         generator: For estimators that draw.
-        budget: Bytes for activations and products; larger batches are cut into slices.
+        memory: Bytes for activations and products; larger batches are cut into slices.
         masks: What is kept, for statistics that cover only that.
 
     Raises:
         UnsupportedError: If something cannot be computed, by name.
         DataError: If there are no examples.
     """
-    problem = Problem(model, parameters, loss, own_draws(generator), budget or DEFAULT_BUDGET, masks)
+    problem = Problem(model, parameters, loss, own_draws(generator), memory or DEFAULT_MEMORY, masks)
     refuse_unshareable(estimators.values())
     normaliser, total = 0.0, 0.0
     layouts: dict[Any, Layout] = {}
@@ -109,7 +109,7 @@ def estimate(
                     refuse_wrong_second_derivatives(problem, batch_inputs, batch_targets)
                 layouts[shapes] = layout
             # The rest is for pieces of work, or for vectors that a Hessian is multiplied with.
-            room = problem.budget // (2 * _TWICE) if twice else problem.budget * 3 // 4
+            room = problem.memory // (2 * _TWICE) if twice else problem.memory * 3 // 4
             size = max(1, room // layout.bytes_per_example)
             for inputs, targets in pieces(batch_inputs, batch_targets, size):
                 batch, uses = forward(problem, inputs, targets, capture)
@@ -120,7 +120,7 @@ def estimate(
                         layouts[shapes] = layout
                         fresh.add(shapes)
                     batch.uses, batch.others = layout.sort(uses, graph, parameters, len(batch.outputs))
-                batch.shared = len(working) > 1
+                batch.needed_again = len(working) > 1
                 for estimator in working:
                     estimator.add(batch)
                 seen += count(inputs)

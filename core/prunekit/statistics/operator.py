@@ -43,7 +43,7 @@ class Operator:
         kind: Which matrix.
         loss: Its normaliser is summed over the batches.
         parameters: Name to parameter.
-        budget: Bytes for activations; larger batches are cut.
+        memory: Bytes for activations; larger batches are cut.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Operator:
         kind: Kind,
         loss: Loss,
         parameters: Mapping[str, Tensor],
-        budget: int,
+        memory: int,
     ) -> None:
         if kind not in get_args(Kind):
             raise SpecError(f"operator {kind!r}: unknown; there are {', '.join(get_args(Kind))}")
         self.kind = kind
         self._batches = batches
         self._examined = False
-        self._problem = Problem(model, dict(parameters), loss, Generator(), budget)
+        self._problem = Problem(model, dict(parameters), loss, Generator(), memory)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -99,7 +99,7 @@ class Operator:
                     refuse_wrong_second_derivatives(problem, batch_inputs, batch_targets)
                     self._examined = True
                 layout = weigh_once(problem, input_shapes(batch_inputs), batch_inputs, batch_targets)
-                size = max(1, problem.budget // (_KEPT * layout.bytes_per_example))
+                size = max(1, problem.memory // (_KEPT * layout.bytes_per_example))
                 for inputs, targets in pieces(batch_inputs, batch_targets, size):
                     found, weight = product(problem, inputs, targets, vector)
                     normaliser += weight

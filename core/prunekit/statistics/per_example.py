@@ -26,7 +26,7 @@ def squared_columns(batch: ForwardPass, columns: Sequence[Tensor]) -> dict[str, 
     stacked = torch.stack(list(columns), 1).detach()  # example, column, output
     n = stacked.shape[0]
     each = sum(p.numel() for p in chosen.values()) * stacked.shape[1] * stacked.element_size()
-    size = max(1, problem.budget // (4 * each + 1))
+    size = max(1, problem.memory // (4 * each + 1))
     sums = {name: torch.zeros(p.shape, dtype=problem.dtype(p), device=p.device) for name, p in chosen.items()}
     batched = True
     for start in range(0, n, size):

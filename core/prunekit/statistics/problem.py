@@ -26,7 +26,7 @@ class Problem:
         parameters: Name to parameter, in ``named_parameters()`` order.
         loss: The task loss.
         generator: CPU generator for estimators that draw.
-        budget: Bytes for activations and intermediate products.
+        memory: Bytes for activations and intermediate products.
         masks: Weights still kept (``True``), for statistics that cover only those; ``None`` for all.
     """
 
@@ -34,7 +34,7 @@ class Problem:
     parameters: Mapping[str, Tensor]
     loss: Loss
     generator: Generator
-    budget: int
+    memory: int
     masks: Mapping[str, Tensor] | None = None
 
     def kept(self) -> Tensor:
@@ -72,7 +72,7 @@ class ForwardPass:
         normaliser: What the sum of the terms is divided by.
         uses: Parameter to its uses, for parameters whose uses are known to be all and example-first.
         others: Parameters in use that need the general, per-example fallback.
-        shared: Whether another estimator still needs the graph.
+        needed_again: Whether another estimator still needs the graph, so that it must be retained.
     """
 
     problem: Problem
@@ -83,7 +83,7 @@ class ForwardPass:
     normaliser: float
     uses: Mapping[str, Sequence[Use]] = field(default_factory=dict)
     others: Sequence[str] = ()
-    shared: bool = True
+    needed_again: bool = True
 
     def backward(self, column: Tensor) -> dict[str, list[Tensor]]:
         """Send a vector back from the outputs; return what arrives at each use of each parameter."""

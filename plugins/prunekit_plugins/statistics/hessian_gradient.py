@@ -64,7 +64,7 @@ class HessianGradient(Estimator):
 
         problem, examples = self._problem, self._examples
         hessian = Operator(
-            problem.model, lambda: examples, "hessian", problem.loss, problem.parameters, problem.budget
+            problem.model, lambda: examples, "hessian", problem.loss, problem.parameters, problem.memory
         )
         return hessian @ self._gradient.finish(normaliser)
 
