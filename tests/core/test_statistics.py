@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 from itertools import pairwise
 
 import pytest
@@ -454,7 +455,7 @@ def test_linear_and_conv_layers_never_need_the_slow_fallback(build, monkeypatch,
     def refuse(*_: object) -> None:
         raise AssertionError("the fallback was asked for a parameter of an ordinary layer")
 
-    monkeypatch.setattr("prunekit.statistics.per_example.squared_columns", refuse)
+    monkeypatch.setattr(import_module("prunekit.statistics.per_example"), "squared_columns", refuse)
     network = build(name)
     pk.statistics(network.model, network.batches(), ["ggn_diagonal"])
 

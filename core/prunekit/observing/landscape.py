@@ -48,7 +48,7 @@ class Landscape:
 
     def weights(self, phase: str) -> dict[str, Tensor]:
         """Copies of a network's parameters and buffers, on the data's device."""
-        device = self._splits.train.x.device  # after resuming, finished phases lie on the CPU
+        device = self._splits.train.y.device  # after resuming, finished phases lie on the CPU
         return {name: t.to(device, copy=True) for name, t in self._phases[phase].items()}
 
     def masks(self) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ class Landscape:
         split: Split | None = getattr(self._splits, name)
         if split is None or not len(split):
             return None
-        return split if examples is None else Split(split.x[:examples], split.y[:examples])
+        return split.first(examples)
 
     def loss(self, weights: Mapping[str, Tensor], split: Split) -> float:
         """Loss of a set of examples at these parameters and buffers, in eval mode."""

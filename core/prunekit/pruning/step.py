@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,7 +18,9 @@ from prunekit.masks.apportion import pruned_count
 from prunekit.masks.prunable import input_axes, prunable_parameters
 from prunekit.masks.settings import Prunable
 from prunekit.masks.weights import Layer
+from prunekit.network.call import Batch
 from prunekit.network.measure import measure
+from prunekit.network.restore import taking_turns
 from prunekit.plugins.build import estimators
 from prunekit.plugins.host import PluginManager
 from prunekit.pruning.criterion import Criterion
@@ -28,7 +30,7 @@ from prunekit.records import StepRecord
 from prunekit.statistics.estimate import DEFAULT_MEMORY, estimate
 from prunekit.statistics.request import Estimates
 
-Batches = Sequence[tuple[Any, Any]] | Iterable[tuple[Any, Any]]
+Batches: TypeAlias = Iterable[Batch]
 
 
 class Pruner:
@@ -88,6 +90,7 @@ class Pruner:
         self.costs = [cost for cost in told if cost]
         """What the statistics of a step will take, in words."""
 
+    @taking_turns()
     def step(self, index: int, batches: Batches, generator: Generator) -> StepRecord:
         """Prune to level ``index`` (from 0), with statistics from ``batches`` at the weights as they are.
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from prunekit import distributed
 from prunekit.errors import DataError
 from prunekit.losses.base import Loss
-from prunekit.network.call import count, pieces
+from prunekit.network.call import Batch, count, pieces, unpack
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
@@ -22,6 +22,7 @@ from prunekit.statistics.request import Estimates
 from prunekit.statistics.verification import (
     Graph,
     Layout,
+    Shapes,
     examine_anew,
     input_shapes,
     known_layout,
@@ -49,7 +50,7 @@ class Estimated:
 
 def estimate(
     model: nn.Module,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[Batch],
     estimators: Mapping[Any, Estimator],
     loss: Loss,
     parameters: Mapping[str, Tensor],
@@ -62,7 +63,8 @@ def estimate(
     Args:
         model: Left as it was found: parameters, buffers, ``.grad``, modes, ``requires_grad``, random state;
             also on error.
-        batches: ``(input, target)`` pairs, read once; of several processes, each has its own, maybe none.
+        batches: As :func:`~prunekit.network.call.unpack` takes them, read once; of several processes, each has its
+            own, maybe none.
         estimators: Request to estimator; all share each batch's forward pass.
         loss: Its terms and normalisers are summed, so batch sizes do not matter.
         parameters: For which the statistics are wanted.
@@ -77,8 +79,10 @@ def estimate(
     problem = Problem(model, parameters, loss, own_draws(generator), memory or DEFAULT_MEMORY, masks)
     refuse_unshareable(estimators.values())
     normaliser, total = 0.0, 0.0
-    layouts: dict[Any, Layout] = {}
-    fresh: set[Any] = set()  # shapes examined now, because the network took another way than it was known for
+    layouts: dict[Shapes, Layout] = {}
+    fresh: set[Shapes] = (
+        set()
+    )  # shapes examined now, because the network took another way than it was known for
     working = [e for e in estimators.values() if e.needs_data]
     capture = any(e.captures for e in working)
     twice = any(e.second_order for e in working)
@@ -93,7 +97,8 @@ def estimate(
         for estimator in estimators.values():
             estimator.start(problem)
         seen = 0
-        for batch_inputs, batch_targets in batches if working else ():
+        for given in batches if working else ():
+            batch_inputs, batch_targets = unpack(given)
             shapes = input_shapes(batch_inputs)
             if count(batch_inputs) == 0:
                 continue

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
 
 from prunekit.errors import UnsupportedError
-from prunekit.network.call import call
+from prunekit.network.call import Inputs, call
 from prunekit.statistics.capture import Capture, Use
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class ForwardPass:
     """
 
     problem: Problem
-    inputs: Any
-    targets: Any
+    inputs: Inputs
+    targets: Tensor
     outputs: Tensor
     total: Tensor
     normaliser: float
@@ -138,7 +138,9 @@ class ForwardPass:
         return product
 
 
-def forward(problem: Problem, inputs: Any, targets: Any, capture: bool) -> tuple[ForwardPass, list[Use]]:
+def forward(
+    problem: Problem, inputs: Inputs, targets: Tensor, capture: bool
+) -> tuple[ForwardPass, list[Use]]:
     """Run the network once."""
     uses: list[Use] = []
     if capture:
