@@ -122,7 +122,7 @@ def operator(
     return Operator(
         model,
         lambda: _fresh(again),
-        kind,  # type: ignore[arg-type]
+        kind,
         as_loss(loss),
         _parameters(model, parameters),
         memory or DEFAULT_MEMORY,

@@ -469,11 +469,21 @@ def test_a_captured_step_is_replayed_only_for_batches_of_its_form() -> None:
     assert form(X, Y[:2]) != form(X)
 
 
-def test_two_runs_in_threads_find_what_each_finds_alone(folder) -> None:
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads that interrupt each other as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_two_runs_in_threads_find_what_each_finds_alone(folder, switching) -> None:
+    train = {"epochs": 6, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.02}}
+
     def one(name: str, seed: int) -> dict[str, Any]:
-        changes = (
-            {"seed": seed, "prune": {**spec("Plain", {})["prune"], "criterion": "obd"}} if seed == 6 else {}
-        )
+        prune = spec("Plain", {})["prune"] | ({"criterion": "obd"} if seed == 6 else {})
+        changes = {"seed": seed, "train": train, "prune": prune}
         return numbers(pk.run(spec("Plain", data(False), **changes), folder / f"{name}{seed}.h5"))
 
     alone = {seed: one("alone", seed) for seed in (5, 6)}
@@ -492,7 +502,7 @@ def test_two_runs_in_threads_find_what_each_finds_alone(folder) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_threads_take_turns_with_what_is_torchs_own() -> None:
+def test_threads_take_turns_with_what_is_torchs_own(switching) -> None:
     model, seen = nn.Sequential(nn.Linear(4, 3), nn.Dropout()), []
 
     def draws(seed: int) -> None:

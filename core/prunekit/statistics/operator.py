@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,8 +19,7 @@ from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.problem import ForwardPass, Problem, forward
 from prunekit.statistics.verification import input_shapes, weigh_once
 
-Kind = Literal["ggn", "hessian", "empirical_fisher"]
-Batches = Iterable[Batch]
+Batches: TypeAlias = Iterable[Batch]
 
 _KEPT = 3  # a graph that is differentiated twice, or carries tangents, keeps about so many forward passes
 
@@ -49,13 +48,13 @@ class Operator:
         self,
         model: nn.Module,
         batches: Callable[[], Batches],
-        kind: Kind,
+        kind: str,
         loss: Loss,
         parameters: Mapping[str, Tensor],
         memory: int,
     ) -> None:
-        if kind not in get_args(Kind):
-            raise SpecError(f"operator {kind!r}: unknown; there are {', '.join(get_args(Kind))}")
+        if kind not in _PRODUCTS:
+            raise SpecError(f"operator {kind!r}: unknown; there are {', '.join(_PRODUCTS)}")
         self.kind = kind
         self._batches = batches
         self._examined = False
@@ -82,7 +81,7 @@ class Operator:
         """
         problem = self._problem
         vector = self._checked(vector)
-        product = {"ggn": _ggn, "empirical_fisher": _fisher, "hessian": _hessian}[self.kind]
+        product = _PRODUCTS[self.kind]
         refuse_batch_statistics(problem.model)
         total, normaliser = problem.zeros(), 0.0
         with (
@@ -126,7 +125,7 @@ class Operator:
         return {name: vector[name].detach().to(p) for name, p in parameters.items()}
 
 
-Product = tuple[dict[str, Tensor], float]
+Product: TypeAlias = tuple[dict[str, Tensor], float]
 
 
 def _hessian(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
@@ -152,6 +151,13 @@ def _fisher(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[s
         along = (column * change).flatten(1).sum(1)
         back += column * along.view(-1, *(1,) * (column.ndim - 1))
     return _pulled(batch, back), batch.normaliser
+
+
+_PRODUCTS: dict[str, Callable[[Problem, Inputs, Tensor, Mapping[str, Tensor]], Product]] = {
+    "ggn": _ggn,
+    "hessian": _hessian,
+    "empirical_fisher": _fisher,
+}
 
 
 def _pulled(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
