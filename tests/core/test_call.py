@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import UserDict, namedtuple
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +133,16 @@ def test_statistics_are_those_of_the_plain_twin(both, memory) -> None:
             same(found[request], expected[request])
 
 
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_the_fallback_takes_all_examples_at_once_also_beside_what_is_no_tensor(inputs, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("one example at a time")
+
+    monkeypatch.setattr(import_module("prunekit.statistics.per_example"), "_one_by_one", refuse)
+    model, batches, _, _ = case(inputs)
+    pk.statistics(model, batches, "ggn_diagonal", parameters="all")  # of a norm's weight too
+
+
 @pytest.mark.parametrize("kind", ["ggn", "hessian", "empirical_fisher"])
 def test_products_are_those_of_the_plain_twin(both, kind) -> None:
     model, batches, twin, plain = both
@@ -246,6 +257,12 @@ def test_slices_and_few_examples_keep_what_is_no_tensor() -> None:
 def test_a_flag_before_the_first_tensor_is_not_counted() -> None:
     inputs, target = unpack(([torch.tensor(3.0), True, torch.zeros(4, 2)], torch.zeros(4)))
     assert count(inputs) == len(target) == 4
+
+
+def test_a_pair_may_be_a_list_as_torchs_loaders_make_them() -> None:
+    (batch,) = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=4)
+    assert type(batch) is list
+    assert all(torch.equal(one, other) for one, other in zip(unpack(batch), (X, Y), strict=True))
 
 
 # -- what cannot be used ----------------------------------------------------------------------------

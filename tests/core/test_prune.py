@@ -342,7 +342,7 @@ def test_a_scheduler_object_has_its_own_sparsity(build) -> None:
 
 def test_a_criterion_object_can_be_used_again_with_another_lambda(build) -> None:
     network = build("linear")
-    criterion = pk.plugins.default_manager().get("criterion", "lm")()
+    criterion = pk.plugins.host.default_manager().get("criterion", "lm")()
     plain = pk.saliency(network.model, network.batches(), "lm")["0.weight"]
     w = network.model[0].weight.detach()
     for lam in (1.0, 2.0, None, 3.0):
