@@ -134,7 +134,7 @@ class Blocks(Detailed):
         shapes: By parameter, in order.
         families: All blocks over the kept weights.
         damping: α.
-        budget: Bytes.
+        memory: Bytes.
     """
 
     def __init__(
@@ -143,10 +143,10 @@ class Blocks(Detailed):
         shapes: Mapping[str, torch.Size],
         families: Sequence[Family],
         damping: float,
-        budget: int,
+        memory: int,
     ) -> None:
-        self.statistic, self.families, self.damping, self.budget = statistic, list(families), damping, budget
-        self._keeps = sum(family.held() for family in families) <= budget // 2
+        self.statistic, self.families, self.damping, self.memory = statistic, list(families), damping, memory
+        self._keeps = sum(family.held() for family in families) <= memory // 2
         self._kept: dict[tuple[int, int], Tensor] = {}
         sizes = [shape.numel() for shape in shapes.values()]
         device = families[0].index.device if families else None
@@ -181,7 +181,7 @@ class Blocks(Detailed):
     @property
     def _room(self) -> int:
         """Bytes that the matrices of one piece may take."""
-        return min(_PIECE, self.budget // _MATRICES)
+        return min(_PIECE, self.memory // _MATRICES)
 
     def _inverse(self, number: int, start: int, stop: int) -> Tensor:
         known = self._kept.get((number, start))
