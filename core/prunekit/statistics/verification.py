@@ -63,7 +63,7 @@ class Layout:
             known = known and graph.edges[id(parameter)] <= len(found)
             if known and all(u.intact and u.input.shape[0] == u.output_shape[0] == n for u in found):
                 captured[name] = found
-            elif graph.edges[id(parameter)]:
+            elif graph.edges[id(parameter)] and parameter.numel():
                 others.append(name)
         return captured, others
 
@@ -191,6 +191,8 @@ def examine(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) ->
     trusted = {}
     for name, found in batch.uses.items():
         expected = truth[name]
+        if expected is not None and not expected.numel():
+            continue  # a layer of width zero: sort leaves it out
         example_first = name not in mixed and all(len(use.input) == _EXAMPLES for use in found)
         same_kind = len({(u.geometry.transposed, u.geometry.groups, u.geometry.bias) for u in found}) == 1
         if expected is None or not example_first or not same_kind:
@@ -209,7 +211,7 @@ def _room(use: Use, columns: int) -> int:
         outward, inward = inward, outward * torch.Size(use.geometry.kernel).numel()
     # Of the factors of the weight's gradient, [·, positions], the positions are what they share.
     weight_side = use.output_shape[-1] if use.geometry.dims == 0 else use.output_shape[1]
-    positions = max(1, use.output_shape[1:].numel() // weight_side)
+    positions = max(1, use.output_shape[1:].numel() // max(1, weight_side))
     if positions == 1:
         held = 0
     elif merges_pairs(positions, columns):

@@ -158,6 +158,8 @@ class InverseKroneckerFactored(Estimator):
 
         offset = 0
         for name, p in self._problem.parameters.items():
+            if not p.numel():
+                continue
             keep = torch.ones(p.numel(), dtype=torch.bool, device=p.device)
             if self._problem.masks is not None:
                 keep = self._problem.masks[name].flatten().to(p.device)

@@ -112,10 +112,11 @@ class InverseLayer(Estimator):
 
         offset = 0
         for name, p in self._problem.parameters.items():
-            gram, keep = self._sums[name], self._keep(name).view(len(p), -1)
+            each = p.shape[1:].numel()
+            gram, keep = self._sums[name], self._keep(name).view(len(p), each)
             if self.options.inputs == "all":
                 keep = torch.ones_like(keep)
-            index = torch.arange(offset, offset + p.numel(), device=p.device).view(len(p), -1)
+            index = torch.arange(offset, offset + p.numel(), device=p.device).view(len(p), each)
             yield Shared(name, *packed(index, keep), gram, self.options.relative_damping, p.shape, offset)
             offset += p.numel()
 
