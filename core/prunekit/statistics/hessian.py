@@ -29,7 +29,7 @@ class _Layer:
         return next(iter(self.uses.values())).output_shape[1:].numel()
 
 
-def add_diagonal(batch: ForwardPass, sums: Mapping[str, Tensor], limit: int) -> None:
+def add_hessian_diagonal(batch: ForwardPass, sums: Mapping[str, Tensor], limit: int) -> None:
     """Add ``∂²(total loss)/∂θ²`` of one batch to ``sums``.
 
     Args:

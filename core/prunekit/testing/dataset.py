@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -22,24 +22,35 @@ def loads_splits_of_examples_with_a_target_each(subject: Under) -> None:
     demand(isinstance(splits, Splits), f"returned {type(splits).__name__}, and not a prunekit.Splits")
     demand(len(splits.train) > 0, "there are no training examples")
     for name, split in _each(splits):
-        for what, t in (("x", split.x), ("y", split.y)):
+        for what, t in _tensors(split).items():
             demand(isinstance(t, Tensor), f"{name}.{what} is {type(t).__name__}, and not a tensor")
             demand(t.device.type == "cpu", f"{name}.{what} is on {t.device}")
-        demand(len(split.x) == len(split.y), f"{name} has {len(split.x)} examples and {len(split.y)} targets")
+            demand(len(t) == len(split.y), f"{name} has {len(t)} examples and {len(split.y)} targets")
+        here, there = (
+            {k: (t.shape[1:], t.dtype) for k, t in _tensors(s).items()} for s in (split, splits.train)
+        )
         demand(
-            split.x.shape[1:] == splits.train.x.shape[1:] and split.y.shape[1:] == splits.train.y.shape[1:],
+            here.keys() == there.keys() and all(here[k][0] == there[k][0] for k in here),
             f"examples or targets of {name} have another shape than those of train",
         )
         demand(
-            split.x.dtype == splits.train.x.dtype and split.y.dtype == splits.train.y.dtype,
+            all(here[k][1] == there[k][1] for k in here),
             f"examples or targets of {name} have another dtype than those of train",
         )
+
+
+def _tensors(split: Split) -> dict[str, Tensor]:
+    """Inputs and targets by name."""
+    inputs = (
+        {f"x.{name}": t for name, t in split.x.items()} if isinstance(split.x, Mapping) else {"x": split.x}
+    )
+    return {**inputs, "y": split.y}
 
 
 def examples_and_targets_are_finite(subject: Under) -> None:
     """No missing value is left in."""
     for name, split in _each(_load(subject)):
-        for what, t in (("x", split.x), ("y", split.y)):
+        for what, t in _tensors(split).items():
             demand(bool(torch.isfinite(t).all()), f"{name}.{what} holds values that are not finite")
 
 
@@ -75,7 +86,9 @@ def augmentation_draws_from_its_generator_alone(subject: Under) -> None:
     splits = _load(subject)
     if splits.augment is None:
         not_applicable("has no augmentation")
-    x = splits.train.x[:8]
+    x = splits.train.first(8).x
+    if not isinstance(x, Tensor):
+        not_applicable("its inputs are no single tensor")
     with untouched([x]):
         first = splits.augment(x, torch.Generator().manual_seed(0))
     with elsewhere():

@@ -83,7 +83,12 @@ def measuring_twice_gives_the_same(subject: Under) -> None:
 def measuring_leaves_everything_alone(subject: Under) -> None:
     """The model, its masks, its data, and the process; a probe cannot change a result."""
     for moment, (model, splits) in _moments(subject):
-        data = [t for split in (splits.train, splits.valid, splits.test) if split for t in (split.x, split.y)]
+        data = [
+            t
+            for split in (splits.train, splits.valid, splits.test)
+            if split
+            for t in (*split.inputs, split.y)
+        ]
         masks = [moment._masks]
         with untouched(data, model, masks):
             subject.component.measure(moment, generator(0, "probe"))

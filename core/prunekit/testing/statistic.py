@@ -15,7 +15,7 @@ from prunekit.masks.prunable import layers_of, prunable_parameters
 from prunekit.plugins.build import component
 from prunekit.seeds import generator
 from prunekit.statistics.base import Estimator
-from prunekit.statistics.estimate import DEFAULT_BUDGET, estimate
+from prunekit.statistics.estimate import DEFAULT_MEMORY, estimate
 from prunekit.testing import component as common
 from prunekit.testing.guard import Injected, elsewhere, failing, same, shares_memory, untouched
 from prunekit.testing.situation import DTYPES, EXAMPLES, Batch, batch, network
@@ -157,7 +157,7 @@ def check_tells_the_cost_in_words(subject: Under) -> None:
     model = network(torch.float64)
     layers = layers_of(model, prunable_parameters(model))
     with untouched():
-        found = subject.component.check(layers, DEFAULT_BUDGET)
+        found = subject.component.check(layers, DEFAULT_MEMORY)
     demand(found is None or isinstance(found, str), f"check returned {found!r}, and not a text or None")
     derived = subject.component.derive({})
     demand(derived is None or isinstance(derived, Mapping), "derive returned neither a statistic nor None")

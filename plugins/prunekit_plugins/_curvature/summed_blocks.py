@@ -45,7 +45,7 @@ class SummedBlocks(Estimator):
         """Lay out the blocks of the kept weights."""
         import torch
 
-        from prunekit.masks.prunable import input_axes
+        from prunekit.masks import input_axes
 
         self._problem = problem
         axes, offset = input_axes(problem.model), 0
@@ -73,8 +73,7 @@ class SummedBlocks(Estimator):
         if self.second_order:
             self._add_hessian(batch)
             return
-        from prunekit.statistics.contraction import outward
-        from prunekit.statistics.jacobian_rows import rows_by_parameter
+        from prunekit.statistics import outward, rows_by_parameter
 
         inputs = self._single_positions(batch)
         for column in columns(self.options, batch):
@@ -142,7 +141,7 @@ class SummedBlocks(Estimator):
 
     def _single_positions(self, batch: ForwardPass) -> dict[str, Tensor]:
         """What entered linear layers that see one position per example, ``[examples, inputs]``."""
-        from prunekit.statistics.contraction import inward
+        from prunekit.statistics import inward
 
         found = {}
         for name, uses in batch.uses.items():

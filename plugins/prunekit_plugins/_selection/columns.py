@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunekit.masks.apportion import apportion
-from prunekit.masks.select import smallest
+from prunekit.masks import apportion, smallest
 from prunekit_plugins._curvature.layer_gram import Shared
 
 Choice = Callable[[int, int, Tensor], Tensor]

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from prunekit.masks.select import smallest
+from prunekit.masks import smallest
 from prunekit_plugins._curvature.jacobian_factors import Factors
 from prunekit_plugins._linalg.conjugate import solved
 

@@ -8,8 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prunekit.masks.apportion import apportion
-from prunekit.masks.select import kth_smallest, smallest
+from prunekit.masks import apportion, kth_smallest, smallest
 from prunekit_plugins._curvature.blocks import Blocks, Chunk
 from prunekit_plugins._selection.elimination import Caps, Traces, eliminate
 

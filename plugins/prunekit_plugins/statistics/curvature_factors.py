@@ -55,8 +55,7 @@ class CurvatureFactors(Estimator):
         """Keep the batch's factors."""
         import torch
 
-        from prunekit.statistics.contraction import inward, joined, outward
-        from prunekit.statistics.per_example import example_gradients
+        from prunekit.statistics import example_gradients, inward, joined, outward
         from prunekit_plugins._curvature.jacobian_factors import LayerFactors, LayerRows
 
         returned: dict[str, list[Tensor]] = {name: [] for name in (*batch.uses, *batch.others)}

@@ -51,7 +51,7 @@ class HessianGradient(Estimator):
 
     def add(self, batch: ForwardPass) -> None:
         """Add the batch's gradient, and keep its examples."""
-        from prunekit.network.call import copied
+        from prunekit.network import copied
 
         total = self._problem.loss.total(batch.outputs, batch.targets)
         self._gradient.add(replace(batch, total=total))
@@ -60,7 +60,7 @@ class HessianGradient(Estimator):
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Multiply the gradient by the Hessian; zeros for a parameter that the loss does not depend on."""
-        from prunekit.statistics.operator import Operator
+        from prunekit.statistics import Operator
 
         problem, examples = self._problem, self._examples
         hessian = Operator(

@@ -16,7 +16,7 @@ from prunekit_plugins._curvature.summed_blocks import SummedBlocks, refuse_large
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit.masks import Layer
 
 
 class BlockOptions(InverseOptions):

@@ -13,7 +13,7 @@ from prunekit_plugins._curvature.options import InverseOptions, columns, hessian
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem
 
 _MATRICES = 8  # the curvature, the inverse, and what inverting, eliminating and adjusting need; measured
@@ -75,7 +75,7 @@ class InverseFull(Estimator):
             for number, column in hessian_columns(batch, self._kept):
                 self._sum[number] += column[self._kept]
             return
-        from prunekit.statistics.jacobian_rows import example_rows
+        from prunekit.statistics import example_rows
 
         for column in columns(self.options, batch):
             rows = example_rows(batch, column, self._kept)

@@ -14,9 +14,8 @@ from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, c
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
-    from prunekit.statistics import ForwardPass, Problem
-    from prunekit.statistics.capture import Use
+    from prunekit.masks import Layer
+    from prunekit.statistics import ForwardPass, Problem, Use
     from prunekit_plugins._curvature.kronecker import Kronecker
 
 _FACTORS = 16  # bytes for each entry of a factor: itself and its eigenvectors, in float64
@@ -107,7 +106,7 @@ class InverseKroneckerFactored(Estimator):
 
     def add(self, batch: ForwardPass) -> None:
         """Add the batch's outer products to the factors."""
-        from prunekit.statistics.contraction import inward, joined, outward
+        from prunekit.statistics import inward, joined, outward
 
         refuse_other_uses(self.name, batch)
         for name, uses in batch.uses.items():

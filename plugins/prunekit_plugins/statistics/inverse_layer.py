@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem, Use
     from prunekit_plugins._curvature.layer_gram import LayerBlocks, Shared
 
@@ -129,7 +129,7 @@ class InverseLayer(Estimator):
     def _add(self, name: str, use: Use) -> None:
         import torch
 
-        from prunekit.statistics.contraction import inward
+        from prunekit.statistics import inward
 
         geometry = use.geometry
         if geometry.transposed and not geometry.bias:

@@ -15,7 +15,7 @@ from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, c
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem
 
 
@@ -91,7 +91,7 @@ class InverseProducts(Estimator):
         """Store the batch's vectors."""
         import torch
 
-        from prunekit.statistics.jacobian_rows import rows_by_parameter
+        from prunekit.statistics import rows_by_parameter
 
         examples, rank = len(batch.outputs), self._rank(batch)
         self._examples += examples

@@ -14,7 +14,7 @@ from prunekit_plugins._curvature.summed_blocks import SummedBlocks, refuse_large
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem
     from prunekit_plugins._curvature.block_families import Weighted
     from prunekit_plugins._curvature.blocks import Family

@@ -9,7 +9,7 @@ from prunekit import Estimator, UnsupportedError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.network.call import Inputs
+    from prunekit.network import Inputs
     from prunekit.statistics import ForwardPass, Problem
 
 
@@ -45,7 +45,7 @@ class SynapticFlow(Estimator):
         """
         import torch
 
-        from prunekit.network.call import call
+        from prunekit.network import call
 
         model = self._problem.model
         values = {
@@ -77,7 +77,7 @@ def _ones(inputs: Inputs) -> Inputs:
     import torch
     from torch.utils._pytree import tree_map
 
-    from prunekit.network.call import few_examples
+    from prunekit.network import few_examples
 
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
