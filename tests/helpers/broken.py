@@ -528,7 +528,7 @@ class Statistic(pk.Estimator):
     def gradients(self, batch: Any) -> Any:
         parameters = self.problem.parameters
         found = torch.autograd.grad(
-            batch.total, list(parameters.values()), retain_graph=batch.shared, allow_unused=True
+            batch.total, list(parameters.values()), retain_graph=batch.needed_again, allow_unused=True
         )
         return {
             k: torch.zeros_like(p) if g is None else g

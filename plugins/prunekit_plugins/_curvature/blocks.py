@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -62,6 +62,10 @@ class Family(ABC):
     def inverse_diagonal(self, start: int, stop: int) -> Tensor | None:
         """The inverses' diagonals ``[R, k]``, where they can be had without the inverses."""
         return None
+
+    def with_damping(self, damping: float) -> Self:
+        """The same blocks for another damping: themselves, unless the damping is part of them."""
+        return self
 
     def held(self) -> int:
         """Bytes that all inverses take, those apart that :meth:`lasts` leaves out."""
@@ -160,6 +164,15 @@ class Blocks(Detailed):
                 flat[index[there]] = found[there]
         parts = torch.split(flat, sizes)
         super().__init__({n: p.view(shape) for (n, shape), p in zip(shapes.items(), parts, strict=True)})
+
+    def with_damping(self, damping: float) -> Self:
+        """The inverse of the same curvature with another damping."""
+        shapes = {name: t.shape for name, t in self.items()}
+        families = [family.with_damping(damping) for family in self.families]
+        other = type(self)(self.statistic, shapes, families, damping, self.memory)
+        for name, diagonal in self.items():
+            other[name].masked_fill_(diagonal == 0, 0.0)  # what is pruned, where blocks go on over it
+        return other
 
     def chunks(self, layer: str | None = None) -> Iterator[Chunk]:
         """Blocks with their inverses, a piece of the memory budget at a time.

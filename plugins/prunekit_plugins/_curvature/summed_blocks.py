@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
-from prunekit_plugins._curvature.options import InverseOptions, columns, hessian_columns
+from prunekit_plugins._curvature.options import InverseOptions, columns, derived, hessian_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prunekit import Statistics, Tensors
     from prunekit.statistics import ForwardPass, Problem
     from prunekit_plugins._curvature.blocks import Family
 
@@ -40,6 +41,10 @@ class SummedBlocks(Estimator):
     @abstractmethod
     def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
         """Blocks of a parameter: flat positions in it, which are there, and the row that each belongs to."""
+
+    def derive(self, known: Statistics) -> Tensors | None:
+        """From the same curvature with another damping."""
+        return derived(self, known)
 
     def start(self, problem: Problem) -> None:
         """Lay out the blocks of the kept weights."""

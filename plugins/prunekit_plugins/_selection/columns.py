@@ -87,7 +87,7 @@ class Columns:
     """
 
     def __init__(self, family: Shared, weight: Tensor, damping: float, m: int | None) -> None:
-        self._shape = len(family.gram), -1, family.inputs
+        self._shape = len(family.gram), weight.shape[0] // len(family.gram), family.inputs
         order = torch.arange(family.inputs, device=weight.device)
         if m is not None:
             kernel = family.inputs // family.shape[1]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import told
-from prunekit_plugins._curvature.options import InverseOptions, columns, hessian_columns
+from prunekit_plugins._curvature.options import InverseOptions, columns, derived, hessian_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prunekit import Statistics, Tensors
     from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem
 
@@ -58,6 +59,10 @@ class InverseFull(Estimator):
                 f"(memory: {memory_option(needed)}), prune fewer layers (prunable), or take curvature in blocks: "
                 "obs_rows or obs_block"
             )
+
+    def derive(self, known: Statistics) -> Tensors | None:
+        """From the same curvature with another damping."""
+        return derived(self, known)
 
     def start(self, problem: Problem) -> None:
         """Refuse what does not fit, and make the accumulator."""

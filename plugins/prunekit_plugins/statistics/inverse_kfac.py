@@ -9,11 +9,12 @@ from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import told
 from prunekit_plugins._curvature.layers_only import refuse_other_uses
-from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns
+from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns, derived
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prunekit import Statistics, Tensors
     from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem, Use
     from prunekit_plugins._curvature.kronecker import Kronecker
@@ -95,6 +96,10 @@ class InverseKroneckerFactored(Estimator):
                 f"enough for one layer of {most:,} inputs and outputs. Raise it (memory: {memory_option(needed)}), "
                 "prune fewer layers (prunable), or take curvature in blocks: obs_block"
             )
+
+    def derive(self, known: Statistics) -> Tensors | None:
+        """From the same curvature with another damping."""
+        return derived(self, known)
 
     def start(self, problem: Problem) -> None:
         """Nothing is known of the layers before they are used."""

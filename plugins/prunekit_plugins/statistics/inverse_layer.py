@@ -12,11 +12,13 @@ from prunekit import Estimator, Options, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import told
 from prunekit_plugins._curvature.layers_only import refuse_other_uses
+from prunekit_plugins._curvature.options import derived
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from prunekit import Statistics, Tensors
     from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem, Use
     from prunekit_plugins._curvature.layer_gram import LayerBlocks, Shared
@@ -68,6 +70,10 @@ class InverseLayer(Estimator):
         if needed > memory:
             raise UnsupportedError(self._too_much(needed, largest, sizes[largest], memory))
         return told(self.name, needed, sum(size**3 for size in sizes.values()))
+
+    def derive(self, known: Statistics) -> Tensors | None:
+        """From the same curvature with another damping."""
+        return derived(self, known)
 
     def start(self, problem: Problem) -> None:
         """Nothing is known of the layers until they are used."""
