@@ -344,7 +344,7 @@ def run(
         blocked = list(block)
         manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
         resolved = load(spec, overrides, manager)
-        path = Path(out) if out is not None else Path(f"{resolved.run.name}.h5")
+        path = Path(out) if out is not None else Path(f"{resolved.settings.name}.h5")
         state, complete = from_first(
             _admit(resolved, path, resume, overwrite) if rank() == 0 else (None, False)
         )

@@ -73,10 +73,10 @@ def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
     Raises:
         DataError, CheckpointError, DeviceError, SpecError: If something is missing or does not fit.
     """
-    device, dtype = choose_device(spec.run.device), getattr(torch, spec.run.dtype)
+    device, dtype = choose_device(spec.settings.device), getattr(torch, spec.settings.dtype)
     if device.type == "cuda" and distributed.world() > 1:
         torch.cuda.set_device(device)
-    splits: Splits = _part(spec, "dataset").build().load(spec.run.seed).to(device, dtype)
+    splits: Splits = _part(spec, "dataset").build().load(spec.settings.seed).to(device, dtype)
     _check_data(splits, str(spec.data["dataset"]["name"]))
     info = splits.info
     if spec.part("loss") is None:
@@ -85,7 +85,7 @@ def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
         spec.data["loss"] = "bce_with_logits" if one else _DEFAULT_LOSS[splits.task]
     part = _part(spec, "model")
     with preserved_rng():
-        torch.manual_seed(derived(spec.run.seed, "model"))
+        torch.manual_seed(derived(spec.settings.seed, "model"))
         model: nn.Module = part.build().build(info)
     model = model.to(dtype)  # before the checkpoint, whose values may need more digits than float32 has
     checkpoint = part.engine["checkpoint"]
@@ -97,7 +97,7 @@ def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
     model.eval()
     loss = _loss(spec, manager)
     _check_fit(model, splits, loss)
-    trained = [phase for phase in (spec.run.train, spec.run.finetune) if phase is not None and phase.epochs]
+    trained = [phase for phase in (spec.settings.train, spec.settings.finetune) if phase is not None and phase.epochs]
     if trained and not any(p.requires_grad for p in model.parameters()):
         raise SpecError("train: the model has no trainable parameter; leave train and finetune out")
     criterion: Criterion = _part(spec, "prune", "criterion").build()

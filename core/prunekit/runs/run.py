@@ -74,7 +74,7 @@ class _Execution:
         listener: Listener,
     ) -> None:
         self.spec, self.plan, self.manager, self.listener = spec, plan, manager, listener
-        self.settings, self.seed = spec.run, spec.run.seed
+        self.settings, self.seed = spec.settings, spec.settings.seed
         self.model, self.splits, self.loss = plan.model, plan.splits, plan.loss
         self.probes = _probes(spec)
         # Of several processes, each has its own model; phases are added to the state's as they end.
@@ -85,7 +85,7 @@ class _Execution:
             partial(estimators, manager=manager),
             plan.splits,
             self._phases,
-            spec.run.memory,
+            spec.settings.memory,
         )
         self.pruner = Pruner(
             self.surroundings,
@@ -93,7 +93,7 @@ class _Execution:
             plan.scheduler,
             plan.selector,
             plan.lam,
-            spec.run.prune.prunable,
+            spec.settings.prune.prunable,
             measures(plan.scheduler, self.seed, manager),
         )
         # Of several processes, the first alone writes, and tells recorders and plugins what happens.
