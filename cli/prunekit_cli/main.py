@@ -136,6 +136,23 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: AsJSON =
     command(name, as_json)
 
 
+@app.command()
+def check(
+    component: Annotated[str, typer.Argument(metavar="KIND:NAME", help="Such as criterion:qm.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="Set one of its options. Repeatable."),
+    ] = None,
+    as_json: AsJSON = False,
+    block: Block = None,
+) -> None:
+    """Check what a component of some plugin promises, a verdict a line."""
+    from prunekit_cli.check import check as command
+
+    if not command(component, set_ or [], as_json, block or []):
+        raise typer.Exit(1)
+
+
 def _version(value: bool) -> None:
     if value:
         from prunekit import __version__

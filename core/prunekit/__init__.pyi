@@ -49,4 +49,5 @@ from .statistics.request import Detailed as Detailed
 from .statistics.request import Request as Request
 from .statistics.request import Sampled as Sampled
 from .statistics.request import Statistic as Statistic
+from .statistics.request import Statistics as Statistics
 from .version import __version__ as __version__

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prunekit.distributed import from_first, rank, started, together
 from prunekit.errors import DataError, ResultsError, SpecError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from prunekit.losses.base import Loss
     from prunekit.masks.apply import Attachment
+    from prunekit.network.call import Batch
     from prunekit.observing.listener import Listener
     from prunekit.plugins.host import PluginManager
     from prunekit.pruning.criterion import Criterion
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from prunekit.spec.resolve import Spec
     from prunekit.statistics.operator import Operator
 
-Batches = Iterable[tuple[Any, Any]]
+Batches: TypeAlias = "Iterable[Batch]"
 
 
 @together()
@@ -48,10 +49,12 @@ def statistics(
 
     Args:
         model: Left as it was found, also on error.
-        batches: ``(input, target)`` pairs on the model's device; sums are accumulated, so batch sizes do
-            not matter. Inputs are a tensor, a tuple of arguments or a mapping of keyword arguments. Where
-            ``torch.distributed`` is initialised, each process gives its own part of the examples, maybe none;
-            all call this together and get the same result.
+        batches: ``(input, target)`` pairs on the model's device, or mappings with ``labels`` as tokenizers'
+            collators make them; sums are accumulated, so batch sizes do not matter. An input is a tensor, a tuple
+            or list of arguments, or a mapping of keyword arguments; the model returns a tensor, an object or
+            mapping with ``logits``, or a tuple that begins with the tensor. Where ``torch.distributed`` is
+            initialised, each process gives its own part of the examples, maybe none; all call this together and
+            get the same result.
         requests: Names or :class:`prunekit.Statistic` with options.
         loss: A name, a mapping, an object, or a function that returns the mean over a batch's examples.
         parameters: ``None`` for the prunable weights, ``"all"`` for every parameter, or name patterns.
@@ -112,17 +115,17 @@ def operator(
         tensor([[10., 14.]], dtype=torch.float64)
     """
     from prunekit.plugins.build import as_loss
-    from prunekit.statistics.estimate import DEFAULT_BUDGET
+    from prunekit.statistics.estimate import DEFAULT_MEMORY
     from prunekit.statistics.operator import Operator
 
     again = batches if callable(batches) else _fresh(batches)
     return Operator(
         model,
         lambda: _fresh(again),
-        kind,  # type: ignore[arg-type]
+        kind,
         as_loss(loss),
         _parameters(model, parameters),
-        memory or DEFAULT_BUDGET,
+        memory or DEFAULT_MEMORY,
     )
 
 
@@ -265,6 +268,7 @@ def prune(
         >>> int((model.weight == 0).sum()), pruning.steps[-1].pruned
         (12, 12)
     """
+    from prunekit.network.call import unpack
     from prunekit.observing.moment import Surroundings
     from prunekit.plugins.build import as_loss, component, criterion_with_lambda, estimators, options_of
     from prunekit.plugins.build import measures as measures_of
@@ -290,7 +294,7 @@ def prune(
 
     def draw(index: int) -> Sample:
         # A list: each step needs one sample throughout, and a loader may draw another at every reading.
-        return Sample(list(_fresh(batches)), generator(seed, "statistics", index))
+        return Sample([unpack(batch) for batch in _fresh(batches)], generator(seed, "statistics", index))
 
     steps_done, attempts = [], []
     for outcome in pruner.outcomes(draw):
@@ -459,6 +463,10 @@ def _fresh(batches: Batches | Callable[[], Batches]) -> Batches:
     found = batches() if callable(batches) else batches
     if isinstance(found, Iterator):
         return list(found)
-    if isinstance(found, tuple) and len(found) == 2 and hasattr(found[0], "shape"):
+    if isinstance(found, tuple) and len(found) == 2 and hasattr(found[1], "shape"):
         raise DataError("batches must be an iterable of (input, target) pairs; for a single pair use [pair]")
+    if isinstance(found, Mapping):
+        raise DataError(
+            "batches must be an iterable of mappings with labels; for a single mapping use [mapping]"
+        )
     return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prunekit.component import Component
 
@@ -21,7 +21,7 @@ class DataInfo:
     """What a model needs to know of the data to size its ends.
 
     Attributes:
-        input_shape: Shape of one example.
+        input_shape: Shape of one example; of a mapping's first tensor.
         outputs: Number of classes, or of target values per example.
         task: ``classification`` or ``regression``.
     """
@@ -41,18 +41,37 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples and targets, first axis the example."""
+    """Examples and targets, first axis the example.
 
-    x: Tensor
+    Attributes:
+        x: One tensor, or a mapping of tensors: the model's keyword arguments.
+        y: The targets.
+    """
+
+    x: Tensor | Mapping[str, Tensor]
     y: Tensor
 
+    def __post_init__(self) -> None:
+        # torch does not look into mappings of other classes, such as transformers' BatchEncoding.
+        if isinstance(self.x, Mapping) and not isinstance(self.x, dict):
+            object.__setattr__(self, "x", dict(self.x))
+
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.inputs[0])
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors of ``x``, in order."""
+        return tuple(self.x.values()) if isinstance(self.x, Mapping) else (self.x,)
 
     def take(self, indices: Tensor) -> Split:
         """The examples at these indices, in this order."""
-        indices = indices.to(self.x.device)
-        return Split(self.x.index_select(0, indices), self.y.index_select(0, indices))
+        indices = indices.to(self.y.device)
+        return self._each(lambda t: t.index_select(0, indices))
+
+    def first(self, examples: int | None) -> Split:
+        """The first examples; ``None`` for all."""
+        return self._each(lambda t: t[:examples])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Split:
         """Move; floating-point tensors also take ``dtype``, class indices and tokens keep theirs."""
@@ -60,7 +79,13 @@ class Split:
         def move(t: Tensor) -> Tensor:
             return t.to(device, dtype if t.is_floating_point() else None)
 
-        return Split(move(self.x), move(self.y))
+        return self._each(move)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Split:
+        """The same with the function applied to every tensor."""
+        x = self.x
+        moved = {key: function(t) for key, t in x.items()} if isinstance(x, Mapping) else function(x)
+        return Split(moved, function(self.y))
 
 
 @dataclass(frozen=True)
@@ -73,7 +98,8 @@ class Splits:
         test: Held out; ``None`` if there is none.
         task: Decides the default loss.
         outputs: Classes, or target values per example; found from the targets when ``None``.
-        augment: Batched augmentation ``(x, generator) -> x`` for training only.
+        augment: Batched augmentation ``(x, generator) -> x`` for training only; x is the tensor or the mapping
+            of a batch's inputs, and new tensors are returned.
     """
 
     train: Split
@@ -81,7 +107,7 @@ class Splits:
     test: Split | None = None
     task: Task = "classification"
     outputs: int | None = None
-    augment: Callable[[Tensor, Generator], Tensor] | None = None
+    augment: Callable[[Any, Generator], Any] | None = None
 
     @property
     def info(self) -> DataInfo:
@@ -93,14 +119,14 @@ class Splits:
                 outputs = max(int(s.y.max()) for s in splits) + 1
             else:
                 outputs = self.train.y[0].numel()
-        return DataInfo(tuple(self.train.x.shape[1:]), outputs, self.task)
+        return DataInfo(tuple(self.train.inputs[0].shape[1:]), outputs, self.task)
 
     def limited(self, train: int | None, test: int | None) -> Splits:
         """The same with at most so many training and test examples, the first ones."""
-        shorter = replace(self, train=Split(self.train.x[:train], self.train.y[:train]))
+        shorter = replace(self, train=self.train.first(train))
         if self.test is None:
             return shorter
-        return replace(shorter, test=Split(self.test.x[:test], self.test.y[:test]))
+        return replace(shorter, test=self.test.first(test))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Splits:
         """Move every split."""

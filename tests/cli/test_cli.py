@@ -539,7 +539,7 @@ def test_a_disk_that_fills_up_fails_the_run_and_keeps_what_was_finished(spec: Pa
     whole = running.contents(tmp_path / "whole.h5")
     kept = set()
     # What fails is the state, then the new file, then one of its changes (with the room that they set aside).
-    for size in (2_000, 12_000, *range(1_050_000, 1_250_000, 20_000)):
+    for size in (2_000, 12_000, *range(1_060_000, 1_140_000, 8_000)):
         out = tmp_path / f"{size}.h5"
         with file_size_limit(size):
             code, _, error = running.cli("run", spec, "--out", out)

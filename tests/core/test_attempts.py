@@ -123,7 +123,7 @@ def test_another_lambda_changes_the_attempt_and_is_recorded() -> None:
     assert found.attempts[1].predicted_delta_loss == expected.steps[0].predicted_delta_loss
 
 
-@pytest.mark.parametrize("criterion", ["obs", "obs_rows", "obs_block", "obc"])
+@pytest.mark.parametrize("criterion", ["obs", "obs_rows", "obs_block", "obs_kfac", "obc", "combinatorial"])
 def test_another_lambda_of_a_damped_criterion_needs_no_new_pass_and_gives_what_one_would(
     criterion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,12 +85,23 @@ def test_selection_is_the_cpus(values) -> None:
         assert all(torch.equal(found[k].cpu(), expected[k]) for k in expected)
 
 
-def test_a_captured_training_step_trains_as_an_eager_one(monkeypatch) -> None:
+class Keyed(nn.Sequential):
+    """Takes its input as two keyword arguments."""
+
+    def forward(self, *, left, right):
+        return {"logits": super().forward(torch.cat([left, right], 1))}
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_captured_training_step_trains_as_an_eager_one(monkeypatch, mapped) -> None:
     settings = Train(
         epochs=1, batch_size=50, optimizer=SGD(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-3)
     )
-    split = pk.Split(torch.randn(1020, 20).cuda(), torch.randint(3, (1020,)).cuda())
-    start = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 3)).cuda()
+    x = torch.randn(1020, 20).cuda()
+    inputs = {"left": x[:, :8], "right": x[:, 8:]} if mapped else x
+    split = pk.Split(inputs, torch.randint(3, (1020,)).cuda())
+    layers = nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 3)
+    start = (Keyed if mapped else nn.Sequential)(*layers).cuda()
     masks = {"0.weight": torch.rand(30, 20) > 0.5}
     trained = []
     for captured in (True, False):

@@ -157,8 +157,8 @@ def test_a_weight_that_comes_back_is_refused_by_name_and_the_file_is_as_it_was(t
 
 def test_a_sample_is_stored_once_where_steps_share_it(tmp_path: Path) -> None:
     shapes = {"w": (30,)}
-    pruning = Pruning(begin(tmp_path / "out.h5", shapes), shapes, 4)
-    samples = [np.array([3, 1, 70_000]), np.array([3, 1, 70_000]), np.array([5]), np.array([5])]
+    pruning = Pruning(begin(tmp_path / "out.h5", shapes), shapes, 5)
+    samples = [np.array([3, 200]), np.array([3, 200]), np.array([5]), np.array([70_000]), np.array([], int)]
     for sample in samples:
         pruning.step(sample)
     with pk.open(tmp_path / "out.h5") as results:
@@ -166,7 +166,8 @@ def test_a_sample_is_stored_once_where_steps_share_it(tmp_path: Path) -> None:
             assert results.examples(step).dtype == np.int64
             assert results.examples(step).tolist() == sample.tolist()
     with h5py.File(tmp_path / "out.h5") as file:
-        assert file["examples/indices"][()].tolist() == [3, 1, 70_000, 5]
+        assert file["examples/indices"][()].tolist() == [3, 200, 5, 70_000]
+        assert file["examples/indices"].dtype == np.uint32
 
 
 class Killed(BaseException):
@@ -400,6 +401,8 @@ def test_a_probe_that_changes_its_arrays_from_step_to_step_is_refused_by_name(tm
             writer.add_probe("curvature", record(0.0, groups=groups, moment="step", step=6))
     with pytest.raises(RunError, match="attribute 'α' is not what it was"):
         writer.add_probe("curvature", record(0.0, attributes={"α": [1, 3]}, moment="step", step=6))
+    with pytest.raises(RunError, match=r"attribute 'of': .*a number, a string, or a list of either"):
+        writer.add_probe("curvature", record(0.0, attributes={"of": {"a": 1}}, moment="pruned"))
     with pytest.raises(RunError, match="no such moment"):
         writer.add_probe("curvature", record(0.0, moment="sometimes"))
     assert running.read(tmp_path / "out.h5") == before

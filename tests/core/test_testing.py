@@ -1,170 +1,234 @@
-"""The contract test notices criteria that break their promises."""
+"""The checks notice components that break their promises, each by its name, and let those pass that keep them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import broken
+import numpy as np
 import pytest
+import running
 import torch
 
 import prunekit as pk
 from prunekit.plugins.host import default_manager
-from prunekit.testing import CriterionContract, situation
+from prunekit.testing import CHECKS, Subject, Verdict, judge, pytest_classes
+from prunekit.testing.judging import verdict
+from prunekit.testing.verdict import sentence
+
+CASES = [(kind, name) for kind, cases in broken.BROKEN.items() for name in cases]
 
 
-class Good(pk.Criterion):
-    name = "good"
-    requires = frozenset({"gradient"})
-
-    def saliency(self, weights: Any, statistics: Any) -> Any:
-        return {k: (w * statistics["gradient"][k]).abs() for k, w in weights.items()}
+def checks(kind: str) -> dict[str, Any]:
+    return {sentence(check): check for check in CHECKS[kind]}
 
 
-def variant(**attributes: Any) -> pk.Criterion:
-    """The good criterion with some attributes replaced."""
-    return type("Bad", (Good,), attributes)()
+def failures(verdicts: list[Verdict]) -> list[Verdict]:
+    return [v for v in verdicts if v.status == "fail"]
 
 
-def saliency(formula: Callable[[Any, Any], Any]) -> pk.Criterion:
-    return variant(
-        saliency=lambda self, weights, statistics: {
-            k: formula(w, statistics["gradient"][k]) for k, w in weights.items()
-        }
-    )
+@pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES])
+def test_a_component_that_breaks_a_promise_is_caught_by_its_check(kind: str, name: str) -> None:
+    component, promise = broken.BROKEN[kind][name]
+    found = verdict(checks(kind)[promise], Subject(component, default_manager()))
+    assert found.status == "fail", found
+    assert found.detail
 
 
-def zeroing(w: Any, g: Any) -> Any:
-    w.zero_()
-    return g.abs()
+@pytest.mark.parametrize("kind", CHECKS)
+def test_there_is_a_broken_component_for_every_check(kind: str) -> None:
+    caught = {promise for cases in broken.BROKEN.values() for _, promise in cases.values()}
+    cannot = {"proposals are the same on cuda"}  # here
+    assert set(checks(kind)) - cannot <= caught
 
 
-def tidying_up_late(self: Any, weights: Any, statistics: Any) -> Any:
-    first = next(iter(weights.values()))
-    first.add_(1)
-    found = {k: w.abs() for k, w in weights.items()}
-    first.sub_(1)
-    return found
+@pytest.mark.parametrize(("kind", "cls"), broken.GOOD, ids=lambda v: getattr(v, "__name__", v))
+def test_a_component_that_keeps_its_promises_passes(kind: str, cls: type[Any]) -> None:
+    assert failures(judge(kind, cls)) == []
 
 
-class OptionsFromAnotherFamily(pk.Options):
-    power: Any = 2.0
+def test_every_check_says_what_it_is_about() -> None:
+    for kind, found in CHECKS.items():
+        assert len({check.__name__ for check in found}) == len(found), kind
+        for check in found:
+            assert check.__doc__, f"{kind}: {check.__name__}"
 
 
-def built_in_init(self: Any, **options: Any) -> None:
-    Good.__init__(self, **options)
-    self.factor = 2.0
+def test_a_broken_component_leaves_the_process_as_it_was() -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1], torch.get_default_dtype()
+    for name in ("default dtype", "random", "global random state"):
+        judge("criterion", broken.CRITERIA[name][0])
+    judge("dataset", broken.DATASETS["seeds torch"][0])
+    judge("model", broken.MODELS["seeds numpy"][0])
+    after = torch.get_rng_state(), np.random.get_state()[1], torch.get_default_dtype()
+    assert torch.equal(before[0], after[0])
+    assert np.array_equal(before[1], after[1])
+    assert before[2] == after[2]
 
 
-BROKEN = {
-    "no name": (variant(name=""), "test_has_a_name"),
-    "untyped option": (
-        variant(Options=OptionsFromAnotherFamily),
-        "test_options_are_typed_and_frozen_and_refuse_unknown_keys",
-    ),
-    "requires a list": (variant(requires=["gradient"]), "test_required_statistics_exist"),
-    "unknown statistic": (variant(requires=frozenset({"gradientt"})), "test_required_statistics_exist"),
-    "own lambda": (variant(lam=-1.0), "test_locality_weight_is_left_to_the_engine"),
-    "wrong shape": (saliency(lambda w, g: g.sum()), "test_saliency_has_the_weights_names_shapes_and_device"),
-    "no names": (
-        variant(saliency=lambda self, w, s: {}),
-        "test_saliency_has_the_weights_names_shapes_and_device",
-    ),
-    "not finite": (saliency(lambda w, g: g / (w - w)), "test_saliency_is_finite"),
-    "normalised by zero": (
-        saliency(lambda w, g: w.abs() / w.norm()),
-        "test_saliency_is_finite_where_a_whole_layer_is_zero",
-    ),
-    "in place": (saliency(zeroing), "test_saliency_leaves_its_inputs_and_the_process_alone"),
-    "global random state": (
-        saliency(lambda w, g: torch.rand_like(w)),
-        "test_saliency_leaves_its_inputs_and_the_process_alone",
-    ),
-    "in place on error": (
-        variant(saliency=tidying_up_late),
-        "test_saliency_leaves_its_inputs_and_the_process_alone_when_it_fails",
-    ),
-    "random": (saliency(lambda w, g: torch.rand_like(w)), "test_saliency_is_deterministic"),
-    "needs its __init__": (
-        variant(
-            __init__=built_in_init,
-            saliency=lambda self, w, s: {k: self.factor * v.abs() for k, v in w.items()},
-        ),
-        "test_the_engine_builds_the_same_criterion_from_the_options",
-    ),
-    "predicts NaN": (
-        variant(predicted_delta_loss=lambda self, w, s, m: float("nan")),
-        "test_predicted_delta_loss_is_a_finite_number_or_none",
-    ),
-    "predicts a change for nothing": (
-        variant(predicted_delta_loss=lambda self, w, s, m: 1.0),
-        "test_predicted_delta_loss_of_no_change_is_zero",
-    ),
-    "updates to NaN": (
-        variant(update=lambda self, w, s, m: {k: v / 0 for k, v in w.items()}),
-        "test_update_gives_finite_values_for_the_surviving_weights",
-    ),
-    "updates what is not there": (
-        variant(update=lambda self, w, s, m: {"elsewhere": torch.zeros(1)}),
-        "test_update_gives_finite_values_for_the_surviving_weights",
-    ),
-    "random update": (
-        variant(update=lambda self, w, s, m: {k: torch.rand_like(v) for k, v in w.items()}),
-        "test_update_is_deterministic",
-    ),
-    "ignores the budget": (
-        variant(select=lambda self, w, s, m, budget: dict(m)),
-        "test_select_gives_nested_masks_of_the_exact_budget",
-    ),
-    "revives": (
-        variant(select=lambda self, w, s, m, budget: {k: ~v for k, v in m.items()}),
-        "test_select_gives_nested_masks_of_the_exact_budget",
-    ),
-}
+def test_another_kind_and_a_missing_option_are_refused() -> None:
+    with pytest.raises(pk.SpecError, match="unknown kind 'criterium'; did you mean 'criterion'"):
+        judge("criterium", broken.Criterion)
+    with pytest.raises(pk.SpecError, match="is no scheduler"):
+        judge("scheduler", broken.Criterion())
+    with pytest.raises(pk.SpecError, match="scheduler 'linear': sparsity is missing"):
+        judge("scheduler", default_manager().get("scheduler", "linear"))
 
 
-def check(criterion: pk.Criterion, test: str) -> None:
-    arguments: dict[str, Any] = {
-        "criterion": criterion,
-        "manager": default_manager(),
-        "dtype": torch.float64,
-    }
-    method = getattr(CriterionContract(), test)
-    names = method.__code__.co_varnames[1 : method.__code__.co_argcount]
-    if "situation" in names:
-        arguments["situation"] = situation(criterion, default_manager(), torch.float64, 0.4)
-    with torch.random.fork_rng():
-        method(**{name: arguments[name] for name in names})
+# -- as tests ---------------------------------------------------------------------------------------------------
+
+CONTRACTS = [getattr(pytest_classes, f"{kind.title()}Contract") for kind in CHECKS]
 
 
-@pytest.mark.parametrize("broken", BROKEN)
-def test_a_criterion_that_breaks_a_promise_fails_its_test(broken: str) -> None:
-    criterion, test = BROKEN[broken]
-    with pytest.raises((AssertionError, AttributeError, pk.PrunekitError, pytest.fail.Exception)):
-        check(criterion, test)
-
-
-@pytest.mark.parametrize("test", sorted({test for _, test in BROKEN.values()}))
-def test_a_criterion_that_keeps_its_promises_passes(test: str) -> None:
-    def select(self: Any, weights: Any, statistics: Any, masks: Any, budget: int) -> Any:
-        from prunekit.masks.select import prune_smallest
-
-        return prune_smallest(self.saliency(weights, statistics), masks, budget)
-
-    whole = variant(
-        predicted_delta_loss=lambda self, w, s, m: sum(float(w[k][~m[k]].sum()) for k in w),
-        update=lambda self, w, s, m: {k: 2 * v / m[k] for k, v in w.items()},  # inf where a weight goes
-        select=select,
-    )
-    try:
-        check(whole, test)
-    except pytest.skip.Exception:
-        del type(whole).update
-        check(whole, test)
-
-
-def test_a_missing_fixture_is_told() -> None:
-    fixture = CriterionContract.criterion
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_a_missing_fixture_is_told(contract: Any) -> None:
+    name = contract.__name__.removesuffix("Contract").lower()
+    fixture = getattr(contract, name)
     function = getattr(fixture, "__wrapped__", None) or fixture.__pytest_wrapped__.obj
-    with pytest.raises(NotImplementedError, match="must define a fixture `criterion`"):
-        function(CriterionContract())
+    with pytest.raises(NotImplementedError, match=f"must define a fixture `{name}`"):
+        function(contract())
+
+
+TESTS = """
+import pytest
+import broken
+from prunekit.testing import CriterionContract, SchedulerContract
+
+class TestBad(CriterionContract):
+    @pytest.fixture
+    def criterion(self):
+        return broken.CRITERIA["revives"][0]
+
+class TestScheduler(SchedulerContract):
+    @pytest.fixture
+    def scheduler(self):
+        return broken.Fixed()
+"""
+
+
+def test_contract_classes_run_the_checks_as_tests(tmp_path: Path) -> None:
+    (tmp_path / "test_contracts.py").write_text(TESTS)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rf",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(tmp_path),
+            ".",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**running.os.environ, "PYTHONPATH": running.os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert failed
+    assert all("TestBad" in line for line in failed)
+    assert any("[proposed masks are nested and spend the exact budget]" in line for line in failed)
+
+
+# -- built-ins --------------------------------------------------------------------------------------------------
+
+SLOW = {("model", "preact_resnet18"), ("model", "vgg11")}  # ten million weights, built again and again
+BUILT_IN = sorted(
+    (c.kind, c.name) for p in default_manager().plugins if p.distribution == "prunekit" for c in p.components
+)
+
+
+@pytest.fixture
+def options(tmp_path: Path, cifar10: Path) -> Any:
+    """Options of a built-in component that cannot do without."""
+    running.write_data(tmp_path / "data.npz")
+
+    own: dict[tuple[str, str], dict[str, Any]] = {
+        ("scheduler", "explicit"): {"levels": [0.2, 0.2, 0.5]},
+        ("model", "python"): {"factory": "torch.nn:Linear", "kwargs": {"in_features": 6, "out_features": 3}},
+        ("dataset", "python"): {"factory": "broken:points"},
+        ("dataset", "npz"): {"path": tmp_path / "data.npz"},
+        ("dataset", "cifar10"): {"root": cifar10, "valid": 20},
+    }
+
+    def of(kind: str, name: str) -> dict[str, Any]:
+        fields = default_manager().get(kind, name).Options.model_fields
+        sparsity = {"sparsity": 0.9} if kind == "scheduler" and "sparsity" in fields else {}
+        return own.get((kind, name), sparsity)
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(
+            kind, name, marks=[pytest.mark.slow] if (kind, name) in SLOW else [], id=f"{kind}-{name}"
+        )
+        for kind, name in BUILT_IN
+    ],
+)
+def test_every_built_in_component_keeps_its_promises(kind: str, name: str, options: Any) -> None:
+    component = default_manager().get(kind, name)(**options(kind, name))
+    verdicts = judge(kind, component)
+    assert failures(verdicts) == []
+    assert sum(v.status == "ok" for v in verdicts) >= 4
+
+
+# -- the command line -------------------------------------------------------------------------------------------
+
+
+def test_check_prints_a_verdict_a_line_and_counts_them() -> None:
+    code, out, _ = running.cli("check", "scheduler:linear", "--set", "sparsity=0.9")
+    *lines, last = out.splitlines()
+    assert code == 0
+    assert lines[0] == "ok    has a name"
+    assert "skip  targets are valid: its schedule is fixed" in lines
+    assert len(lines) == len(CHECKS["scheduler"])
+    assert last == f"{sum(line.startswith('ok') for line in lines)} ok, 0 failed, 5 skipped"
+
+
+def test_check_fails_with_exit_code_1_where_a_promise_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plugin:
+        @pk.hookimpl
+        def prunekit_register_selectors(self) -> list[Any]:
+            return [type(broken.SELECTORS["one too many"][0])]
+
+    default_manager.cache_clear()
+    try:
+        default_manager().register(Plugin())
+        code, out, _ = running.cli("check", "selector:good")
+        as_json = running.cli("check", "selector:good", "--json")
+    finally:
+        default_manager.cache_clear()
+    assert code == 1
+    (line,) = [line for line in out.splitlines() if line.startswith("FAIL  choices spend the exact budget: ")]
+    assert "were asked for" in line
+    assert as_json[0] == 1
+    found = json.loads(as_json[1])
+    assert (found["kind"], found["name"], found["options"]) == ("selector", "good", {})
+    assert {v["status"] for v in found["verdicts"]} == {"ok", "fail"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("criterion:qn",), "unknown criterion 'qn'; did you mean 'qm'?"),
+        (("criterium:qm",), "unknown kind 'criterium'; did you mean 'criterion'?"),
+        (("qm",), "qm: must be KIND:NAME"),
+        (("criterion:qm", "--set", "curvatur=ggn"), "unknown option 'curvatur'"),
+        (("criterion:qm", "--set", "curvature"), "--set curvature: must be"),
+        (("scheduler:linear",), "sparsity is missing"),
+        (("criterion:qm", "--block", "nobody"), "cannot block 'nobody'"),
+    ],
+)
+def test_check_refuses_what_it_does_not_know(arguments: tuple[str, ...], message: str) -> None:
+    assert message in running.refused("check", *arguments)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 import prunekit as pk
 from prunekit.masks import FlatIndex, Items, Layer
+from prunekit.plugins.build import component
+from prunekit.statistics import Estimates
 
 
 def choose(
@@ -20,3 +22,17 @@ def choose(
     """Masks after spending a budget."""
     items = Items.of(saliency, masks, layers or FlatIndex.of(masks).layers)
     return items.masks(selector.select(items, budget))
+
+
+def propose(
+    criterion: pk.Criterion,
+    weights: Mapping[str, Tensor],
+    statistics: pk.Statistics,
+    masks: Mapping[str, Tensor],
+    budget: int,
+    lam: float = 0.0,
+) -> pk.Proposal:
+    """What a criterion proposes, with the global selector beside it."""
+    selector: pk.Selector = component("selector", "global")
+    layers = FlatIndex.of(weights).layers
+    return criterion.propose(pk.Context(weights, Estimates(statistics), masks, budget, lam, selector, layers))

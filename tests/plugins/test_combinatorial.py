@@ -12,7 +12,7 @@ from torch import Tensor, float64, nn
 
 import prunekit as pk
 from prunekit_plugins._linalg.conjugate import solved
-from prunekit_plugins._selection.exchange import Model, search
+from prunekit_plugins._selection.exchange import Quadratic, search
 
 DAMPING = 0.05
 EXACT = {"tolerance": 1e-12, "iterations": 10_000, "damping": DAMPING}
@@ -138,7 +138,7 @@ def test_exchange_comes_close_to_the_best_of_all_choices(moves) -> None:
         matrix, weights = x.t() @ x / 15, torch.randn(12, dtype=float64)
         slope = 0.1 * torch.randn(12, dtype=float64)
         damped = matrix + 0.01 * torch.eye(12, dtype=float64)
-        model = Model(Matrix(matrix), weights, slope, 0.01, moves, 1e-12, 1000)
+        model = Quadratic(Matrix(matrix), weights, slope, 0.01, moves, 1e-12, 1000)
         open_ = torch.ones(12, dtype=torch.bool)
         values = []
         for choice in itertools.combinations(range(12), 5):

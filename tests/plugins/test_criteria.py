@@ -31,85 +31,66 @@ from prunekit_plugins.criteria import (
     Wanda,
 )
 
-
-def build(cls: type[Criterion], lam: float = 0.0, **options: object) -> Criterion:
-    criterion = cls(**options)
-    criterion.lam = lam
-    return criterion
-
-
 CASES = [
-    pytest.param((Magnitude, 0.0, {}), id="magnitude"),
-    pytest.param((Magnitude, 1e-2, {}), id="magnitude-lambda"),
-    pytest.param((LinearModel, 0.0, {}), id="lm"),
-    pytest.param((LinearModel, 1e-2, {}), id="lm-lambda"),
-    pytest.param((QuadraticModel, 0.0, {}), id="qm"),
-    pytest.param((QuadraticModel, 1e-2, {"curvature": "ggn"}), id="qm-ggn-lambda"),
-    pytest.param((OptimalBrainDamage, 0.0, {}), id="obd"),
-    pytest.param((OptimalBrainDamage, 1e-2, {"curvature": "ggn"}), id="obd-ggn-lambda"),
+    *(pytest.param((cls, {}), id=cls.name) for cls in (Magnitude, LinearModel, Random)),
     *(
-        pytest.param((cls, 0.0, {"curvature": curvature}), id=f"{cls.name}-{curvature}")
+        pytest.param((cls, {"curvature": curvature}), id=f"{cls.name}-{curvature}")
         for cls in (QuadraticModel, OptimalBrainDamage)
-        for curvature in ("ggn_mc", "empirical_fisher", "hessian", "hutchinson")
+        for curvature in ("ggn", "ggn_mc", "empirical_fisher", "hessian", "hutchinson")
     ),
-    pytest.param(
-        (QuadraticModel, 1e-3, {"curvature": "hutchinson", "draws": 3}), id="qm-hutchinson-3-lambda"
-    ),
-    pytest.param((OptimalBrainDamage, 0.0, {"curvature": "ggn_mc", "draws": 2}), id="obd-ggn_mc-2"),
-    pytest.param((Random, 0.0, {}), id="random"),
+    pytest.param((QuadraticModel, {"curvature": "hutchinson", "draws": 3}), id="qm-hutchinson-3"),
+    pytest.param((OptimalBrainDamage, {"curvature": "ggn_mc", "draws": 2}), id="obd-ggn_mc-2"),
     *(
-        pytest.param(
-            (cls, lam, {"selection": selection, "update": update}), id=f"{cls.name}-{selection}-{update}"
-        )
+        pytest.param((cls, {"selection": selection, "update": update}), id=f"{cls.name}-{selection}-{update}")
         for cls in (OptimalBrainSurgeon, GradientSurgeon, RowSurgeon, BlockSurgeon, KroneckerSurgeon)
-        for lam, selection, update in (
-            (0.0, "greedy", True),
-            (1e-2, "saliency", True),
-            (0.0, "saliency", False),
+        for selection, update in (
+            ("greedy", True),
+            ("saliency", True),
+            ("saliency", False),
+            ("greedy", False),
         )
     ),
     *(
-        pytest.param((Combinatorial, lam, options), id=f"combinatorial-{number}")
-        for number, (lam, options) in enumerate(
+        pytest.param((Combinatorial, options), id=f"combinatorial-{number}")
+        for number, options in enumerate(
             [
-                (0.0, {}),
-                (1e-2, {"update": False, "gradient": False}),
-                (0.0, {"scope": "layerwise", "curvature": "empirical_fisher"}),
-                (0.0, {"curvature": "ggn_mc", "draws": 2, "update": False}),
+                {},
+                {"update": False, "gradient": False},
+                {"scope": "layerwise", "curvature": "empirical_fisher"},
+                {"curvature": "ggn_mc", "draws": 2, "update": False},
             ]
         )
     ),
-    pytest.param((OptimalBrainSurgeon, 1.0, {"curvature": "hessian"}), id="obs-hessian"),
+    pytest.param((OptimalBrainSurgeon, {"curvature": "hessian", "damping": 1.0}), id="obs-hessian"),
     pytest.param(
-        (KroneckerSurgeon, 1e-2, {"curvature": "empirical_fisher", "gradient": True}), id="obs_kfac-gradient"
+        (KroneckerSurgeon, {"curvature": "empirical_fisher", "gradient": True}), id="obs_kfac-gradient"
     ),
     *(
-        pytest.param((cls, lam, {}), id=f"{cls.name}-{lam}")
+        pytest.param((cls, {}), id=cls.name)
         for cls in (EmpiricalFisher, TaylorFirstOrder, TaylorSecondOrder, SNIP, GraSP, SynFlow, Wanda)
-        for lam in (0.0, 1e-2)
     ),
     *(
-        pytest.param((cls, lam, options), id=f"{cls.name}-{number}")
+        pytest.param((cls, options), id=f"{cls.name}-{number}")
         for cls, more in ((ExactOBS, {"scope": "global"}), (SparseGPT, {"refit": True, "block_size": 5}))
-        for number, (lam, options) in enumerate(((0.0, {}), (0.0, {"update": False}), (1e-2, more)))
+        for number, options in enumerate(({}, {"update": False}, more))
     ),
-    pytest.param((OptimalBrainSurgeon, 0.0, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),
-    pytest.param((GraSP, 0.0, {"temperature": 1.0}), id="grasp-1"),
-    pytest.param((Wanda, 1e-2, {"selection": "saliency"}), id="wanda-saliency"),
-    pytest.param((Wanda, 0.0, {"update": True}), id="wanda-update"),
+    pytest.param((OptimalBrainSurgeon, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),
+    pytest.param((GraSP, {"temperature": 1.0}), id="grasp-1"),
+    pytest.param((Wanda, {"selection": "saliency"}), id="wanda-saliency"),
+    pytest.param((Wanda, {"update": True}), id="wanda-update"),
     *(
-        pytest.param((cls, 0.0, {"selection": "saliency"}), id=f"{cls.name}-ranking")
+        pytest.param((cls, {"selection": "saliency"}), id=f"{cls.name}-ranking")
         for cls in (ExactOBS, SparseGPT, Combinatorial)
     ),
-    pytest.param((SparseGPT, 0.0, {"scope": "global"}), id="sparsegpt-global"),
+    pytest.param((SparseGPT, {"scope": "global"}), id="sparsegpt-global"),
 ]
 
 
 class TestBuiltInCriteria(CriterionContract):
     @pytest.fixture(params=CASES)
     def criterion(self, request: pytest.FixtureRequest) -> Criterion:
-        cls, lam, options = request.param
-        return build(cls, lam, **options)
+        cls, options = request.param
+        return cls(**options)
 
 
 def test_every_built_in_criterion_and_curvature_is_among_the_cases() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit.plugins.build import component, criterion_with_lambda, estimators
+from prunekit.plugins.build import component, estimators
 from prunekit.seeds import generator
 from prunekit.statistics.estimate import estimate as engine
 from prunekit_plugins._linalg.conjugate import solved
@@ -275,7 +275,7 @@ def test_the_update_is_the_minimum_over_the_whole_layer(network, gradient, befor
     proposed = {n: m & (torch.rand(m.shape) >= after) for n, m in masks.items()}
     left = flat(proposed)
     options = {"name": "obs_kfac", "damping": ALPHA, "gradient": gradient}
-    criterion: Any = criterion_with_lambda(options, 0.0)
+    criterion: pk.Criterion = component("criterion", options)
     blocks = statistics["inverse_kfac"]
     matrix = sum(dense(family, len(kept)) for family in blocks.families)
     damped = matrix + ALPHA * torch.eye(len(kept), dtype=float64)
@@ -299,7 +299,8 @@ def test_with_the_gradient_a_cost_is_counted_from_the_minimum_of_the_whole_layer
     kept = flat(masks)
     statistics = estimate(model, batches, masks, curvature="ggn", draws=1)
     weights = {n: model.get_parameter(n).detach() for n in masks}
-    criterion: Any = criterion_with_lambda({"name": "obs_kfac", "damping": ALPHA, "gradient": True}, 0.0)
+    options = {"name": "obs_kfac", "damping": ALPHA, "gradient": True}
+    criterion: pk.Criterion = component("criterion", options)
     blocks = statistics["inverse_kfac"]
     damped = sum(dense(f, len(kept)) for f in blocks.families) + ALPHA * torch.eye(len(kept), dtype=float64)
     minimum = flat(weights)

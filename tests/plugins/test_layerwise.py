@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from choosing import propose
 from torch import Tensor, float64, nn
 
 import prunekit as pk
 from prunekit.masks.apportion import apportion
 from prunekit.plugins.build import component
+from prunekit.statistics import Estimates
 from prunekit_plugins._selection.reconstruction import layer_errors
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -389,8 +391,8 @@ def test_a_later_step_goes_on_from_what_is_pruned(name) -> None:
     options = {"block_size": 5} if name == "sparsegpt" else {}
     built = component("criterion", {"name": name, **options})
     request = next(iter(built.requires))
-    found = {request: statistic(model, batches, masks, **request.options)}
-    chosen = built.select(weights, found, masks, 64)
+    found = Estimates({request: statistic(model, batches, masks, **request.options)})
+    chosen = propose(built, weights, found, masks, 64).masks
     after = built.update(weights, found, chosen)
     gone = {n: int((~m).sum()) for n, m in masks.items()}
     if name == "obc":
@@ -454,15 +456,10 @@ def test_convolutions_in_float32_over_three_steps(options, pattern) -> None:
     history: list[dict[str, Tensor]] = []
 
     class Watched(type(criterion)):  # type: ignore[misc]
-        @property
-        def select(self) -> Any:
-            chosen = super().select
-
-            def watched(*given: Any) -> dict[str, Tensor]:
-                history.append(chosen(*given))
-                return history[-1]
-
-            return watched
+        def propose(self, context: pk.Context) -> pk.Proposal:
+            found = super().propose(context)
+            history.append(dict(found.masks))
+            return found
 
     watched = Watched.from_options(criterion.options)
     levels = {"name": "explicit", "levels": [0.1, 0.3, 0.5]}
@@ -528,7 +525,7 @@ def test_patterns_that_cannot_be_kept_are_refused(name) -> None:
     found = pk.statistics(model, batches, request, parameters=["0.weight"])
     masks = {"0.weight": torch.ones(6, 12, dtype=torch.bool)}
     with pytest.raises(pk.SpecError, match=r"2:4 lets 36 weights go, and 40 are asked for"):
-        built.select(weights, found, masks, 40)
+        propose(built, weights, found, masks, 40)
 
 
 def test_equal_scores_go_by_their_place() -> None:
@@ -553,8 +550,8 @@ def test_the_update_of_any_masks_needs_no_selection_before(name) -> None:
     request = next(iter(built.requires))
     masks = {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}
     first = pk.statistics(model, batches, request)
-    chosen = built.select(weights, first, masks, 64)
-    values = built.update(weights, first, chosen)
+    proposal = propose(built, weights, first, masks, 64)
+    chosen, values = proposal.masks, proposal.values
     fresh = built.update(weights, pk.statistics(model, batches, request), chosen)
     for key, value in values.items():
         assert torch.equal(value[chosen[key]], fresh[key][chosen[key]])

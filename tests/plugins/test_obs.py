@@ -13,7 +13,7 @@ from dense import dense
 from torch import Tensor, float64, nn
 
 import prunekit as pk
-from prunekit.plugins.build import component, criterion_with_lambda
+from prunekit.plugins.build import component
 
 INPUTS, EXAMPLES = 7, 40
 
@@ -185,7 +185,8 @@ def test_lambda_is_added_to_the_damping() -> None:
     split = pk.saliency(model, [(x, y)], {"name": "obs", "damping": 0.01, "lambda": 0.02})
     for key in plain:
         torch.testing.assert_close(plain[key], split[key])
-    assert criterion_with_lambda("obs", 0.5).inverse.options["damping"] == pytest.approx(0.5001)
+    (request,) = component("criterion", "obs").required(0.5)
+    assert request.options["damping"] == pytest.approx(0.5001)
 
 
 def test_an_indefinite_matrix_is_refused_with_the_damping_that_would_do() -> None:
@@ -229,4 +230,4 @@ def test_a_selector_beside_greedy_elimination_is_refused_and_works_with_salienci
     ranking = {"name": "obs", "selection": "saliency"}
     pruning = pk.prune(model, [(x, y)], ranking, sparsity=0.5, steps=2, selector="nm")
     assert (pruning.masks["weight"].reshape(-1, 4).sum(1) == 2).all()
-    assert component("criterion", ranking).select is None
+    assert component("criterion", ranking).uses_selector

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from choosing import propose
 from dense import awkward, dense, flat
 from torch import Tensor, float64, nn
 
 import prunekit as pk
 from prunekit.masks.weights import Layer
-from prunekit.plugins.build import criterion_with_lambda
+from prunekit.plugins.build import component
 from prunekit_plugins._linalg.constrained import adjusted
 from prunekit_plugins._linalg.inversion import inverse
 from prunekit_plugins._selection.elimination import Caps, eliminate
@@ -369,17 +370,23 @@ def test_what_one_criterion_asked_of_a_statistic_is_not_told_to_another() -> Non
     names = ["0.weight", "2.weight"]
     weights = {n: model.get_parameter(n).detach() for n in names}
     masks = {n: torch.rand(w.shape) > 0.4 for n, w in weights.items()}
-    for name, options in (("obs_rows", {"gradient": True}), ("obs_rows", {}), ("combinatorial", {})):
-        first = criterion_with_lambda({"name": name, "damping": 0.1}, None)
-        second = criterion_with_lambda({"name": name, "damping": 0.1, **options}, None if options else 3.0)
-        if name == "obs_rows" and not options:
-            second = first
-        wanted = frozenset(first.requires | second.requires)
-        shared, fresh = (pk.statistics(model, batches, list(wanted)) for _ in range(2))
-        first.predicted_delta_loss(weights, shared, masks)
-        found, expected = second.update(weights, shared, masks), second.update(weights, fresh, masks)
-        for key, value in expected.items():
-            torch.testing.assert_close(found[key], value)
+    budget = sum(m.numel() - int(m.sum()) for m in masks.values()) + 20
+    for name, options, lam in (
+        ("obs_rows", {"gradient": True}, 0.0),
+        ("obs_rows", {}, 0.0),
+        ("combinatorial", {}, 3.0),
+    ):
+        first = component("criterion", {"name": name, "damping": 0.1})
+        second = component("criterion", {"name": name, "damping": 0.1, **options})
+        wanted = list(first.required(0.0) | second.required(lam))
+        shared, fresh = (pk.statistics(model, batches, wanted) for _ in range(2))
+        propose(first, weights, shared, masks, budget)
+        found = propose(second, weights, shared, masks, budget, lam)
+        expected = propose(second, weights, fresh, masks, budget, lam)
+        assert found.predicted_delta_loss == pytest.approx(expected.predicted_delta_loss)
+        for key, mask in expected.masks.items():
+            assert torch.equal(found.masks[key], mask)
+            torch.testing.assert_close(found.values[key], expected.values[key])
 
 
 def test_lambda_is_a_penalty_where_survivors_are_not_adjusted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from choosing import propose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -160,7 +161,7 @@ def test_steps_are_nested_and_rows_share_alike_at_each() -> None:
     total = sum(w.numel() for w in weights.values())
     for budget in (0, 1, 7, 100, 101, 102, 200, total // 2, 399, total - 1, total):
         before = masks
-        masks = criterion.select(weights, statistics, masks, budget)
+        masks = propose(criterion, weights, statistics, masks, budget).masks
         assert sum(int((~m).sum()) for m in masks.values()) == budget
         for name, mask in masks.items():
             assert not bool((mask & ~before[name]).any())
@@ -181,7 +182,8 @@ def test_within_a_row_the_smallest_go_and_of_equal_ones_the_first(shape, data) -
     already = int((~mask).sum())
     budget = data.draw(st.integers(already, n))
     statistics = {MOMENT: {"w": torch.ones(shape)}}
-    found = component("criterion", "wanda").select({"w": weight * mask}, statistics, {"w": mask}, budget)["w"]
+    wanda = component("criterion", "wanda")
+    found = propose(wanda, {"w": weight * mask}, statistics, {"w": mask}, budget).masks["w"]
     assert int((~found).sum()) == budget
     for row, old, new in zip(weight.tolist(), mask.tolist(), found.tolist(), strict=True):
         order = sorted((j for j in range(shape[1]) if old[j]), key=lambda j: (row[j], j))
@@ -195,17 +197,21 @@ def test_a_bias_is_one_row_and_lambda_counts() -> None:
     weights = {"bias": torch.tensor([3.0, 1.0, 2.0, 4.0])}
     statistics = {MOMENT: {"bias": torch.tensor([1.0, 64.0, 1.0, 1.0])}}
     masks = {"bias": torch.ones(4, dtype=torch.bool)}
-    assert criterion.select(weights, statistics, masks, 2)["bias"].tolist() == [False, True, False, True]
-    criterion.lam = 100.0
-    assert criterion.select(weights, statistics, masks, 2)["bias"].tolist() == [True, False, False, True]
+    assert propose(criterion, weights, statistics, masks, 2).masks["bias"].tolist() == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    penalised = propose(criterion, weights, statistics, masks, 2, lam=100.0)
+    assert penalised.masks["bias"].tolist() == [True, False, False, True]
 
 
 def test_a_score_that_is_not_finite_is_refused() -> None:
     weights, masks = {"w": torch.ones(2, 2)}, {"w": torch.ones(2, 2, dtype=torch.bool)}
+    wanda = component("criterion", "wanda")
     with pytest.raises(pk.RunError, match="saliency of w is not finite"):
-        component("criterion", "wanda").select(
-            weights, {MOMENT: {"w": torch.full((2, 2), torch.nan)}}, masks, 2
-        )
+        propose(wanda, weights, {MOMENT: {"w": torch.full((2, 2), torch.nan)}}, masks, 2)
 
 
 def test_the_rows_leave_no_choice_to_a_selector_and_the_saliency_does() -> None:

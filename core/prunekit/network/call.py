@@ -1,48 +1,126 @@
-"""The one way to run a model on a batch."""
+"""The one way to run a user's model on a batch, and to take batches apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
+from prunekit.errors import DataError, UnsupportedError
 
-def call(model: nn.Module, inputs: Any) -> Tensor:
-    """Run the model on a tensor, a tuple of positional arguments or a mapping of keyword arguments."""
+Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
+"""A tensor, a tuple or list of arguments, or a mapping of keyword arguments."""
+
+Batch: TypeAlias = Sequence[Any] | Mapping[str, Any]
+"""``(input, target)``, or a mapping of keyword arguments with ``labels`` among them."""
+
+T = TypeVar("T")
+
+_WRITES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether a model overwrites its inputs, as its first call has shown."""
+
+_LABELS = "labels"
+_ACCEPTED = (
+    "(input, target), or a mapping with 'labels' whose other entries are the model's keyword arguments"
+)
+
+
+def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Run a model and return the tensor that a loss takes.
+
+    Args:
+        model: Returns a tensor, an object or mapping with ``logits``, or a tuple that begins with the tensor.
+        inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments. Never changed: a
+            model that works on them in place gets copies.
+        weights: Parameters and buffers to use in place of the model's own, by name; the others stay.
+
+    Raises:
+        UnsupportedError: If the model returns something else.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> call(model, {"input": torch.ones(1, 2)}, {"weight": torch.full((1, 2), 3.0)})
+        tensor([[6.]])
+    """
+    writes = _WRITES.get(model)
+    if writes is not False:
+        inputs = copied(inputs)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
     if isinstance(inputs, Tensor):
-        outputs = model(inputs)
+        args = (inputs,)
     elif isinstance(inputs, Mapping):
-        outputs = model(**inputs)
+        kwargs = dict(inputs)
     else:
-        outputs = model(*inputs)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"the model returned {type(outputs).__name__}; prunekit needs the tensor that the loss takes "
-            "(wrap the model in a module that returns it)"
+        args = tuple(inputs)
+    if weights is None:
+        outputs = model(*args, **kwargs)
+    else:
+        outputs = functional_call(model, dict(weights), args, kwargs)
+    if writes is None:
+        leaves = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+        if not any(t.is_inference() for t in leaves):  # these count no versions
+            _WRITES[model] = any(t._version for t in leaves)
+    return outputs if isinstance(outputs, Tensor) else _logits(outputs)
+
+
+def unpack(batch: Batch) -> tuple[Inputs, Any]:
+    """The input and the target of one batch; mappings of any class become dicts, at any depth.
+
+    Raises:
+        DataError: If it is neither a pair nor a mapping with ``labels``, saying what it is.
+
+    Example:
+        >>> unpack({"input_ids": torch.ones(1, 2), "labels": torch.zeros(1)})
+        ({'input_ids': tensor([[1., 1.]])}, tensor([0.]))
+    """
+    if isinstance(batch, Mapping):
+        if _LABELS not in batch:
+            raise DataError(
+                f"a batch is {_described(batch)} without 'labels'; accepted is {_ACCEPTED}. "
+                "Where it is only the input, pair it with its target: (batch, target)"
+            )
+        inputs: Any = {key: _plain(value) for key, value in batch.items() if key != _LABELS}
+        target = batch[_LABELS]
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        inputs, target = _plain(batch[0]), batch[1]
+    else:
+        raise DataError(
+            f"a batch is {_described(batch)}; accepted is {_ACCEPTED}. For a single batch, put it into a list"
         )
-    return outputs
+    if not isinstance(inputs, Tensor):
+        _check(inputs)
+    return inputs, target
 
 
-def count(inputs: Any) -> int:
-    """Number of examples: the first axis of the first tensor."""
-    return int(next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)).shape[0])
+def count(inputs: Inputs) -> int:
+    """Number of examples: the first axis of the first tensor that has one."""
+    if isinstance(inputs, Tensor):
+        return len(inputs)
+    return len(next(leaf for leaf in tree_leaves(inputs) if _has_examples(leaf)))
 
 
-def rows(data: Any, start: int, stop: int) -> Any:
-    """Slice the first axis of every tensor."""
-    return tree_map(lambda t: t[start:stop] if isinstance(t, Tensor) else t, data)
+def rows(data: T, start: int, stop: int) -> T:
+    """Slice the first axis of every tensor; what is no tensor stays as it is."""
+    return _each(lambda t: t[start:stop] if _has_examples(t) else t, data)
 
 
-def few_examples(data: Any, number: int = 3) -> Any:
-    """The first examples, again from the start where there are fewer."""
-    picked = torch.arange(number) % count(data)
-    return tree_map(lambda t: t[picked.to(t.device)] if isinstance(t, Tensor) and t.ndim else t, data)
+def few_examples(data: T, number: int = 3) -> T:
+    """Copies of the first examples, again from the start where there are fewer."""
+    picked = torch.arange(number)
+
+    def pick(leaf: Any) -> Any:
+        return leaf[(picked % len(leaf)).to(leaf.device)] if _has_examples(leaf) else leaf
+
+    return _each(pick, data)
 
 
-def pieces(inputs: Any, targets: Any, size: int) -> Iterator[tuple[Any, Any]]:
+def pieces(inputs: Inputs, targets: T, size: int) -> Iterator[tuple[Inputs, T]]:
     """Cut a batch into slices of at most ``size`` examples."""
     n = count(inputs)
     if n <= size:
@@ -50,3 +128,77 @@ def pieces(inputs: Any, targets: Any, size: int) -> Iterator[tuple[Any, Any]]:
         return
     for start in range(0, n, size):
         yield rows(inputs, start, start + size), rows(targets, start, start + size)
+
+
+def copied(data: T) -> T:
+    """The same with every tensor copied."""
+    return _each(lambda t: t.clone() if isinstance(t, Tensor) else t, data)
+
+
+def _each(function: Callable[[Any], Any], data: T) -> T:
+    found: T = function(data) if isinstance(data, Tensor) else tree_map(function, data)
+    return found
+
+
+def _has_examples(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0
+
+
+def _plain(data: Any) -> Any:
+    """Without mappings that torch does not look into, such as transformers' ``BatchEncoding``."""
+    if isinstance(data, Mapping):
+        return {key: _plain(value) for key, value in data.items()}
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*map(_plain, data))
+    if type(data) in (tuple, list):
+        return type(data)(map(_plain, data))
+    return data
+
+
+def _check(inputs: Any) -> None:
+    """Refuse inputs that are no arguments, or whose tensors disagree about the number of examples."""
+    if not isinstance(inputs, tuple | list | dict):
+        raise DataError(
+            f"a batch's input is {_described(inputs)}; accepted is a tensor, a tuple or list of arguments, or "
+            "a mapping of keyword arguments"
+        )
+    counts = [len(leaf) for leaf in tree_leaves(inputs) if _has_examples(leaf)]
+    if not counts:
+        raise DataError(f"a batch's input is {_described(inputs)}, and none of its entries is a tensor")
+    if len(set(counts)) > 1:
+        raise DataError(
+            f"a batch's input is {_described(inputs)}; all of its tensors need the example on their first axis, "
+            f"and these have {', '.join(map(str, counts))}"
+        )
+
+
+def _logits(outputs: Any) -> Tensor:
+    """The tensor among what a model returned."""
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if found is None and isinstance(outputs, tuple) and outputs:
+        found = outputs[0]
+    if isinstance(found, Tensor):
+        return found
+    raise UnsupportedError(
+        f"the model returned {_described(outputs)}; needed is a tensor, an object or mapping with 'logits', or a "
+        "tuple that begins with the tensor. Wrap the model in a torch.nn.Module whose forward returns the tensor "
+        "that the loss takes"
+    )
+
+
+def _described(value: Any) -> str:
+    """What something is, and for a container, what is in it."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    name = type(value).__name__
+    if isinstance(value, Mapping):
+        return (
+            f"{name} with {', '.join(f'{key!r}: {_short(item)}' for key, item in value.items()) or 'nothing'}"
+        )
+    if isinstance(value, tuple | list):
+        return f"{name} of {', '.join(map(_short, value)) or 'nothing'}"
+    return name
+
+
+def _short(value: Any) -> str:
+    return f"Tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from prunekit import distributed
 from prunekit.data import Split, Splits
 from prunekit.errors import DataError
 from prunekit.losses.base import Loss
-from prunekit.network.call import call, count, pieces
+from prunekit.network.call import Batch, Inputs, call, count, pieces, rows, unpack
 from prunekit.network.restore import evaluating
 from prunekit.records import Metrics
 
@@ -23,7 +21,7 @@ SLICE = 500
 
 def measure(
     model: nn.Module,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[Batch],
     loss: Loss,
     weights: Mapping[str, Tensor] | None = None,
 ) -> tuple[float, float | None]:
@@ -31,7 +29,8 @@ def measure(
 
     Args:
         model: Left as it was found.
-        batches: ``(input, target)`` pairs of any sizes; of several processes, each has its own, maybe none.
+        batches: As :func:`~prunekit.network.call.unpack` takes them, of any sizes; of several processes, each has its own,
+            maybe none.
         loss: Its terms are summed in float64 and divided by the summed normaliser.
         weights: Parameters and buffers to use in place of the model's own.
 
@@ -42,14 +41,12 @@ def measure(
     wrong: Tensor | float = 0.0
     normaliser, predictions = 0.0, 0
     with evaluating(model), torch.no_grad():
-        for batch_inputs, batch_targets in batches:
+        for batch in batches:
+            batch_inputs, batch_targets = unpack(batch)
             if count(batch_inputs) == 0:
                 continue
             for inputs, targets in pieces(batch_inputs, batch_targets, SLICE):
-                if weights is None:
-                    outputs = call(model, inputs)
-                else:
-                    outputs = functional_call(model, dict(weights), (inputs,))
+                outputs = call(model, inputs, weights)
                 total = total + loss.total(outputs, targets).double()
                 normaliser += loss.normaliser(outputs, targets)
                 errors = loss.errors(outputs, targets)
@@ -64,10 +61,10 @@ def measure(
     return loss_sum / normaliser, wrong_sum / predictions_sum if predictions_sum else None
 
 
-def share(split: Split) -> list[tuple[Tensor, Tensor]]:
+def share(split: Split) -> list[tuple[Inputs, Tensor]]:
     """This process's part of a split, as batches: all of it where there is one process."""
     part = distributed.shard(len(split))
-    return [(split.x[part], split.y[part])]
+    return [(rows(split.x, part.start, part.stop), split.y[part])]
 
 
 def metric_names(splits: Splits) -> tuple[str, ...]:
@@ -83,7 +80,7 @@ def metrics(model: nn.Module, splits: Splits, loss: Loss, train_examples: int | 
         if split is None or not len(split):
             continue
         if name == "train" and train_examples is not None:
-            split = Split(split.x[:train_examples], split.y[:train_examples])
+            split = split.first(train_examples)
         value, error = measure(model, share(split), loss)
         found[f"{name}_loss"] = value
         if f"{name}_error" in found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
@@ -13,10 +14,29 @@ from prunekit.errors import UnsupportedError
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm  # no public name covers the 1d, 2d, 3d and Sync classes
 
+_TURN = RLock()
+
+
+@contextmanager
+def taking_turns() -> Iterator[None]:
+    """Let one thread at a time rely on torch's global state: random numbers, precision, kernels, threads.
+
+    Whatever changes that state in this package does so inside, and so does what must not see it changed: two
+    runs in two threads of a process then give the numbers that each gives alone.
+    """
+    with _TURN:
+        yield
+
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
     """Restore torch's global random state afterwards, of the CPU and of every CUDA device in use."""
+    with taking_turns(), _preserved_rng():
+        yield
+
+
+@contextmanager
+def _preserved_rng() -> Iterator[None]:
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
@@ -30,6 +50,12 @@ def preserved_rng() -> Iterator[None]:
 @contextmanager
 def full_float32() -> Iterator[None]:
     """Form products of float32 in float32: no TF32 on a GPU, no bfloat16 on a CPU, whatever is allowed outside."""
+    with taking_turns(), _full_float32():
+        yield
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
     backends: Any = torch.backends
     cpu = _settings(backends.mkldnn, "matmul", "conv")
     new = [*_settings(backends.cuda, "matmul"), *_settings(backends.cudnn, "conv"), *cpu]
@@ -77,6 +103,12 @@ def evaluating(model: nn.Module, differentiate: Collection[str] = ()) -> Iterato
         model: Training flags of every module, buffers and ``requires_grad`` are restored, also on error.
         differentiate: Parameters that need a gradient inside, frozen or not; all others are frozen.
     """
+    with taking_turns(), _evaluating(model, differentiate):
+        yield
+
+
+@contextmanager
+def _evaluating(model: nn.Module, differentiate: Collection[str]) -> Iterator[None]:
     # One walk over the modules: for a small network the walks are what this costs.
     modes: list[tuple[nn.Module, bool]] = []
     held: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
@@ -98,7 +130,7 @@ def evaluating(model: nn.Module, differentiate: Collection[str] = ()) -> Iterato
         if differentiate:
             for parameter in flags:
                 parameter.requires_grad_(id(parameter) in wanted)
-        with preserved_rng(), full_float32():
+        with _preserved_rng(), _full_float32():
             yield
     finally:
         for module, mode in modes:
@@ -122,7 +154,7 @@ def differentiable(twice: bool = True) -> Iterator[None]:
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with sdpa_kernel(SDPBackend.MATH):
+    with taking_turns(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Generator, Tensor, nn
 
 from prunekit.data import Split, Splits
 from prunekit.errors import DataError
 from prunekit.losses.base import Loss
+from prunekit.network.call import Batch
 from prunekit.network.measure import measure, share
 from prunekit.network.restore import holding
 from prunekit.statistics.base import Estimator
-from prunekit.statistics.estimate import DEFAULT_BUDGET, estimate
+from prunekit.statistics.estimate import DEFAULT_MEMORY, estimate
 from prunekit.statistics.operator import Operator
 from prunekit.statistics.request import Estimates, Request
 
-Batch = tuple[Any, Any]
 Batches = Iterable[Batch]
 Estimators = Callable[[Iterable[Request]], Mapping[Request, Estimator]]
 """Builds the estimators of some requests."""
@@ -91,7 +91,7 @@ class Moment:
         split: Split | None = getattr(self._splits, name) if self._splits is not None else None
         if split is None or not len(split):
             return None
-        return split if examples is None else Split(split.x[:examples], split.y[:examples])
+        return split.first(examples)
 
     def loss(self, weights: Mapping[str, Tensor] | None = None, data: Data | None = None) -> float:
         """Loss of a set of examples at these parameters and buffers (now, by default), in eval mode."""
@@ -147,7 +147,7 @@ class Moment:
                 kind,
                 self._loss,
                 self._parameters(),
-                self._memory or DEFAULT_BUDGET,
+                self._memory or DEFAULT_MEMORY,
             )
             return operator @ vector
 

@@ -36,7 +36,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def prunekit_register_models() -> list[type[Model]]:  # type: ignore[empty-body]
+def prunekit_register_models() -> list[type[Model]]:
     """Called once at load; return model classes, which build a network that fits the data. Since 0.1.
 
     Example::
@@ -54,10 +54,11 @@ def prunekit_register_models() -> list[type[Model]]:  # type: ignore[empty-body]
         def prunekit_register_models():
             return [Perceptron]
     """
+    raise NotImplementedError
 
 
 @hookspec
-def prunekit_register_datasets() -> list[type[Dataset]]:  # type: ignore[empty-body]
+def prunekit_register_datasets() -> list[type[Dataset]]:
     """Called once at load; return data set classes, which load whole splits. Since 0.1.
 
     Example::
@@ -77,10 +78,11 @@ def prunekit_register_datasets() -> list[type[Dataset]]:  # type: ignore[empty-b
         def prunekit_register_datasets():
             return [Halfspace]
     """
+    raise NotImplementedError
 
 
 @hookspec
-def prunekit_register_losses() -> list[type[Loss]]:  # type: ignore[empty-body]
+def prunekit_register_losses() -> list[type[Loss]]:
     """Called once at load; return task losses. ``ggn_factor`` is for criteria with a GGN only. Since 0.1.
 
     Example::
@@ -107,10 +109,11 @@ def prunekit_register_losses() -> list[type[Loss]]:  # type: ignore[empty-body]
         def prunekit_register_losses():
             return [Poisson]
     """
+    raise NotImplementedError
 
 
 @hookspec
-def prunekit_register_criteria() -> list[type[Criterion]]:  # type: ignore[empty-body]
+def prunekit_register_criteria() -> list[type[Criterion]]:
     """Called once at load; return pruning criteria: saliencies from weights and statistics. Since 0.1.
 
     Example::
@@ -128,10 +131,11 @@ def prunekit_register_criteria() -> list[type[Criterion]]:  # type: ignore[empty
         def prunekit_register_criteria():
             return [Squared]
     """
+    raise NotImplementedError
 
 
 @hookspec
-def prunekit_register_schedulers() -> list[type[Scheduler]]:  # type: ignore[empty-body]
+def prunekit_register_schedulers() -> list[type[Scheduler]]:
     """Called once at load; return schedulers, which say how much goes at each step. Since 0.1.
 
     Example::
@@ -151,10 +155,11 @@ def prunekit_register_schedulers() -> list[type[Scheduler]]:  # type: ignore[emp
         def prunekit_register_schedulers():
             return [Halves]
     """
+    raise NotImplementedError
 
 
 @hookspec
-def prunekit_register_statistics() -> list[type[Estimator]]:  # type: ignore[empty-body]
+def prunekit_register_statistics() -> list[type[Estimator]]:
     """Called once at load; return estimators of statistics that criteria can require. Since 0.1.
 
     Example::
@@ -183,10 +188,11 @@ def prunekit_register_statistics() -> list[type[Estimator]]:  # type: ignore[emp
         def prunekit_register_statistics():
             return [OutputGradient]
     """
+    raise NotImplementedError
 
 
 @hookspec
-def prunekit_register_selectors() -> list[type[Selector]]:  # type: ignore[empty-body]
+def prunekit_register_selectors() -> list[type[Selector]]:
     """Called once at load; return selectors, which turn saliencies into masks. Since 0.1.
 
     Example::
@@ -212,10 +218,11 @@ def prunekit_register_selectors() -> list[type[Selector]]:  # type: ignore[empty
         def prunekit_register_selectors():
             return [LastFirst]
     """
+    raise NotImplementedError
 
 
 @hookspec
-def prunekit_register_probes() -> list[type[Probe]]:  # type: ignore[empty-body]
+def prunekit_register_probes() -> list[type[Probe]]:
     """Called once at load; return probes, which measure the loss landscape at moments of a run. Since 0.1.
 
     Example::
@@ -234,10 +241,11 @@ def prunekit_register_probes() -> list[type[Probe]]:  # type: ignore[empty-body]
         def prunekit_register_probes():
             return [Norms]
     """
+    raise NotImplementedError
 
 
 @hookspec
-def prunekit_register_recorders() -> list[type[Recorder]]:  # type: ignore[empty-body]
+def prunekit_register_recorders() -> list[type[Recorder]]:
     """Called once at load; return recorders, which store what happens in a run. Since 0.1.
 
     Example::
@@ -255,6 +263,7 @@ def prunekit_register_recorders() -> list[type[Recorder]]:  # type: ignore[empty
         def prunekit_register_recorders():
             return [Lines]
     """
+    raise NotImplementedError
 
 
 @hookspec

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from prunekit.errors import SpecError
+
+_PATH = RLock()
+
+
+@contextmanager
+def _here_on_path() -> Iterator[None]:
+    """Find modules in the current folder too; one thread at a time, since the path is the process's."""
+    here = str(Path.cwd())
+    with _PATH:
+        added = here not in sys.path
+        if added:
+            sys.path.insert(0, here)
+        try:
+            yield
+        finally:
+            if added:
+                sys.path.remove(here)
 
 
 def import_from(target: str, where: str) -> Any:
@@ -19,19 +38,13 @@ def import_from(target: str, where: str) -> Any:
         SpecError: If the module does not import or has no such name; ``where`` says which setting.
     """
     module_name, _, attribute = target.partition(":")
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
     try:
-        found: Any = import_module(module_name)
+        with _here_on_path():
+            found: Any = import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise SpecError(f"{where}: {target!r} cannot be imported: {error}") from error
-    finally:
-        if added:
-            sys.path.remove(here)
     if not callable(found):
         raise SpecError(f"{where}: {target!r} is {type(found).__name__}, and must be callable")
     return found

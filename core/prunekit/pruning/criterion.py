@@ -25,14 +25,25 @@ class Criterion(Component, ABC):
     """
 
     kind = "criterion"
-    requires: frozenset[Request] | frozenset[str] = frozenset()
-    """Statistics: names, or :class:`prunekit.Statistic` with options. May be a property of the options."""
-    damps: bool = False
-    """True where λ goes into the criterion's own damping (:attr:`Context.lam`) and not into the saliency."""
+
+    @property
+    def requires(self) -> frozenset[Request]:
+        """Statistics: names, or :class:`prunekit.Statistic` with options. A class may say it once for all."""
+        return frozenset()
+
+    @property
+    def damps(self) -> bool:
+        """True where λ goes into the criterion's own damping (:attr:`Context.lam`) and not into the saliency."""
+        return False
+
+    @property
+    def uses_selector(self) -> bool:
+        """False where :meth:`propose` chooses the masks itself, so that a selector beside it is refused."""
+        return True
 
     def required(self, lam: float) -> frozenset[Request]:
         """The statistics of a step with this λ; :attr:`requires`, unless one of them depends on λ."""
-        return frozenset[Request](self.requires)
+        return self.requires
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse, before anything is computed, a schedule that the criterion cannot follow.

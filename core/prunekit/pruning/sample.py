@@ -8,6 +8,7 @@ from copy import copy
 from torch import Generator, Tensor, nn
 
 from prunekit.losses.base import Loss
+from prunekit.network.call import Batch
 from prunekit.network.measure import measure
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.estimate import estimate
@@ -22,7 +23,7 @@ class Sample:
         generator: Seeds what is drawn.
     """
 
-    def __init__(self, batches: Sequence[tuple[object, object]], generator: Generator) -> None:
+    def __init__(self, batches: Sequence[Batch], generator: Generator) -> None:
         self.batches = batches
         self.generator = generator
         self.statistics = Estimates()

@@ -16,6 +16,7 @@ from prunekit.masks.apportion import pruned_count
 from prunekit.masks.prunable import layers_of, prunable_parameters
 from prunekit.masks.settings import Prunable
 from prunekit.network.measure import measure
+from prunekit.network.restore import taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings
 from prunekit.pruning.change import Change
 from prunekit.pruning.criterion import Criterion, locality_weight, refuse_non_finite
@@ -24,7 +25,7 @@ from prunekit.pruning.sample import Sample
 from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.pruning.selector import Selector
 from prunekit.records import Attempt, StepRecord, Target
-from prunekit.statistics.estimate import DEFAULT_BUDGET
+from prunekit.statistics.estimate import DEFAULT_MEMORY
 from prunekit.statistics.request import Estimates
 
 Measure = Callable[[StepMoment, int], Mapping[str, float]]
@@ -87,8 +88,14 @@ class Pruner:
         budgets = [pruned_count(level, self.total) for level in self.levels or ()]
         selector.check(self.layers, budgets)
         criterion.check(self.layers, budgets)
+        plain = selector.name == "global" and selector.options == type(selector).Options()
+        if not criterion.uses_selector and not plain:
+            raise SpecError(
+                f"prune.selector: criterion {criterion.name!r} chooses the masks itself, so a selector has no "
+                "effect; leave it out, or let the criterion rank (selection: saliency, where it has that option)"
+            )
         built = surroundings.estimators(criterion.required(lam))  # unknown ones are refused here
-        notices = [e.check(self.layers, surroundings.memory or DEFAULT_BUDGET) for e in built.values()]
+        notices = [e.check(self.layers, surroundings.memory or DEFAULT_MEMORY) for e in built.values()]
         self.costs = [notice for notice in notices if notice]
         """What the statistics of a step will take, in words."""
 
@@ -148,6 +155,7 @@ class Pruner:
         estimators = given.estimators(self.criterion.required(lam))
         return sample.estimate(given.model, given.loss, self.parameters, self.masks, estimators, given.memory)
 
+    @taking_turns()
     def _attempt(self, index: int, target: Target, sample: Sample, history: Sequence[Attempt]) -> Outcome:
         started = time.perf_counter()
         lam = self.lam if target.lam is None else target.lam

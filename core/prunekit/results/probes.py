@@ -24,6 +24,8 @@ STEP = "step"  # the moment, the data set with the steps' numbers, and the axis
 SUMMARY = "summary"
 
 Arrays = dict[str, dict[str, np.ndarray]]
+Found = Mapping[tuple[str, str], np.ndarray]
+"""Arrays by group and name."""
 
 
 def write(file: h5py.File, label: str, record: ProbeRecord) -> None:
@@ -44,14 +46,15 @@ def write(file: h5py.File, label: str, record: ProbeRecord) -> None:
     found = {
         (g, k): _values(where, g, k, s) for g, arrays in record.groups.items() for k, s in arrays.items()
     }
+    attributes = _attributes(where, record)
     probe = file.require_group(f"probes/{label}")
     for name, value in {"kind": f"probe:{record.name or label}", "kind_version": record.kind_version}.items():
         if name not in probe.attrs:
             probe.attrs[name] = storing.attribute(value)
     if step is None:
-        _write_once(probe.create_group(moment), record, found)
+        _write_once(probe.create_group(moment), record, found, attributes)
     else:
-        _append(probe.require_group(moment), step, record, found, where)
+        _append(probe.require_group(moment), step, record, found, attributes, where)
 
 
 def _values(where: str, group: str, key: str, series: Series) -> np.ndarray:
@@ -63,8 +66,20 @@ def _values(where: str, group: str, key: str, series: Series) -> np.ndarray:
     return values
 
 
-def _write_once(moment: h5py.Group, record: ProbeRecord, found: Mapping[tuple[str, str], np.ndarray]) -> None:
-    moment.attrs.update({name: storing.attribute(value) for name, value in record.attributes.items()})
+def _attributes(where: str, record: ProbeRecord) -> dict[str, np.ndarray]:
+    found = {}
+    for name, value in record.attributes.items():
+        try:
+            found[name] = storing.attribute(value)
+        except TypeError as error:
+            raise RunError(f"{where}: attribute {name!r}: {error}") from None
+    return found
+
+
+def _write_once(
+    moment: h5py.Group, record: ProbeRecord, found: Found, attributes: Mapping[str, np.ndarray]
+) -> None:
+    moment.attrs.update(attributes)
     storing.store_text(moment, SUMMARY, json.dumps(record.summary, indent=1))
     for group in record.groups:
         moment.create_group(group)
@@ -78,30 +93,29 @@ def _append(
     moment: h5py.Group,
     step: int,
     record: ProbeRecord,
-    found: Mapping[tuple[str, str], np.ndarray],
+    found: Found,
+    attributes: Mapping[str, np.ndarray],
     where: str,
 ) -> None:
     if not storing.has(moment, STEP):
         storing.growing(moment, STEP, (), np.int64, (STEP,), "")
         storing.store_text(moment, SUMMARY, "")
-        moment.attrs.update({name: storing.attribute(value) for name, value in record.attributes.items()})
+        moment.attrs.update(attributes)
         for (group, key), values in found.items():
             series = record.groups[group][key]
             inside = moment.require_group(group)
             storing.growing(inside, key, values.shape, values.dtype, (STEP, *series.axes), series.units)
-    _check(moment, record, found, where)
+    _check(moment, found, attributes, where)
     storing.append(moment, STEP, step)
     storing.append_text(moment, SUMMARY, json.dumps(record.summary) + "\n")
     for (group, key), values in found.items():
         storing.append(moment[group], key, values[np.newaxis])
 
 
-def _check(
-    moment: h5py.Group, record: ProbeRecord, found: Mapping[tuple[str, str], np.ndarray], where: str
-) -> None:
+def _check(moment: h5py.Group, found: Found, attributes: Mapping[str, np.ndarray], where: str) -> None:
     """A row is added to every array of the steps before or to none."""
     before = {(group, key) for group in _groups(moment) for key in moment[group]}
-    for group, key in before ^ set(found):
+    for group, key in sorted(before ^ set(found)):
         which = "was not" if (group, key) in before else "was"
         raise RunError(
             f"{where}: array {group}/{key} {which} measured at this step, unlike at the first one; "
@@ -116,9 +130,8 @@ def _check(
             )
     changed = [
         name
-        for name, value in record.attributes.items()
-        if name not in moment.attrs
-        or storing.plain(moment.attrs[name]) != storing.plain(storing.attribute(value)[()])
+        for name, value in attributes.items()
+        if name not in moment.attrs or storing.plain(moment.attrs[name]) != storing.plain(value[()])
     ]
     if changed:
         raise RunError(

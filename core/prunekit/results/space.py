@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 _BLOCK = 1 << 20
 
@@ -14,7 +14,7 @@ Extent = tuple[int, int]
 """Where something lies in a file: its first byte, and the one after its last."""
 
 
-def reserve(file: BinaryIO, size: int) -> None:
+def reserve(file: IO[bytes], size: int) -> None:
     """Make an open file ``size`` bytes long, with room on the disk for all of them.
 
     A full disk is found at once. And ext4, which else allocates a file when it is renamed over another
@@ -44,19 +44,21 @@ def copy(source: Path, target: Path, room: int = 0, holes: Iterable[Extent] = ()
     Raises:
         OSError: If the disk is full.
     """
-    with source.open("rb") as old, target.open("wb") as new:
+    block = memoryview(bytearray(_BLOCK))
+    with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
         size = os.fstat(old.fileno()).st_size
         reserve(new, size + room)
         for start, stop in _between(holes, size):
             old.seek(start)
             new.seek(start)
             while start < stop:
-                block = old.read(min(_BLOCK, stop - start))
-                if not block:
+                read = old.readinto(block[: stop - start])
+                if not read:
                     raise OSError(errno.EIO, f"{source} got shorter while it was read")
-                new.write(block)
-                start += len(block)
-        new.flush()
+                start += read
+                rest = block[:read]
+                while rest:
+                    rest = rest[new.write(rest) :]
         if os.fstat(new.fileno()).st_size < size:  # nothing was reserved here, and the file ends in a hole
             new.truncate(size)
 

@@ -43,7 +43,6 @@ Row = Mapping[str, Any]
 
 _ROOM = 1 << 20  # bytes set aside for a change besides its arrays
 _ROOM_PER_ARRAY = 1 << 13  # headers and chunk indices
-_INDEX = np.dtype(np.uint32)  # of an example in the training split
 
 
 @dataclass
@@ -158,12 +157,14 @@ class ResultsWriter:
             gone = storing.read(file, history.GONE)
             holes = history.extents(file)
             compressed = file[history.GONE].compression is not None
+            indices = examples.size + _length(file, "examples/indices")
         if step > np.iinfo(gone.dtype).max or compressed:
             self._rebuild(gone.astype(np.promote_types(gone.dtype, history.smallest(step))), compress=False)
             with self._opened() as file:
                 gone, holes = storing.read(file, history.GONE), history.extents(file)
         history.advance(gone, places, masks, step)
-        room = (0 if holes else 2 * gone.nbytes) + 16 * len(places) + 2 * _INDEX.itemsize * examples.size
+        # Indices may have to be stored anew, in a larger type.
+        room = (0 if holes else 2 * gone.nbytes) + 16 * len(places) + 16 * indices
         room += sum(_room_of(record) for _, record in found)
         with self._edit(room, holes) as file:
             history.write(file, gone)
@@ -404,13 +405,10 @@ def _room_of(record: ProbeRecord) -> int:
 
 def _add_examples(file: h5py.File, examples: np.ndarray, same: bool) -> None:
     """Note which examples a step has used: those of the step before are not stored again."""
-    if examples.size and int(examples.max()) > np.iinfo(_INDEX).max:
-        raise RunError(f"{file.filename}: a results file holds example indices up to {np.iinfo(_INDEX).max}")
+    needed = np.min_scalar_type(int(examples.max()) if examples.size else 0)
     if not storing.has(file, "examples"):
         group = file.create_group("examples")
-        chunk = (min(max(examples.size, 64), 1 << 14),)
-        storing.create(group, "indices", (0,), _INDEX, grows=True, chunk=chunk)
-        storing.describe(group["indices"], ("example",), "index")
+        _create_indices(group, needed, examples.size)
         for name in ("start", "count"):
             storing.growing(group, name, (), np.int64, ("step",), "examples")
     group = file["examples"]
@@ -420,9 +418,20 @@ def _add_examples(file: h5py.File, examples: np.ndarray, same: bool) -> None:
         if same or np.array_equal(group["indices"][before : before + length], examples):
             start, count = before, length
     if start == len(group["indices"]):
+        if needed.itemsize > group["indices"].dtype.itemsize:
+            earlier = storing.read(group, "indices")
+            del group["indices"]
+            _create_indices(group, needed, examples.size)
+            storing.append(group, "indices", earlier)
         storing.append(group, "indices", examples)
     storing.append(group, "start", start)
     storing.append(group, "count", count)
+
+
+def _create_indices(group: h5py.Group, dtype: np.dtype[Any], count: int) -> None:
+    chunk = (min(max(count, 64), 1 << 14),)
+    storing.create(group, "indices", (0,), dtype, grows=True, chunk=chunk)
+    storing.describe(group["indices"], ("example",), "index")
 
 
 def _places(file: h5py.File) -> list[history.Place]:

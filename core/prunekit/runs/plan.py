@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import distributed
-from prunekit.data import Splits
+from prunekit.data import Split, Splits
 from prunekit.errors import DataError, DeviceError, SpecError
 from prunekit.losses.base import Loss
 from prunekit.network.call import call
@@ -76,7 +77,9 @@ def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
     device, dtype = choose_device(spec.settings.device), getattr(torch, spec.settings.dtype)
     if device.type == "cuda" and distributed.world() > 1:
         torch.cuda.set_device(device)
-    splits: Splits = _part(spec, "dataset").build().load(spec.settings.seed).to(device, dtype)
+    loaded: Splits = _part(spec, "dataset").build().load(spec.settings.seed)
+    _check_tensors(loaded, str(spec.data["dataset"]["name"]))
+    splits = loaded.to(device, dtype)
     _check_data(splits, str(spec.data["dataset"]["name"]))
     info = splits.info
     if spec.part("loss") is None:
@@ -156,21 +159,40 @@ def _loss(spec: Spec, manager: PluginManager | None) -> Loss:
     return loss
 
 
-def _check_data(splits: Splits, name: str) -> None:
-    for which, split in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
-        if split is None:
-            continue
-        if len(split.x) != len(split.y):
+def _check_tensors(splits: Splits, name: str) -> None:
+    for which, split in _there(splits):
+        wrong = [
+            type(t).__name__ for t in (*split.inputs, split.y) if not isinstance(t, Tensor) or not t.ndim
+        ]
+        if wrong or not split.inputs:
             raise DataError(
-                f"dataset {name!r}: the {which} split has {len(split.x)} examples and {len(split.y)} targets"
+                f"dataset {name!r}: the {which} split holds {', '.join(wrong) or 'no inputs'}; accepted are x, a "
+                "tensor or a mapping of tensors, and y, a tensor, with the example on the first axis of each"
             )
-        for what, t in (("inputs", split.x), ("targets", split.y)):
+
+
+def _check_data(splits: Splits, name: str) -> None:
+    for which, split in _there(splits):
+        keys = [f" ({key!r})" for key in split.x] if isinstance(split.x, Mapping) else [""]
+        for key, t in zip(keys, split.inputs, strict=True):
+            if len(t) != len(split.y):
+                raise DataError(
+                    f"dataset {name!r}: the {which} split has {len(t)} examples{key} and {len(split.y)} targets"
+                )
+        whats = [*(f"inputs{key}" for key in keys), "targets"]
+        for what, t in zip(whats, (*split.inputs, split.y), strict=True):
             # One NaN or infinity makes the sum so; only then is it worth looking at every value.
             suspect = t.is_floating_point() and not bool(torch.isfinite(t.sum()))
             if suspect and not bool(torch.isfinite(t).all()):
                 raise DataError(f"dataset {name!r}: the {which} split's {what} are not all finite")
     if not len(splits.train):
         raise DataError(f"dataset {name!r}: the training split is empty")
+
+
+def _there(splits: Splits) -> Iterator[tuple[str, Split]]:
+    for which, split in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
+        if split is not None:
+            yield which, split
 
 
 def _check_fit(model: nn.Module, splits: Splits, loss: Loss) -> None:
@@ -193,6 +215,13 @@ def _check_fit(model: nn.Module, splits: Splits, loss: Loss) -> None:
             loss.errors(outputs, few.y.cpu())
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise SpecError(
-                f"model, dataset and loss do not fit: {name} examples of shape {tuple(few.x.shape[1:])} with "
+                f"model, dataset and loss do not fit: {name} examples of shape {_shape(few)} with "
                 f"targets of shape {tuple(few.y.shape[1:])} ({few.y.dtype}) under loss {loss.name!r} fail with: {error}"
             ) from error
+
+
+def _shape(split: Split) -> str:
+    """The shape of one example, for messages."""
+    if isinstance(split.x, Mapping):
+        return ", ".join(f"{tuple(t.shape[1:])} ({key})" for key, t in split.x.items())
+    return str(tuple(split.x.shape[1:]))

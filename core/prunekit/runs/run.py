@@ -283,7 +283,15 @@ class _Execution:
     def _step(self, outcome: Outcome, record: StepRecord) -> Metrics:
         settings, state = self.settings.prune, self.state
         found = self._metrics()
-        record = replace(record, **found)  # type: ignore[arg-type]
+        record = replace(
+            record,
+            train_loss=found.get("train_loss"),
+            valid_loss=found.get("valid_loss"),
+            test_loss=found.get("test_loss"),
+            train_error=found.get("train_error"),
+            valid_error=found.get("valid_error"),
+            test_error=found.get("test_error"),
+        )
         self._updated = self._updated or outcome.updated
         if settings.recalibrate_batchnorm is not None:
             chosen = self._draw(settings.recalibrate_batchnorm, "recalibrate", record.step - 1)

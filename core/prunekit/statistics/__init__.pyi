@@ -7,6 +7,7 @@ from .contraction import as_parameter as as_parameter
 from .contraction import inward as inward
 from .contraction import joined as joined
 from .contraction import outward as outward
+from .hessian import add_hessian_diagonal as add_hessian_diagonal
 from .jacobian_rows import example_rows as example_rows
 from .jacobian_rows import rows_by_parameter as rows_by_parameter
 from .operator import Operator as Operator

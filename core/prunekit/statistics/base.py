@@ -32,7 +32,7 @@ class Estimator(Component, ABC):
     where there are several processes; without data it is process 0's.
     """
 
-    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
+    def check(self, layers: Sequence[Layer], memory: int) -> str | None:
         """Refuse, before anything is computed, what cannot be had for such layers in so many bytes.
 
         Returns:

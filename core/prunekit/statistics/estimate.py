@@ -12,9 +12,8 @@ from torch import Generator, Tensor, nn
 from prunekit import distributed
 from prunekit.errors import DataError
 from prunekit.losses.base import Loss
-from prunekit.network.call import count, pieces
+from prunekit.network.call import Batch, count, pieces, unpack
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
-from prunekit.seeds import generator as seeded
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.merge import merged, own_draws, refuse_unshareable
@@ -23,14 +22,15 @@ from prunekit.statistics.request import Estimates
 from prunekit.statistics.verification import (
     Graph,
     Layout,
+    Shapes,
     examine_anew,
     input_shapes,
     known_layout,
     weigh_once,
 )
 
-DEFAULT_BUDGET = 512 << 20
-"""Bytes for activations and products when the caller sets no budget."""
+DEFAULT_MEMORY = 512 << 20
+"""Bytes for activations and products when the caller sets none."""
 
 _TWICE = 3  # a gradient with its own graph keeps about three times as much as a forward pass
 
@@ -50,12 +50,12 @@ class Estimated:
 
 def estimate(
     model: nn.Module,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[Batch],
     estimators: Mapping[Any, Estimator],
     loss: Loss,
     parameters: Mapping[str, Tensor],
     generator: Generator,
-    budget: int | None = None,
+    memory: int | None = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> Estimated:
     """Compute statistics of the loss at the current weights, in eval mode.
@@ -63,23 +63,25 @@ def estimate(
     Args:
         model: Left as it was found: parameters, buffers, ``.grad``, modes, ``requires_grad``, random state;
             also on error.
-        batches: ``(input, target)`` pairs, read once; of several processes, each has its own, maybe none.
+        batches: As :func:`~prunekit.network.call.unpack` takes them, read once; of several processes, each has its
+            own, maybe none.
         estimators: Request to estimator; all share each batch's forward pass.
         loss: Its terms and normalisers are summed, so batch sizes do not matter.
         parameters: For which the statistics are wanted.
         generator: For estimators that draw.
-        budget: Bytes for activations and products; larger batches are cut into slices.
+        memory: Bytes for activations and products; larger batches are cut into slices.
         masks: What is kept, for statistics that cover only that.
 
     Raises:
         UnsupportedError: If something cannot be computed, by name.
         DataError: If there are no examples.
     """
-    problem = Problem(model, parameters, loss, own_draws(generator), budget or DEFAULT_BUDGET, masks)
+    problem = Problem(model, parameters, loss, own_draws(generator), memory or DEFAULT_MEMORY, masks)
     refuse_unshareable(estimators.values())
     normaliser, total = 0.0, 0.0
-    layouts: dict[Any, Layout] = {}
-    fresh: set[Any] = set()  # shapes examined now, because the network took another way than it was known for
+    layouts: dict[Shapes, Layout] = {}
+    # Shapes examined now, because the network took another way than it was known for.
+    fresh: set[Shapes] = set()
     working = {key: e for key, e in estimators.items() if e.needs_data}
     capture = any(e.captures for e in working.values())
     twice = any(e.second_order for e in working.values())
@@ -92,14 +94,12 @@ def estimate(
         torch.enable_grad(),
     ):
         # Each draws from a generator of its own, so that none depends on which others share the pass.
-        own = {
-            key: replace(problem, generator=seeded(problem.generator.initial_seed(), estimator.name))
-            for key, estimator in estimators.items()
-        }
+        own = {key: replace(problem, generator=_copied(problem.generator)) for key in estimators}
         for key, estimator in estimators.items():
             estimator.start(own[key])
         seen = 0
-        for batch_inputs, batch_targets in batches if working else ():
+        for given in batches if working else ():
+            batch_inputs, batch_targets = unpack(given)
             shapes = input_shapes(batch_inputs)
             if count(batch_inputs) == 0:
                 continue
@@ -115,7 +115,7 @@ def estimate(
                     refuse_wrong_second_derivatives(problem, batch_inputs, batch_targets)
                 layouts[shapes] = layout
             # The rest is for pieces of work, or for vectors that a Hessian is multiplied with.
-            room = problem.budget // (2 * _TWICE) if twice else problem.budget * 3 // 4
+            room = problem.memory // (2 * _TWICE) if twice else problem.memory * 3 // 4
             size = max(1, room // layout.bytes_per_example)
             for inputs, targets in pieces(batch_inputs, batch_targets, size):
                 batch, uses = forward(problem, inputs, targets, capture)
@@ -126,7 +126,7 @@ def estimate(
                         layouts[shapes] = layout
                         fresh.add(shapes)
                     batch.uses, batch.others = layout.sort(uses, graph, parameters, len(batch.outputs))
-                batch.shared = len(working) > 1
+                batch.needed_again = len(working) > 1
                 for key, estimator in working.items():
                     estimator.add(replace(batch, problem=own[key]))
                 seen += count(inputs)
@@ -142,3 +142,7 @@ def estimate(
             raise DataError("no example counts for the loss: its normaliser is zero (all targets ignored?)")
         statistics = Estimates({key: merged(e, e.finish(normaliser)) for key, e in estimators.items()})
     return Estimated(statistics, total / normaliser if working else None)
+
+
+def _copied(generator: Generator) -> Generator:
+    return Generator().set_state(generator.get_state())

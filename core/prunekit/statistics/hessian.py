@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from prunekit.errors import UnsupportedError
-from prunekit.network.call import few_examples
+from prunekit.network.call import Inputs, few_examples
 from prunekit.statistics.capture import Use
 from prunekit.statistics.contraction import as_parameter, inward, outward
 from prunekit.statistics.problem import ForwardPass, Problem, forward
@@ -29,7 +29,7 @@ class _Layer:
         return next(iter(self.uses.values())).output_shape[1:].numel()
 
 
-def add_diagonal(batch: ForwardPass, sums: Mapping[str, Tensor], limit: int) -> None:
+def add_hessian_diagonal(batch: ForwardPass, sums: Mapping[str, Tensor], limit: int) -> None:
     """Add ``∂²(total loss)/∂θ²`` of one batch to ``sums``.
 
     Args:
@@ -65,7 +65,7 @@ def add_diagonal(batch: ForwardPass, sums: Mapping[str, Tensor], limit: int) -> 
             _add_each(parameters[name], gradient, sums[name])
 
 
-def refuse_wrong_second_derivatives(problem: Problem, inputs: Any, targets: Any) -> None:
+def refuse_wrong_second_derivatives(problem: Problem, inputs: Inputs, targets: Tensor) -> None:
     """Look at a few examples whether the network's second derivatives can be had, and are symmetric.
 
     Those of some operations are wrong in torch (``torch._weight_norm`` in 2.13 is one). A Hessian that is

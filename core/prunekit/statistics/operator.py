@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
 
 from prunekit import distributed
 from prunekit.errors import DataError, SpecError
 from prunekit.losses.base import Loss
-from prunekit.network.call import call, count, pieces
+from prunekit.network.call import Batch, Inputs, call, count, pieces, unpack
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.problem import ForwardPass, Problem, forward
 from prunekit.statistics.verification import input_shapes, weigh_once
 
-Kind = Literal["ggn", "hessian", "empirical_fisher"]
-Batches = Iterable[tuple[Any, Any]]
+Batches: TypeAlias = Iterable[Batch]
 
 _KEPT = 3  # a graph that is differentiated twice, or carries tangents, keeps about so many forward passes
 
@@ -43,24 +41,24 @@ class Operator:
         kind: Which matrix.
         loss: Its normaliser is summed over the batches.
         parameters: Name to parameter.
-        budget: Bytes for activations; larger batches are cut.
+        memory: Bytes for activations; larger batches are cut.
     """
 
     def __init__(
         self,
         model: nn.Module,
         batches: Callable[[], Batches],
-        kind: Kind,
+        kind: str,
         loss: Loss,
         parameters: Mapping[str, Tensor],
-        budget: int,
+        memory: int,
     ) -> None:
-        if kind not in get_args(Kind):
-            raise SpecError(f"operator {kind!r}: unknown; there are {', '.join(get_args(Kind))}")
+        if kind not in _PRODUCTS:
+            raise SpecError(f"operator {kind!r}: unknown; there are {', '.join(_PRODUCTS)}")
         self.kind = kind
         self._batches = batches
         self._examined = False
-        self._problem = Problem(model, dict(parameters), loss, Generator(), budget)
+        self._problem = Problem(model, dict(parameters), loss, Generator(), memory)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -83,7 +81,7 @@ class Operator:
         """
         problem = self._problem
         vector = self._checked(vector)
-        product = {"ggn": _ggn, "empirical_fisher": _fisher, "hessian": _hessian}[self.kind]
+        product = _PRODUCTS[self.kind]
         refuse_batch_statistics(problem.model)
         total, normaliser = problem.zeros(), 0.0
         with (
@@ -92,14 +90,15 @@ class Operator:
             differentiable(),
             torch.enable_grad(),
         ):
-            for batch_inputs, batch_targets in self._batches():
+            for batch in self._batches():
+                batch_inputs, batch_targets = unpack(batch)
                 if count(batch_inputs) == 0:
                     continue
                 if self.kind == "hessian" and not self._examined:
                     refuse_wrong_second_derivatives(problem, batch_inputs, batch_targets)
                     self._examined = True
                 layout = weigh_once(problem, input_shapes(batch_inputs), batch_inputs, batch_targets)
-                size = max(1, problem.budget // (_KEPT * layout.bytes_per_example))
+                size = max(1, problem.memory // (_KEPT * layout.bytes_per_example))
                 for inputs, targets in pieces(batch_inputs, batch_targets, size):
                     found, weight = product(problem, inputs, targets, vector)
                     normaliser += weight
@@ -126,15 +125,15 @@ class Operator:
         return {name: vector[name].detach().to(p) for name, p in parameters.items()}
 
 
-Product = tuple[dict[str, Tensor], float]
+Product: TypeAlias = tuple[dict[str, Tensor], float]
 
 
-def _hessian(problem: Problem, inputs: Any, targets: Any, vector: Mapping[str, Tensor]) -> Product:
+def _hessian(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
     batch, _ = forward(problem, inputs, targets, capture=False)
     return batch.hessian_products()(vector), batch.normaliser
 
 
-def _ggn(problem: Problem, inputs: Any, targets: Any, vector: Mapping[str, Tensor]) -> Product:
+def _ggn(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
     batch, change = _pushed(problem, inputs, targets, vector)
     leaf = batch.outputs.detach().requires_grad_()
     (slope,) = torch.autograd.grad(problem.loss.total(leaf, targets), leaf, create_graph=True)
@@ -144,7 +143,7 @@ def _ggn(problem: Problem, inputs: Any, targets: Any, vector: Mapping[str, Tenso
     return _pulled(batch, bent), batch.normaliser
 
 
-def _fisher(problem: Problem, inputs: Any, targets: Any, vector: Mapping[str, Tensor]) -> Product:
+def _fisher(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
     batch, change = _pushed(problem, inputs, targets, vector)
     outputs = batch.outputs.detach()
     back = torch.zeros_like(outputs)
@@ -152,6 +151,13 @@ def _fisher(problem: Problem, inputs: Any, targets: Any, vector: Mapping[str, Te
         along = (column * change).flatten(1).sum(1)
         back += column * along.view(-1, *(1,) * (column.ndim - 1))
     return _pulled(batch, back), batch.normaliser
+
+
+_PRODUCTS: dict[str, Callable[[Problem, Inputs, Tensor, Mapping[str, Tensor]], Product]] = {
+    "ggn": _ggn,
+    "hessian": _hessian,
+    "empirical_fisher": _fisher,
+}
 
 
 def _pulled(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
@@ -162,18 +168,17 @@ def _pulled(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
 
 
 def _pushed(
-    problem: Problem, inputs: Any, targets: Any, vector: Mapping[str, Tensor]
+    problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]
 ) -> tuple[ForwardPass, Tensor]:
     """A forward pass with its graph, and ``J vector``."""
-    caller = _Caller(problem.model)
     try:
         with forward_ad.dual_level(), warnings.catch_warnings():
             # Torch's forward mode is still built with torch.jit, and says so on first use.
             warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
             make: Any = forward_ad.make_dual
-            unpack: Any = forward_ad.unpack_dual
-            dual = {f"model.{name}": make(p, vector[name]) for name, p in problem.parameters.items()}
-            outputs, tangent = unpack(functional_call(caller, dual, (inputs,)))
+            parts: Any = forward_ad.unpack_dual
+            dual = {name: make(p, vector[name]) for name, p in problem.parameters.items()}
+            outputs, tangent = parts(call(problem.model, inputs, dual))
         if tangent is None:
             tangent = torch.zeros_like(outputs)
         if not outputs.requires_grad:
@@ -188,7 +193,7 @@ def _pushed(
 
 
 def _pushed_twice_back(
-    problem: Problem, inputs: Any, targets: Any, vector: Mapping[str, Tensor]
+    problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]
 ) -> tuple[ForwardPass, Tensor]:
     """``Jᵀw`` is linear in w, and its derivative along the vector is ``J vector``."""
     batch, _ = forward(problem, inputs, targets, capture=False)
@@ -206,14 +211,3 @@ def _pushed_twice_back(
         [g for g, _ in used], dummy, [v.to(g) for g, v in used], retain_graph=True, allow_unused=True
     )
     return batch, torch.zeros_like(batch.outputs) if change is None else change.detach()
-
-
-class _Caller(nn.Module):
-    """A model with its calling convention, for ``functional_call``."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Any) -> Tensor:
-        return call(self.model, inputs)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vjp, vmap
-from torch.utils._pytree import tree_map
+from torch.func import vjp, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from prunekit.network.call import call, rows
+from prunekit.network.call import Inputs, call, rows
 from prunekit.statistics.problem import ForwardPass
 
 
@@ -26,7 +26,7 @@ def squared_columns(batch: ForwardPass, columns: Sequence[Tensor]) -> dict[str, 
     stacked = torch.stack(list(columns), 1).detach()  # example, column, output
     n = stacked.shape[0]
     each = sum(p.numel() for p in chosen.values()) * stacked.shape[1] * stacked.element_size()
-    size = max(1, problem.budget // (4 * each + 1))
+    size = max(1, problem.memory // (4 * each + 1))
     sums = {name: torch.zeros(p.shape, dtype=problem.dtype(p), device=p.device) for name, p in chosen.items()}
     batched = True
     for start in range(0, n, size):
@@ -62,39 +62,28 @@ def example_gradients(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
 
 
 def _batched(
-    batch: ForwardPass, chosen: dict[str, Tensor], inputs: Any, vectors: Tensor
+    batch: ForwardPass, chosen: dict[str, Tensor], inputs: Inputs, vectors: Tensor
 ) -> dict[str, Tensor]:
-    model = batch.problem.model
+    model, weights = batch.problem.model, {name: p.detach() for name, p in chosen.items()}
+    leaves, form = tree_flatten(inputs)
+    axes = [0 if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in leaves]
 
-    class Caller(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model
-
-        def forward(self, x: Any) -> Tensor:
-            return call(self.inner, x)
-
-    caller = Caller()
-    prefixed = {f"inner.{name}": p.detach() for name, p in chosen.items()}
-
-    def squares(x: Any, columns: Tensor) -> dict[str, Tensor]:
-        one = tree_map(lambda t: t.unsqueeze(0) if isinstance(t, Tensor) else t, x)
-        _, back, *_ = vjp(lambda p: functional_call(caller, p, (one,)).squeeze(0), prefixed)
+    def squares(example: list[Any], columns: Tensor) -> dict[str, Tensor]:
+        alone = [t if axis is None else t.unsqueeze(0) for t, axis in zip(example, axes, strict=True)]
+        one = tree_unflatten(alone, form)
+        _, back, *_ = vjp(lambda p: call(model, one, p).squeeze(0), weights)
         (gradients,) = vmap(back)(columns)
-        return {
-            name.removeprefix("inner."): g.to(batch.problem.dtype(g)).square().sum(0)
-            for name, g in gradients.items()
-        }
+        return {name: g.to(batch.problem.dtype(g)).square().sum(0) for name, g in gradients.items()}
 
     with warnings.catch_warnings():
         # Advice to whoever implements operators, not to users of a model that has one of them.
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-        totals = vmap(squares)(inputs, vectors)
+        totals = vmap(squares, (axes, 0))(leaves, vectors)
     return {name: t.sum(0) for name, t in totals.items()}
 
 
 def _one_by_one(
-    batch: ForwardPass, chosen: dict[str, Tensor], inputs: Any, vectors: Tensor
+    batch: ForwardPass, chosen: dict[str, Tensor], inputs: Inputs, vectors: Tensor
 ) -> dict[str, Tensor]:
     dtypes = {name: batch.problem.dtype(p) for name, p in chosen.items()}
     sums = {name: torch.zeros(p.shape, dtype=dtypes[name], device=p.device) for name, p in chosen.items()}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
 
 from prunekit.errors import UnsupportedError
-from prunekit.network.call import call
+from prunekit.network.call import Inputs, call
 from prunekit.statistics.capture import Capture, Use
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Problem:
         parameters: Name to parameter, in ``named_parameters()`` order.
         loss: The task loss.
         generator: CPU generator for estimators that draw.
-        budget: Bytes for activations and intermediate products.
+        memory: Bytes for activations and intermediate products.
         masks: Weights still kept (``True``), for statistics that cover only those; ``None`` for all.
     """
 
@@ -34,7 +34,7 @@ class Problem:
     parameters: Mapping[str, Tensor]
     loss: Loss
     generator: Generator
-    budget: int
+    memory: int
     masks: Mapping[str, Tensor] | None = None
 
     def kept(self) -> Tensor:
@@ -72,18 +72,18 @@ class ForwardPass:
         normaliser: What the sum of the terms is divided by.
         uses: Parameter to its uses, for parameters whose uses are known to be all and example-first.
         others: Parameters in use that need the general, per-example fallback.
-        shared: Whether another estimator still needs the graph.
+        needed_again: Whether another estimator still needs the graph, so that it must be retained.
     """
 
     problem: Problem
-    inputs: Any
-    targets: Any
+    inputs: Inputs
+    targets: Tensor
     outputs: Tensor
     total: Tensor
     normaliser: float
     uses: Mapping[str, Sequence[Use]] = field(default_factory=dict)
     others: Sequence[str] = ()
-    shared: bool = True
+    needed_again: bool = True
 
     def backward(self, column: Tensor) -> dict[str, list[Tensor]]:
         """Send a vector back from the outputs; return what arrives at each use of each parameter."""
@@ -138,7 +138,9 @@ class ForwardPass:
         return product
 
 
-def forward(problem: Problem, inputs: Any, targets: Any, capture: bool) -> tuple[ForwardPass, list[Use]]:
+def forward(
+    problem: Problem, inputs: Inputs, targets: Tensor, capture: bool
+) -> tuple[ForwardPass, list[Use]]:
     """Run the network once."""
     uses: list[Use] = []
     if capture:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any, Self
 
+from prunekit.component import Tensors
+
 
 class Statistic:
     """A request for a statistic with options; hashable, equal by name and options.
@@ -41,6 +43,9 @@ class Statistic:
 
 Request = str | Statistic
 """How a statistic is asked for."""
+
+Statistics = Mapping[Request, Tensors]
+"""Each request to ``{parameter: tensor}``."""
 
 
 class Detailed(dict[str, Any]):

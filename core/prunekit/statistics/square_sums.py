@@ -40,8 +40,8 @@ def merges_pairs(positions: int, columns: int) -> bool:
 class Scratch:
     """Memory that is used again and again: a fresh page costs more than what is written to it."""
 
-    def __init__(self, budget: int) -> None:
-        self.piece = min(PIECE_BYTES, budget // 128)
+    def __init__(self, memory: int) -> None:
+        self.piece = min(PIECE_BYTES, memory // 128)
         """Bytes of a piece of work."""
         self._held: dict[str, Tensor] = {}
 

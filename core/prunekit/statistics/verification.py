@@ -13,18 +13,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunekit.network.call import few_examples
+from prunekit.network.call import Inputs, few_examples
 from prunekit.statistics.capture import Use
 from prunekit.statistics.contraction import gradient
 from prunekit.statistics.problem import Problem, forward
 from prunekit.statistics.square_sums import STACKED, merges_pairs
+
+Shapes: TypeAlias = tuple[tuple[torch.Size, torch.dtype], ...]
 
 _EXAMPLES = 3
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Layout]] = WeakKeyDictionary()
@@ -61,7 +63,7 @@ class Layout:
             known = known and graph.edges[id(parameter)] <= len(found)
             if known and all(u.intact and u.input.shape[0] == u.output_shape[0] == n for u in found):
                 captured[name] = found
-            elif graph.edges[id(parameter)]:
+            elif graph.edges[id(parameter)] and parameter.numel():
                 others.append(name)
         return captured, others
 
@@ -108,17 +110,19 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | str) else None
 
 
-def known_layout(problem: Problem, shapes: Any) -> Layout | None:
+def known_layout(problem: Problem, shapes: Shapes) -> Layout | None:
     """The layout found for such inputs earlier in the model's life; good for passes with the same graph."""
     return _KNOWN.get(problem.model, {}).get((shapes, tuple(problem.parameters)))
 
 
-def input_shapes(inputs: Any) -> tuple[Any, ...]:
+def input_shapes(inputs: Inputs) -> Shapes:
     """Shapes and types of a batch's inputs but for the number of examples: what a layout holds for."""
+    if isinstance(inputs, Tensor):
+        return ((inputs.shape[1:], inputs.dtype),)
     return tuple((t.shape[1:], t.dtype) for t in tree_leaves(inputs) if isinstance(t, Tensor))
 
 
-def weigh_once(problem: Problem, shapes: Any, inputs: Any, targets: Any) -> Layout:
+def weigh_once(problem: Problem, shapes: Shapes, inputs: Inputs, targets: Tensor) -> Layout:
     """Only the memory of an example, remembered while the model lives: it decides slices, not results."""
     known = _KNOWN.setdefault(problem.model, {})
     if shapes not in known:
@@ -126,14 +130,14 @@ def weigh_once(problem: Problem, shapes: Any, inputs: Any, targets: Any) -> Layo
     return known[shapes]
 
 
-def examine_anew(problem: Problem, shapes: Any, inputs: Any, targets: Any) -> Layout:
+def examine_anew(problem: Problem, shapes: Shapes, inputs: Inputs, targets: Tensor) -> Layout:
     """Find the layout for inputs of this shape, and remember it while the model lives."""
     found = examine(problem, inputs, targets, capture=True)
     _KNOWN.setdefault(problem.model, {})[shapes, tuple(problem.parameters)] = found
     return found
 
 
-def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layout:
+def examine(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) -> Layout:
     """Find the layout for inputs of this shape, with three of its examples."""
     examples = _EXAMPLES if capture else 1  # one is enough to be weighed
     seen: dict[int, int] = {}
@@ -187,6 +191,8 @@ def examine(problem: Problem, inputs: Any, targets: Any, capture: bool) -> Layou
     trusted = {}
     for name, found in batch.uses.items():
         expected = truth[name]
+        if expected is not None and not expected.numel():
+            continue  # a layer of width zero: sort leaves it out
         example_first = name not in mixed and all(len(use.input) == _EXAMPLES for use in found)
         same_kind = len({(u.geometry.transposed, u.geometry.groups, u.geometry.bias) for u in found}) == 1
         if expected is None or not example_first or not same_kind:
@@ -205,7 +211,7 @@ def _room(use: Use, columns: int) -> int:
         outward, inward = inward, outward * torch.Size(use.geometry.kernel).numel()
     # Of the factors of the weight's gradient, [·, positions], the positions are what they share.
     weight_side = use.output_shape[-1] if use.geometry.dims == 0 else use.output_shape[1]
-    positions = max(1, use.output_shape[1:].numel() // weight_side)
+    positions = max(1, use.output_shape[1:].numel() // max(1, weight_side))
     if positions == 1:
         held = 0
     elif merges_pairs(positions, columns):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from prunekit.errors import PrunekitWarning
+from prunekit.network.call import Inputs, copied
 
 _EAGER_STEPS = 3  # lets libraries and the optimizer allocate what they keep, before anything is captured
 
@@ -25,29 +28,25 @@ class CapturedStep:
             arguments and leave the parameters' gradients behind, not accumulate into them.
     """
 
-    def __init__(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, step: Callable[[Inputs, Tensor], Tensor]) -> None:
         self._step = step
         self._eager = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._x: Tensor | None = None
-        self._y: Tensor | None = None
+        self._form: Any = None  # of the batch that was captured
+        self._static: list[Tensor] = []
         self._loss: Tensor | None = None
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: Inputs, y: Tensor) -> Tensor:
         """Run one step; the loss is overwritten by the next call."""
-        if (
-            self._graph is not None
-            and self._x is not None
-            and self._y is not None
-            and x.shape == self._x.shape
-        ):
-            self._x.copy_(x)
-            self._y.copy_(y)
+        tensors, form = _parts(x, y)
+        if self._graph is not None and form == self._form:
+            for static, tensor in zip(self._static, tensors, strict=True):
+                static.copy_(tensor)
             self._graph.replay()
             assert self._loss is not None
             return self._loss
-        if self._eager < _EAGER_STEPS or self._x is not None:
+        if self._eager < _EAGER_STEPS or self._form is not None:
             self._eager += 1
             # A side stream, as capturing needs: what autograd sets up on the main one cannot be captured.
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -55,11 +54,12 @@ class CapturedStep:
                 loss = self._step(x, y)
             torch.cuda.current_stream().wait_stream(self._stream)
             return loss
-        self._x, self._y = x.clone(), y.clone()
+        own = copied((x, y))
+        self._static, self._form = _parts(*own)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self._stream):
-                self._loss = self._step(self._x, self._y)
+                self._loss = self._step(*own)
             self._graph = graph
         except RuntimeError as error:
             warnings.warn(
@@ -68,3 +68,12 @@ class CapturedStep:
                 stacklevel=2,
             )
         return self(x, y)
+
+
+def _parts(x: Inputs, y: Tensor) -> tuple[list[Tensor], Any]:
+    """The tensors of a batch, and all that must be the same for a graph to be replayed with other values."""
+    if isinstance(x, Tensor):
+        return [x, y], (x.shape, y.shape)
+    leaves, structure = tree_flatten((x, y))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, (structure, [leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves])

@@ -13,6 +13,7 @@ from prunekit.data import Splits
 from prunekit.errors import RunError
 from prunekit.losses.base import Loss
 from prunekit.masks.apply import attach
+from prunekit.network.call import Inputs, call, count
 from prunekit.network.restore import preserved_rng
 from prunekit.seeds import derived, generator
 from prunekit.training.captured_step import CapturedStep
@@ -68,10 +69,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         order = torch.randperm(len(train), generator=generator(self.seed, self.phase, "order", index))
-        order = order.to(train.x.device)
+        order = order.to(train.y.device)
         augment = self.splits.augment if settings.augment else None
         noise = generator(self.seed, self.phase, "augment", index)
-        total = torch.zeros((), dtype=torch.float32, device=train.x.device)
+        total = torch.zeros((), dtype=torch.float32, device=train.y.device)
         batches = 0
         was_training = self.model.training
         try:
@@ -79,12 +80,11 @@ class Trainer:
                 torch.manual_seed(derived(self.seed, self.phase, "model", index))
                 self.model.train()
                 # Captured anew each epoch: the learning rate is part of the graph.
-                step = CapturedStep(self._step) if train.x.is_cuda else self._step
+                step = CapturedStep(self._step) if train.y.is_cuda else self._step
                 for indices in torch.split(order, settings.batch_size):
-                    x = train.x.index_select(0, indices)
-                    if augment is not None:
-                        x = augment(x, noise)
-                    total += step(x, train.y.index_select(0, indices))
+                    batch = train.take(indices)
+                    x = batch.x if augment is None else augment(batch.x, noise)
+                    total += step(x, batch.y)
                     batches += 1
         finally:
             self.model.train(was_training)
@@ -97,12 +97,12 @@ class Trainer:
             )
         return mean
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+    def _step(self, x: Inputs, y: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            value = self.loss.mean(self.model(x), y)
+            value = self.loss.mean(call(self.model, x), y)
         except ValueError as error:
-            if len(x) > 1:
+            if count(x) > 1:
                 raise
             raise RunError(
                 f"the last batch of an epoch holds a single example, and {error}; choose another batch_size"

@@ -9,7 +9,7 @@ from torch import nn
 
 from prunekit.data import Split
 from prunekit.errors import PrunekitWarning
-from prunekit.network.call import call
+from prunekit.network.call import call, count, rows
 from prunekit.network.restore import preserved_rng
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -44,8 +44,8 @@ def recalibrate(model: nn.Module, split: Split, batch_size: int = 100) -> None:
             norm.train()
         with preserved_rng(), torch.no_grad():
             for start in range(0, len(split), batch_size):
-                x = split.x[start : start + batch_size]
-                if len(x) > 1:
+                x = rows(split.x, start, start + batch_size)
+                if count(x) > 1:
                     call(model, x)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

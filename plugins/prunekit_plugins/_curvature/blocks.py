@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from prunekit import PrunekitError, RunError, UnsupportedError
-from prunekit_plugins._curvature.memory import Remembering
+from prunekit import Detailed, PrunekitError, RunError, UnsupportedError
 from prunekit_plugins._linalg.inversion import inverse
 
 _MATRICES = 6  # of a block in work: curvature, damped, inverse, and what inverting and eliminating need
@@ -63,6 +62,10 @@ class Family(ABC):
     def inverse_diagonal(self, start: int, stop: int) -> Tensor | None:
         """The inverses' diagonals ``[R, k]``, where they can be had without the inverses."""
         return None
+
+    def with_damping(self, damping: float) -> Self:
+        """The same blocks for another damping: themselves, unless the damping is part of them."""
+        return self
 
     def held(self) -> int:
         """Bytes that all inverses take, those apart that :meth:`lasts` leaves out."""
@@ -125,7 +128,7 @@ class Chunk:
         return self.family.at(values, self.start, self.stop)
 
 
-class Blocks(Remembering):
+class Blocks(Detailed):
     """The diagonal of (C + αI)⁻¹ by parameter, in its shape (zero where pruned), and the blocks themselves.
 
     Inverses are kept where half the memory budget holds them, and computed anew for every use where not.
@@ -135,7 +138,7 @@ class Blocks(Remembering):
         shapes: By parameter, in order.
         families: All blocks over the kept weights.
         damping: α.
-        budget: Bytes.
+        memory: Bytes.
     """
 
     def __init__(
@@ -144,10 +147,10 @@ class Blocks(Remembering):
         shapes: Mapping[str, torch.Size],
         families: Sequence[Family],
         damping: float,
-        budget: int,
+        memory: int,
     ) -> None:
-        self.statistic, self.families, self.damping, self.budget = statistic, list(families), damping, budget
-        self._keeps = sum(family.held() for family in families) <= budget // 2
+        self.statistic, self.families, self.damping, self.memory = statistic, list(families), damping, memory
+        self._keeps = sum(family.held() for family in families) <= memory // 2
         self._kept: dict[tuple[int, int], Tensor] = {}
         sizes = [shape.numel() for shape in shapes.values()]
         device = families[0].index.device if families else None
@@ -161,6 +164,15 @@ class Blocks(Remembering):
                 flat[index[there]] = found[there]
         parts = torch.split(flat, sizes)
         super().__init__({n: p.view(shape) for (n, shape), p in zip(shapes.items(), parts, strict=True)})
+
+    def with_damping(self, damping: float) -> Self:
+        """The inverse of the same curvature with another damping."""
+        shapes = {name: t.shape for name, t in self.items()}
+        families = [family.with_damping(damping) for family in self.families]
+        other = type(self)(self.statistic, shapes, families, damping, self.memory)
+        for name, diagonal in self.items():
+            other[name].masked_fill_(diagonal == 0, 0.0)  # what is pruned, where blocks go on over it
+        return other
 
     def chunks(self, layer: str | None = None) -> Iterator[Chunk]:
         """Blocks with their inverses, a piece of the memory budget at a time.
@@ -182,7 +194,7 @@ class Blocks(Remembering):
     @property
     def _room(self) -> int:
         """Bytes that the matrices of one piece may take."""
-        return min(_PIECE, self.budget // _MATRICES)
+        return min(_PIECE, self.memory // _MATRICES)
 
     def _inverse(self, number: int, start: int, stop: int) -> Tensor:
         known = self._kept.get((number, start))

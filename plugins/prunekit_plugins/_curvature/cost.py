@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prunekit.units import readable_bytes
+
 _SPEED = 2e10  # floating-point operations per second in factorisations: an order of magnitude, for a CPU
 _WORTH = 1.0  # seconds below which nobody wants to know
 
@@ -17,5 +19,7 @@ def told(statistic: str, memory: float, operations: float) -> str | None:
     seconds = operations / _SPEED
     if seconds < _WORTH:
         return None
-    size = f"{memory / 2**30:.1f} GiB" if memory >= 2**30 / 10 else f"{memory / 2**20:.0f} MiB"
-    return f"{statistic}: some {size} and {seconds:,.0f} s on a CPU for the inverses of all weights, less for later steps"
+    return (
+        f"{statistic}: some {readable_bytes(memory)} and {seconds:,.0f} s on a CPU for the inverses of all weights, "
+        "less for later steps"
+    )

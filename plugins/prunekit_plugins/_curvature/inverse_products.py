@@ -24,7 +24,7 @@ class Products(Detailed):
         kept: Flat indices of the K kept weights, parameters one after another.
         normaliser: P.
         damping: α, above 0.
-        budget: Bytes; an eighth of it is for pieces of X in float64.
+        memory: Bytes; an eighth of it is for pieces of X in float64.
 
     Raises:
         UnsupportedError: If α is lost in rounding beside the vectors.
@@ -37,12 +37,12 @@ class Products(Detailed):
         kept: Tensor,
         normaliser: float,
         damping: float,
-        budget: int,
+        memory: int,
     ) -> None:
         self.rows, self.kept = list(rows), kept
         self.normaliser, self.damping = normaliser, damping
         self.count = sum(len(part) for part in self.rows)
-        self._width = max(1, budget // 8 // (8 * max(1, self.count)))
+        self._width = max(1, memory // 8 // (8 * max(1, self.count)))
         gram = torch.zeros(self.count, self.count, dtype=torch.float64, device=kept.device)
         for _, piece in self._pieces():
             gram.addmm_(piece, piece.t())

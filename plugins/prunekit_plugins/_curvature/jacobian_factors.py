@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit_plugins._curvature.memory import Remembering
+from prunekit import Detailed
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class LayerRows:
         return LayerRows(function(self.rows))
 
 
-class Factors(Remembering):
+class Factors(Detailed):
     """The diagonal of a curvature matrix by parameter, with products of the whole matrix.
 
     Args:

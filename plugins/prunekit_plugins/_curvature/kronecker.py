@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -58,22 +60,33 @@ class Kronecker(Family):
         places[rows.flatten()] = torch.arange(self.width, device=rows.device).repeat(len(rows))
         self.columns = places[self.index - offset]
         self.positions = positions + offset
-        self.inputs, self.outputs, self.damping = inputs, outputs, damping
-        input_values, self.input_vectors = _eigen(inputs)
-        output_values, self.output_vectors = _eigen(outputs)
-        eigenvalues = output_values.unsqueeze(2) * input_values.unsqueeze(1) + damping
+        self.inputs, self.outputs = inputs, outputs
+        self.input_values, self.input_vectors = _eigen(inputs)
+        self.output_values, self.output_vectors = _eigen(outputs)
+        # Blocks of units that have nothing pruned come first.
+        self.whole = sum(size == self.width for size in self.sizes)
+        self._damp(damping)
+
+    def with_damping(self, damping: float) -> Self:
+        """The same factors with another damping; the eigenvectors are those that there are."""
+        other = copy(self)
+        other._damp(damping)
+        return other
+
+    def _damp(self, damping: float) -> None:
+        """Invert the eigenvalues of the product."""
+        self.damping = damping
+        eigenvalues = self.output_values.unsqueeze(2) * self.input_values.unsqueeze(1) + damping
         if not bool((eigenvalues > 0).all()):
-            zeros = [int((values == 0).sum()) for values in (input_values, output_values)]
+            zeros = [int((values == 0).sum()) for values in (self.input_values, self.output_values)]
             raise UnsupportedError(
-                f"inverse_kfac: the Kronecker product of {layer} is singular (its factors have {zeros[0]} and {zeros[1]} "
-                "eigenvalues of zero); damping must be above 0"
+                f"inverse_kfac: the Kronecker product of {self.layer} is singular (its factors have {zeros[0]} and "
+                f"{zeros[1]} eigenvalues of zero); damping must be above 0"
             )
         self.reciprocals = 1 / eigenvalues  # [groups, units, inputs]
         parts = torch.bmm(self.output_vectors.square(), self.reciprocals)
         self.parts = parts.flatten(0, 1)  # e, [units, inputs]
         self.diagonals = torch.bmm(parts, self.input_vectors.square().mT).flatten(0, 1)  # of H⁻¹
-        # Blocks of units that have nothing pruned come first.
-        self.whole = sum(size == self.width for size in self.sizes)
 
     def curvature(self, start: int, stop: int) -> Tensor:
         """S_r − αI: what is left of C when the other units make up for a change."""

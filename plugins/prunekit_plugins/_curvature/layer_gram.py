@@ -140,9 +140,9 @@ class LayerBlocks(Blocks):
         shapes: Mapping[str, torch.Size],
         families: Sequence[Shared],
         damping: float,
-        budget: int,
+        memory: int,
     ) -> None:
-        super().__init__(statistic, shapes, families, damping, budget)
+        super().__init__(statistic, shapes, families, damping, memory)
         self.live: dict[str, Tensor] = {}
         for name, family in zip(shapes, families, strict=True):
             live = family.live.unsqueeze(1).expand(-1, shapes[name][0] // len(family.gram), -1)

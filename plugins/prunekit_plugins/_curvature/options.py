@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from prunekit import Options
+from prunekit import Options, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prunekit import Estimator, Statistics, Tensors
     from prunekit.statistics import ForwardPass
 
 Curvature = Literal["ggn", "ggn_mc", "empirical_fisher", "hessian"]
@@ -31,6 +32,24 @@ class InverseOptions(Options):
     curvature: Curvature = "ggn"
     damping: float = Field(default=1e-4, ge=0)
     draws: int = Field(default=1, ge=1)
+
+
+def derived(estimator: Estimator, known: Statistics) -> Tensors | None:
+    """An inverse from the same statistic with another damping, which has summed up the same curvature.
+
+    Args:
+        estimator: With options, among them ``damping``.
+        known: What there is at the same weights and examples.
+    """
+    own = estimator.options.model_dump(exclude={"damping"})
+    for request, blocks in known.items():
+        other = Statistic.of(request)
+        if other.name == estimator.name and hasattr(blocks, "with_damping"):
+            options = type(estimator.options).model_validate(other.options)
+            if options.model_dump(exclude={"damping"}) == own:
+                again: Tensors = blocks.with_damping(estimator.options.damping)
+                return again
+    return None
 
 
 def columns(options: Any, batch: ForwardPass) -> Iterator[Tensor]:

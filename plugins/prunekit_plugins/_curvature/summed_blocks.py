@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunekit import Estimator, UnsupportedError
-from prunekit_plugins._curvature.options import InverseOptions, columns, hessian_columns
+from prunekit.units import memory_option, readable_bytes
+from prunekit_plugins._curvature.options import InverseOptions, columns, derived, hessian_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prunekit import Statistics, Tensors
     from prunekit.statistics import ForwardPass, Problem
     from prunekit_plugins._curvature.blocks import Family
 
@@ -40,11 +42,15 @@ class SummedBlocks(Estimator):
     def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
         """Blocks of a parameter: flat positions in it, which are there, and the row that each belongs to."""
 
+    def derive(self, known: Statistics) -> Tensors | None:
+        """From the same curvature with another damping."""
+        return derived(self, known)
+
     def start(self, problem: Problem) -> None:
         """Lay out the blocks of the kept weights."""
         import torch
 
-        from prunekit.masks.prunable import input_axes
+        from prunekit.masks import input_axes
 
         self._problem = problem
         axes, offset = input_axes(problem.model), 0
@@ -59,7 +65,7 @@ class SummedBlocks(Estimator):
             self._offsets[name] = offset
             offset += p.numel()
         widths = {name: index.shape[1] for name, (index, _, _) in self._blocks.items()}
-        refuse_large_blocks(self.name, max(widths.items(), key=lambda item: item[1]), problem.budget)
+        refuse_large_blocks(self.name, max(widths.items(), key=lambda item: item[1]), problem.memory)
         if self.second_order and (count := len(problem.kept())) > _MOST_PRODUCTS:
             raise UnsupportedError(
                 f"{self.name}: the Hessian takes a product for each of {count:,} kept weights and batch, and at most "
@@ -72,8 +78,7 @@ class SummedBlocks(Estimator):
         if self.second_order:
             self._add_hessian(batch)
             return
-        from prunekit.statistics.contraction import outward
-        from prunekit.statistics.jacobian_rows import rows_by_parameter
+        from prunekit.statistics import outward, rows_by_parameter
 
         inputs = self._single_positions(batch)
         for column in columns(self.options, batch):
@@ -81,7 +86,7 @@ class SummedBlocks(Estimator):
             for name, u in inputs.items():
                 v = outward(batch.uses[name][0], returned[name][0])[:, 0, :, 0]
                 self.add_factors(name, u, v.to(u.dtype))
-            for name, parts in rows_by_parameter(batch, column, returned, self._problem.budget // 8, inputs):
+            for name, parts in rows_by_parameter(batch, column, returned, self._problem.memory // 8, inputs):
                 self.add_rows(name, parts)
 
     def add_factors(self, name: str, inputs: Tensor, returned: Tensor) -> None:
@@ -141,7 +146,7 @@ class SummedBlocks(Estimator):
 
     def _single_positions(self, batch: ForwardPass) -> dict[str, Tensor]:
         """What entered linear layers that see one position per example, ``[examples, inputs]``."""
-        from prunekit.statistics.contraction import inward
+        from prunekit.statistics import inward
 
         found = {}
         for name, uses in batch.uses.items():
@@ -168,7 +173,7 @@ class SummedBlocks(Estimator):
         self.divide(normaliser)
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         families = list(self.families())
-        return Blocks(self.name, shapes, families, self.options.damping, self._problem.budget)
+        return Blocks(self.name, shapes, families, self.options.damping, self._problem.memory)
 
     def merged(self, name: str) -> bool:
         """Whether a subclass keeps the parameter's blocks in another form."""
@@ -194,18 +199,18 @@ class SummedBlocks(Estimator):
             dtype = self._problem.dtype(p)
             blocks, width = index.shape
             needed = blocks * width**2 * dtype.itemsize
-            if held + needed > self._problem.budget:
+            if held + needed > self._problem.memory:
                 raise UnsupportedError(self.too_much(name, held + needed, width))
             self._sums[name] = torch.zeros(blocks, width, width, dtype=dtype, device=p.device)
         return self._sums[name]
 
     def too_much(self, name: str, needed: int, width: int) -> str:
         """The message for blocks that do not fit."""
-        budget = self._problem.budget
-        smaller = max(1, int(width * budget / needed))
+        memory = self._problem.memory
+        smaller = max(1, int(width * memory / needed))
         return (
-            f"{self.name}: blocks of {width:,} weights take {in_units(needed)} up to {name}; the memory budget "
-            f"is {in_units(budget)}. Raise it (memory), or use smaller blocks (size: {smaller} would fit)"
+            f"{self.name}: blocks of {width:,} weights take {readable_bytes(needed)} up to {name}; the memory budget "
+            f"is {readable_bytes(memory)}. Raise it (memory), or use smaller blocks (size: {smaller} would fit)"
         )
 
     def _add_hessian(self, batch: ForwardPass) -> None:
@@ -225,36 +230,28 @@ class SummedBlocks(Estimator):
             sums[row, place] += found.to(sums.dtype)
 
 
-def largest_block_that_fits(budget: int) -> int:
+def largest_block_that_fits(memory: int) -> int:
     """How many weights a block may have so that it can be inverted in so many bytes."""
-    return int((budget / (8 * 6)) ** 0.5)
+    return int((memory / (8 * 6)) ** 0.5)
 
 
-def in_units(size: float) -> str:
-    """Bytes for a reader."""
-    for unit, bytes_ in (("GiB", 2**30), ("MiB", 2**20)):
-        if size >= bytes_ / 10:
-            return f"{size / bytes_:,.1f} {unit}"
-    return f"{size / 2**10:,.1f} KiB"
-
-
-def refuse_large_blocks(statistic: str, largest: Any, budget: int) -> None:
-    """Refuse a block that cannot be inverted within the budget.
+def refuse_large_blocks(statistic: str, largest: Any, memory: int) -> None:
+    """Refuse a block that cannot be inverted within the memory.
 
     Args:
         statistic: Its name.
         largest: Layer name and size of its blocks.
-        budget: Bytes.
+        memory: Bytes.
 
     Raises:
         UnsupportedError: With what would fit.
     """
     layer, size = largest
-    most = largest_block_that_fits(budget)
+    most = largest_block_that_fits(memory)
     if size > most:
         raise UnsupportedError(
             f"{statistic}: {layer} has blocks of {size:,} weights, and inverting one takes "
-            f"{in_units(8 * 6 * size**2)}; the memory budget is {in_units(budget)}. Use smaller blocks "
-            f"(size: {most} fits), raise the budget (memory: {-(-8 * 6 * size**2 // 2**20)}MiB), or prune fewer layers "
-            "(prunable)"
+            f"{readable_bytes(8 * 6 * size**2)}; the memory budget is {readable_bytes(memory)}. Use smaller blocks "
+            f"(size: {most} fits), raise the memory budget (memory: {memory_option(8 * 6 * size**2)}), "
+            "or prune fewer layers (prunable)"
         )

@@ -12,8 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunekit.masks.apportion import apportion
-from prunekit.masks.select import smallest
+from prunekit.masks import apportion, smallest
 from prunekit_plugins._curvature.layer_gram import Shared
 
 Choice = Callable[[int, int, Tensor], Tensor]
@@ -88,7 +87,7 @@ class Columns:
     """
 
     def __init__(self, family: Shared, weight: Tensor, damping: float, m: int | None) -> None:
-        self._shape = len(family.gram), -1, family.inputs
+        self._shape = len(family.gram), weight.shape[0] // len(family.gram), family.inputs
         order = torch.arange(family.inputs, device=weight.device)
         if m is not None:
             kernel = family.inputs // family.shape[1]

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from prunekit.masks.select import smallest
+from prunekit.masks import smallest
 from prunekit_plugins._curvature.jacobian_factors import Factors
 from prunekit_plugins._linalg.conjugate import solved
 
@@ -26,7 +26,7 @@ _FEWER = 4  # times fewer, after a swap that made the model larger
 
 
 @dataclass(frozen=True)
-class Model:
+class Quadratic:
     """The quadratic model.
 
     Attributes:
@@ -68,6 +68,11 @@ class Model:
         curved = self.factors.curved(change) + self.damping * float(change @ change)
         return float(self.gradient @ change) + 0.5 * curved
 
+    def change(self, values: Tensor) -> float:
+        """``gᵀΔ + ½ ΔᵀCΔ`` from the weights to other values, without damping."""
+        change = values - self.weights
+        return float(self.gradient @ change) + 0.5 * self.factors.curved(change)
+
     def fitted(self, kept: Tensor, start: Tensor) -> Tensor:
         """The values with the smallest Q that are zero outside ``kept``."""
         if not self.moves:
@@ -85,7 +90,7 @@ class Model:
 
 
 def search(
-    model: Model, open_: Tensor, layers: Sequence[tuple[slice, int]], rounds: int
+    model: Quadratic, open_: Tensor, layers: Sequence[tuple[slice, int]], rounds: int
 ) -> tuple[Tensor, Tensor]:
     """Choose what is kept.
 
@@ -126,14 +131,14 @@ def search(
     return kept, values
 
 
-def removal_costs(model: Model, values: Tensor, slope: Tensor) -> Tensor:
+def removal_costs(model: Quadratic, values: Tensor, slope: Tensor) -> Tensor:
     """By how much Q rises when a weight is set to zero: with others as they are, from where it would best be."""
     if not model.moves:
         return 0.5 * model.diagonal * values.square() - slope * values
     return 0.5 * model.diagonal * (values - slope / model.diagonal).square()
 
 
-def _gains_of_return(model: Model, slope: Tensor) -> Tensor:
+def _gains_of_return(model: Quadratic, slope: Tensor) -> Tensor:
     """By how much Q falls when a weight that is zero comes back."""
     if not model.moves:
         return -(slope * model.weights + 0.5 * model.diagonal * model.weights.square())

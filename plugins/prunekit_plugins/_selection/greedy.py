@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunekit.masks.apportion import apportion
-from prunekit.masks.select import kth_smallest, smallest
+from prunekit.masks import apportion, kth_smallest, smallest
 from prunekit_plugins._curvature.blocks import Blocks, Chunk
 from prunekit_plugins._selection.elimination import Caps, Traces, eliminate
 
@@ -49,7 +47,7 @@ class Cut:
         return self._count >= self.budget
 
 
-def shares(masks: Mapping[str, Tensor], budget: int) -> dict[Any, int]:
+def layer_budgets(masks: Mapping[str, Tensor], budget: int) -> dict[str | None, int]:
     """Each layer's part of a budget of pruned weights: the same share of its weights, by largest remainder."""
     sizes = [mask.numel() for mask in masks.values()]
     gone = [mask.numel() - int(mask.count_nonzero()) for mask in masks.values()]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 from prunekit import Options, SpecError
-from prunekit.masks.weights import Layer
+from prunekit.masks import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -57,7 +57,7 @@ def least_squares(blocks: LayerBlocks, weights: Tensors, masks: Tensors) -> dict
     found, start = {}, 0
     for name, w in weights.items():
         family = blocks.family(name)
-        best = _least_squares(family, values, left, blocks.damping + _LITTLE * family.mean, blocks.budget)
+        best = _least_squares(family, values, left, blocks.damping + _LITTLE * family.mean, blocks.memory)
         found[name] = best[start : start + w.numel()].view(w.shape).to(w.dtype)
         start += w.numel()
     return found
@@ -87,15 +87,15 @@ def layer_errors(
         family = blocks.family(name)
         # Above the rounding of a factorisation, so that a singular problem has a solution: one of the best.
         rounding = family.inputs**2 * torch.finfo(torch.float64).eps * family.mean
-        best = _least_squares(family, old, left, rounding, blocks.budget)
+        best = _least_squares(family, old, left, rounding, blocks.memory)
         found[name] = family.curved(new - old), family.curved(best - old)
     return found
 
 
-def _least_squares(family: Shared, values: Tensor, left: Tensor, damping: float, budget: int) -> Tensor:
+def _least_squares(family: Shared, values: Tensor, left: Tensor, damping: float, memory: int) -> Tensor:
     """Over all weights, those of other layers unchanged: solve ``A[K,K] ŵ_K = (A w)_K`` in each row, A = H + αI."""
     out = values.clone()
-    for start, stop in family.pieces(min(_PIECE, budget // _MATRICES)):
+    for start, stop in family.pieces(min(_PIECE, memory // _MATRICES)):
         k = family.sizes[start]
         index, there = family.index[start:stop, :k], family.there[start:stop, :k]
         kept = there & left[index]

@@ -27,7 +27,7 @@ class Taylor(Criterion):
         return None
 
     @property
-    def requires(self) -> frozenset[Request]:  # type: ignore[override]
+    def requires(self) -> frozenset[Request]:
         """The two, as far as there are any."""
         return frozenset(request for request in (self.gradient, self.curvature) if request is not None)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
-from prunekit import Criterion, Options, RunError, Statistic
-from prunekit_plugins.criteria._flat import Tensors, flat, shaped, who
+from prunekit import Context, Criterion, Options, Proposal, Request, RunError, Statistic
+from prunekit.masks import FlatIndex
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit_plugins._selection.exchange import Model
+    from prunekit import Statistics, Tensors
+    from prunekit_plugins._curvature.jacobian_factors import Factors
+    from prunekit_plugins._selection.exchange import Quadratic
 
 
 class CombinatorialOptions(Options):
@@ -58,108 +59,84 @@ class Combinatorial(Criterion):
 
     name = "combinatorial"
     Options = CombinatorialOptions
+    options: CombinatorialOptions
     damps = True
 
     @property
-    def factors(self) -> Statistic:
-        """The statistic with the curvature."""
-        return Statistic("curvature_factors", curvature=self.options.curvature, draws=self.options.draws)
+    def requires(self) -> frozenset[Request]:
+        """The curvature, and the gradient where the model has it."""
+        options = self.options
+        factors = Statistic("curvature_factors", curvature=options.curvature, draws=options.draws)
+        return frozenset({factors, "gradient"} if options.gradient else {factors})
 
     @property
-    def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
-        """The curvature, and the gradient where the model has it."""
-        return frozenset({self.factors, "gradient"} if self.options.gradient else {self.factors})
+    def uses_selector(self) -> bool:
+        """Where the masks come from saliencies."""
+        return self.options.selection == "saliency"
 
-    def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> dict[str, Tensor]:
-        """What each weight's removal costs the model by itself, by the diagonal: where the exchange begins."""
+    def propose(self, context: Context) -> Proposal:
+        """Masks by exchange, or by the selector; survivors at the minimum of the model, where they are adjusted."""
+        weights, index = context.weights, FlatIndex.of(context.weights)
+        model = self._model(weights, context.statistics, context.lam)
+        if self.options.selection == "exchange":
+            kept, values = self._exchanged(model, context)
+        else:
+            kept = index.flat(context.select(self.scores(context)))
+            values = model.fitted(kept, model.weights)
+        adjusted = None
+        after = model.weights
+        if self.options.update:
+            adjusted = {name: v.to(weights[name].dtype) for name, v in index.split(values).items()}
+            after = index.flat(adjusted, values.dtype)  # with the rounding of the weights' own type
+        return Proposal(index.split(kept), adjusted, model.change(after * kept))
+
+    def scores(self, context: Context) -> dict[str, Tensor]:
+        """What each weight's removal costs the model by itself, λ in the damping: where the exchange begins."""
+        return self._costs(context.weights, context.statistics, context.lam)
+
+    def saliency(self, weights: Tensors, statistics: Statistics) -> dict[str, Tensor]:
+        """What each weight's removal costs the model by itself, by the diagonal."""
+        return self._costs(weights, statistics, 0.0)
+
+    def _costs(self, weights: Tensors, statistics: Statistics, lam: float) -> dict[str, Tensor]:
         from prunekit_plugins._selection.exchange import removal_costs
 
-        model = self._model(weights, statistics)
-        return shaped(removal_costs(model, model.weights, model.gradient), weights)
+        model = self._model(weights, statistics, lam)
+        return FlatIndex.of(weights).split(removal_costs(model, model.weights, model.gradient))
 
-    @property
-    def select(self) -> Any:
-        """Joint selection, where it is asked for."""
-        return self._exchange if self.options.selection == "exchange" else None
-
-    def _exchange(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
-    ) -> dict[str, Tensor]:
-        """Masks with ``budget`` weights pruned."""
+    def _exchanged(self, model: Quadratic, context: Context) -> tuple[Tensor, Tensor]:
+        """What is kept, and the values fitted to it; both flat."""
         from prunekit_plugins._selection.exchange import search
-        from prunekit_plugins._selection.greedy import shares
+        from prunekit_plugins._selection.greedy import layer_budgets
 
-        model = self._model(weights, statistics)
         if not bool((model.diagonal + model.wanted).isfinite().all()):
             raise RunError(
                 "combinatorial: the curvature or the gradient is not finite; the loss or its derivatives overflow at these "
                 "weights"
             )
-        total = len(model.weights)
-        layers = [(slice(0, total), total - budget)]
+        index = FlatIndex.of(context.masks)
+        quotas = [(slice(0, index.total), index.total - context.budget)]
         if self.options.scope == "layerwise":
-            layers, start = [], 0
-            for name, pruned in shares(masks, budget).items():
-                size = masks[name].numel()
-                layers.append((slice(start, start + size), size - pruned))
-                start += size
-        kept, values = search(model, flat(masks).bool(), layers, self.options.rounds)
-        chosen = shaped(kept, masks)
-        if self.options.update:  # what the search has fitted to them is what the update will ask for
-            model.factors.remember(who(self), self._given(weights, statistics, chosen), _as(weights, values))
-        return chosen
+            budgets = layer_budgets(context.masks, context.budget)
+            quotas = [(layer.part, layer.size - budgets[layer.name]) for layer in index.layers]
+        return search(model, index.flat(context.masks), quotas, self.options.rounds)
 
-    @property
-    def update(self) -> Any:
-        """New values for the survivors, where they are asked for."""
-        return self._fitted if self.options.update else None
-
-    def predicted_delta_loss(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
-    ) -> float:
-        """``gᵀΔ + ½ ΔᵀCΔ`` with the change that the step makes and the curvature without damping, in nats."""
-        model = self._model(weights, statistics)
-        after = flat(self._fitted(weights, statistics, masks)) if self.options.update else model.weights
-        change = after * flat(masks) - model.weights
-        return float(model.gradient @ change) + 0.5 * model.factors.curved(change)
-
-    def _fitted(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
-    ) -> dict[str, Tensor]:
-        factors: Any = statistics[self.factors]
-
-        def fit() -> dict[str, Tensor]:
-            model = self._model(weights, statistics)
-            return _as(weights, model.fitted(flat(masks).bool(), model.weights))
-
-        # The prediction and the update of one step ask for the same.
-        return factors.remembered(who(self), self._given(weights, statistics, masks), fit)  # type: ignore[no-any-return]
-
-    def _given(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
-    ) -> list[Mapping[str, Tensor]]:
-        return [weights, masks, statistics["gradient"]] if self.options.gradient else [weights, masks]
-
-    def _model(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Model:
+    def _model(self, weights: Tensors, statistics: Statistics, lam: float) -> Quadratic:
         import torch
 
-        from prunekit_plugins._selection.exchange import Model
+        from prunekit_plugins._selection.exchange import Quadratic
 
-        options, values = self.options, flat(weights)
+        options, index = self.options, FlatIndex.of(weights)
+        values = index.flat(weights, torch.float64)
         gradient = torch.zeros_like(values)
         if options.gradient:
-            gradient = flat(statistics["gradient"])
-        factors: Any = statistics[self.factors]
-        return Model(
-            factors,
+            gradient = index.flat(statistics["gradient"], torch.float64)
+        return Quadratic(
+            cast("Factors", statistics["curvature_factors"]),
             values,
             gradient,
-            options.damping + self.lam,
+            options.damping + lam,
             options.update,
             options.tolerance,
             options.iterations,
         )
-
-
-def _as(weights: Tensors, values: Tensor) -> dict[str, Tensor]:
-    return {name: value.to(weights[name].dtype) for name, value in shaped(values, weights).items()}

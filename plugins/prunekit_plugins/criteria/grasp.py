@@ -38,7 +38,7 @@ class GraSP(Criterion):
     Options = GraSPOptions
 
     @property
-    def requires(self) -> frozenset[Request]:  # type: ignore[override]
+    def requires(self) -> frozenset[Request]:
         """Hg at the temperature."""
         return frozenset({self._product})
 

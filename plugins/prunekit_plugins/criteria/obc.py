@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
-from prunekit import Criterion, Statistic
+from prunekit import Context, Criterion, Layer, Proposal, Request, Statistic
+from prunekit.masks import FlatIndex
 from prunekit_plugins._selection.pattern import OptionalPattern
-from prunekit_plugins.criteria._flat import flat, shaped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
-
-Tensors = Mapping[str, "Tensor"]
+    from prunekit import Statistics, Tensors
+    from prunekit_plugins._curvature.layer_gram import LayerBlocks
 
 
 class ExactOBSOptions(OptionalPattern):
@@ -56,80 +55,101 @@ class ExactOBS(Criterion):
 
     name = "obc"
     Options = ExactOBSOptions
+    options: ExactOBSOptions
 
     @property
-    def damps(self) -> bool:  # type: ignore[override]
+    def damps(self) -> bool:
         """λ is damping where survivors are adjusted; where they are not, it is ½λθ² of what goes."""
-        return bool(self.options.update)
+        return self.options.update
 
     @property
-    def inverse(self) -> Statistic:
-        """The statistic with the inverses."""
+    def requires(self) -> frozenset[Request]:
+        """The inverses; with λ see :meth:`required`."""
+        return self.required(0.0)
+
+    def required(self, lam: float) -> frozenset[Request]:
+        """The inverses, with λ in the damping where it belongs there."""
         options = self.options
-        return Statistic(
-            "inverse_layer",
-            damping=options.damping + (self.lam if self.damps else 0.0),
-            relative_damping=options.relative_damping,
+        damping = options.damping + (lam if self.damps else 0.0)
+        return frozenset(
+            {Statistic("inverse_layer", damping=damping, relative_damping=options.relative_damping)}
         )
 
     @property
-    def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
-        """The inverses."""
-        return frozenset({self.inverse})
+    def uses_selector(self) -> bool:
+        """Where the masks come from saliencies."""
+        return self.options.selection == "saliency"
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse layers that do not fit the pattern, and a schedule that does not end with it."""
         self.options.check(layers, budgets)
 
-    def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> dict[str, Tensor]:
+    def propose(self, context: Context) -> Proposal:
+        """Masks by elimination, or by the selector; survivors by least squares, where they are adjusted."""
+        greedy = self.options.selection == "greedy"
+        masks = self._eliminated(context) if greedy else context.select(self.scores(context))
+        return Proposal(masks, self.update(context.weights, context.statistics, masks))
+
+    def saliency(self, weights: Tensors, statistics: Statistics) -> dict[str, Tensor]:
         """``c_q² / (2 [H⁻¹]_qq)``, for each weight on its own; zero where the input is always zero."""
         import torch
 
-        blocks: Any = statistics[self.inverse]
-        diagonal, values = flat(blocks), flat(weights) * flat(blocks.live)
+        index = FlatIndex.of(weights)
+        diagonal, values = index.flat(_blocks(statistics)), _live(weights, statistics)
         kept = diagonal > 0
-        return shaped(torch.where(kept, values.square() / torch.where(kept, 2 * diagonal, 1.0), 0.0), weights)
+        return index.split(torch.where(kept, values.square() / torch.where(kept, 2 * diagonal, 1.0), 0.0))
 
-    @property
-    def select(self) -> Any:
-        """Greedy selection, where it is asked for."""
-        return self._eliminate if self.options.selection == "greedy" else None
-
-    def _eliminate(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
-    ) -> dict[str, Tensor]:
-        """Eliminate down to the budget."""
-        from functools import partial
-
-        from prunekit_plugins._selection.greedy import greedy, shares
-        from prunekit_plugins._selection.pattern import caps, refuse_more
-
-        n, m, blocks = self.options.n, self.options.m, statistics[self.inverse]
-        if m is not None:
-            refuse_more(masks, budget, n, m, "prune.criterion")
-        values = flat(weights) * flat(blocks.live)  # type: ignore[attr-defined]
-        gone = greedy(
-            blocks,  # type: ignore[arg-type]
-            lambda chunk: chunk.at(values),
-            flat(self.saliency(weights, statistics)),
-            masks,
-            {None: budget} if self.options.scope == "global" else shares(masks, budget),
-            self.options.refresh,
-            None if m is None else partial(caps, masks=masks, n=n, m=m),
-            None if self.damps or not self.lam else 0.5 * self.lam * flat(weights).square(),
-        )
-        left = flat(masks).bool()
-        left[gone] = False
-        return shaped(left, masks)
-
-    @property
-    def update(self) -> Any:
-        """New values for the survivors, where they are asked for."""
-        return self._refit if self.options.update else None
-
-    def _refit(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
-    ) -> dict[str, Tensor]:
+    def update(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor] | None:
+        """The least-squares solution for these masks, row by row."""
         from prunekit_plugins._selection.reconstruction import refitted
 
-        return refitted(statistics[self.inverse], weights, masks)  # type: ignore[arg-type]
+        return refitted(_blocks(statistics), weights, masks) if self.options.update else None
+
+    def _eliminated(self, context: Context) -> dict[str, Tensor]:
+        """Masks after greedy elimination down to the budget."""
+        from functools import partial
+
+        import torch
+
+        from prunekit_plugins._selection.greedy import greedy, layer_budgets
+        from prunekit_plugins._selection.pattern import caps, refuse_more
+
+        n, m = self.options.n, self.options.m
+        weights, statistics, masks = context.weights, context.statistics, context.masks
+        limits = None
+        if n is not None and m is not None:
+            refuse_more(masks, context.budget, n, m, "prune.criterion")
+            limits = partial(caps, masks=masks, n=n, m=m)
+        index, values = FlatIndex.of(weights), _live(weights, statistics)
+        penalty = None
+        if context.lam and not self.damps:
+            penalty = 0.5 * context.lam * index.flat(weights, torch.float64).square()
+        budgets: dict[str | None, int] = {None: context.budget}
+        if self.options.scope == "layerwise":
+            budgets = layer_budgets(masks, context.budget)
+        left = index.flat(masks)
+        left[
+            greedy(
+                _blocks(statistics),
+                lambda chunk: chunk.at(values),
+                index.flat(self.saliency(weights, statistics), torch.float64),
+                masks,
+                budgets,
+                self.options.refresh,
+                limits,
+                penalty,
+            )
+        ] = False
+        return index.split(left)
+
+
+def _blocks(statistics: Statistics) -> LayerBlocks:
+    return cast("LayerBlocks", statistics["inverse_layer"])
+
+
+def _live(weights: Tensors, statistics: Statistics) -> Tensor:
+    """All weights in one vector, zero where the input is always zero."""
+    import torch
+
+    index = FlatIndex.of(weights)
+    return index.flat(weights, torch.float64) * index.flat(_blocks(statistics).live)

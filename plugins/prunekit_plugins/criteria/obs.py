@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunekit_plugins.criteria._surgery import Surgeon
+from prunekit_plugins.criteria._surgeon import Surgeon
 
 
 class OptimalBrainSurgeon(Surgeon):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
-from prunekit_plugins.criteria._surgery import BlockSurgeonOptions, Surgeon
+from prunekit_plugins.criteria._surgeon import BlockSurgeonOptions, Surgeon
 
 
 class BlockSurgeonSizeOptions(BlockSurgeonOptions):
@@ -29,7 +27,8 @@ class BlockSurgeon(Surgeon):
     name = "obs_block"
     statistic = "inverse_block"
     Options = BlockSurgeonSizeOptions
+    options: BlockSurgeonSizeOptions
 
-    def inverse_options(self) -> dict[str, Any]:
+    def inverse_options(self) -> dict[str, str | int | None]:
         """With the blocks' size."""
         return {**super().inverse_options(), "size": self.options.size}

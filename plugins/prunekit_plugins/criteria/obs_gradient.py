@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from prunekit_plugins.criteria._surgery import Surgeon, SurgeonOptions
+from prunekit_plugins.criteria._surgeon import Surgeon, SurgeonOptions
 
 
 class GradientSurgeonOptions(SurgeonOptions):
@@ -30,4 +30,8 @@ class GradientSurgeon(Surgeon):
     name = "obs_gradient"
     Options = GradientSurgeonOptions
     statistic = "inverse_full"
-    first_order = True
+
+    @property
+    def first_order(self) -> bool:
+        """Always: it is what this criterion adds."""
+        return True

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 from prunekit import RunError
+from prunekit.masks import FlatIndex
 from prunekit_plugins._curvature.options import OuterProducts
-from prunekit_plugins.criteria._flat import flat, shaped
-from prunekit_plugins.criteria._surgery import BlockSurgeonOptions, Surgeon
+from prunekit_plugins.criteria._surgeon import BlockSurgeonOptions, Surgeon
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from prunekit import Statistics, Tensors
     from prunekit_plugins._curvature.blocks import Chunk
     from prunekit_plugins._curvature.kronecker import Kronecker
-
-Tensors = Mapping[str, "Tensor"]
 
 _TOLERANCE = 1e-10
 _MOST_PRODUCTS = 10_000
@@ -48,31 +47,32 @@ class KroneckerSurgeon(Surgeon):
     statistic = "inverse_kfac"
     Options = KroneckerSurgeonOptions
 
-    def _minimum(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Callable[[Chunk], Tensor]:
+    def _minimum(self, weights: Tensors, statistics: Statistics) -> Callable[[Chunk], Tensor]:
         """Of the whole layer's model: what a unit does when the others are free to move has its minimum there too."""
         if not self.first_order:
             return super()._minimum(weights, statistics)
         import torch
 
-        blocks: Any = statistics[self.inverse]
-        kept = torch.zeros_like(flat(weights), dtype=torch.bool)
-        for family in blocks.families:
+        index = FlatIndex.of(weights)
+        kept = torch.zeros_like(index.flat(weights), dtype=torch.bool)
+        for family in self._blocks(statistics).families:
             kept[family.index[family.there]] = True
         values = self._whole(weights, statistics, kept)
         return lambda chunk: chunk.at(values)
 
-    def _solved(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
-    ) -> dict[str, Tensor]:
+    def _adjusted(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor]:
         """Layer by layer, each as a whole."""
-        everything = self._whole(weights, statistics, flat(masks).bool())
-        return {n: v.to(weights[n].dtype) for n, v in shaped(everything, weights).items()}
+        index = FlatIndex.of(weights)
+        everything = self._whole(weights, statistics, index.flat(masks))
+        return {name: v.to(weights[name].dtype) for name, v in index.split(everything).items()}
 
-    def _whole(self, weights: Tensors, statistics: Mapping[Any, Tensors], left: Tensor) -> Tensor:
-        everything = flat(weights)
-        gradient = flat(statistics["gradient"]) if self.first_order else None
-        blocks: Any = statistics[self.inverse]
-        for family in blocks.families:
+    def _whole(self, weights: Tensors, statistics: Statistics, left: Tensor) -> Tensor:
+        import torch
+
+        index = FlatIndex.of(weights)
+        everything = index.flat(weights, torch.float64)
+        gradient = index.flat(statistics["gradient"], torch.float64) if self.first_order else None
+        for family in cast("list[Kronecker]", self._blocks(statistics).families):
             places = family.positions
             slope = None if gradient is None else gradient[places]
             everything[places] = _minimised(family, everything[places], left[places], slope)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
-from prunekit_plugins.criteria._surgery import BlockSurgeonOptions, Surgeon
+from prunekit_plugins.criteria._surgeon import BlockSurgeonOptions, Surgeon
 
 
 class RowSurgeonOptions(BlockSurgeonOptions):
@@ -29,7 +27,8 @@ class RowSurgeon(Surgeon):
     name = "obs_rows"
     statistic = "inverse_rows"
     Options = RowSurgeonOptions
+    options: RowSurgeonOptions
 
-    def inverse_options(self) -> dict[str, Any]:
+    def inverse_options(self) -> dict[str, str | int | None]:
         """With the blocks' limit."""
         return {**super().inverse_options(), "size": self.options.size}

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
-from prunekit import Criterion, Statistic
+from prunekit import Context, Criterion, Layer, Proposal, Request, Statistic
 from prunekit_plugins._selection.pattern import OptionalPattern
-from prunekit_plugins.criteria._flat import who
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit import Statistics, Tensors
+    from prunekit_plugins._curvature.layer_gram import LayerBlocks
     from prunekit_plugins._selection.columns import Columns
-
-Tensors = Mapping[str, "Tensor"]
 
 
 class SparseGPTOptions(OptionalPattern):
@@ -74,112 +72,110 @@ class SparseGPT(Criterion):
 
     name = "sparsegpt"
     Options = SparseGPTOptions
+    options: SparseGPTOptions
     damps = True
 
     @property
-    def inverse(self) -> Statistic:
-        """The statistic with H and its inverse."""
-        options = self.options
-        damping, relative = options.damping + self.lam, options.relative_damping
-        return Statistic("inverse_layer", damping=damping, relative_damping=relative, inputs="all")
+    def requires(self) -> frozenset[Request]:
+        """H and its inverse; with λ see :meth:`required`."""
+        return self.required(0.0)
+
+    def required(self, lam: float) -> frozenset[Request]:
+        """H and its inverse, with λ in the damping."""
+        damping, relative = self.options.damping + lam, self.options.relative_damping
+        return frozenset(
+            {Statistic("inverse_layer", damping=damping, relative_damping=relative, inputs="all")}
+        )
 
     @property
-    def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
-        """H and its inverse."""
-        return frozenset({self.inverse})
+    def uses_selector(self) -> bool:
+        """Where the masks come from saliencies."""
+        return self.options.selection == "saliency"
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse layers that do not fit the pattern, and a schedule that does not end with it."""
         self.options.check(layers, budgets)
 
-    def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> dict[str, Tensor]:
+    def propose(self, context: Context) -> Proposal:
+        """Masks and values of one sweep, or of a sweep with the selector's masks."""
+        weights, statistics = context.weights, context.statistics
+        if self.options.selection == "saliency":
+            masks = context.select(self.scores(context))
+            return Proposal(masks, self.update(weights, statistics, masks))
+        masks, values = self._sweep(context)
+        if self.options.refit or not self.options.update:
+            return Proposal(masks, self.update(weights, statistics, masks))
+        return Proposal(masks, values)
+
+    def saliency(self, weights: Tensors, statistics: Statistics) -> dict[str, Tensor]:
         """``w_j² / (2 U_jj²)``: what it costs to remove one weight if the columns to its right make up for it."""
-        found = {}
+        scores = {}
         for name, w in weights.items():
             layer = self._layer(name, weights, statistics)
             diagonal = layer.upper.diagonal(dim1=1, dim2=2).unsqueeze(1)
-            scores = (layer.values / diagonal).square() / 2 * layer.live.unsqueeze(1)
-            found[name] = layer.undo(scores, w.shape)
-        return found
+            costs = (layer.values / diagonal).square() / 2 * layer.live.unsqueeze(1)
+            scores[name] = layer.undo(costs, w.shape)
+        return scores
 
-    @property
-    def select(self) -> Any:
-        """The sweep's choice, where it is asked for."""
-        return self._sweep if self.options.selection == "sweep" else None
+    def update(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor] | None:
+        """The sweep's values for any masks, or the least-squares solution."""
+        from prunekit_plugins._selection.columns import given, sweep
+        from prunekit_plugins._selection.reconstruction import least_squares
 
-    def _sweep(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
-    ) -> dict[str, Tensor]:
-        """Sweep every layer, choosing what goes."""
+        if not self.options.update:
+            return None
+        if self.options.refit:
+            return least_squares(_blocks(statistics), weights, masks)
+        values = {}
+        for name, w in weights.items():
+            layer = self._layer(name, weights, statistics)
+            after, _ = sweep(layer, self._width, self._width, given(~layer.arranged(masks[name])))
+            values[name] = layer.undo(after, w.shape).to(w.dtype)
+        return values
+
+    def _sweep(self, context: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Sweep every layer, choosing what goes: masks, and the values that the sweep leaves."""
         from prunekit_plugins._selection.columns import Quotas, sweep
         from prunekit_plugins._selection.pattern import refuse_more
 
         n, m = self.options.n, self.options.m
-        if m is not None:
-            refuse_more(masks, budget, n, m, "prune.criterion")
-        chosen, values = {}, {}
-        for name, share in self._shares(weights, statistics, masks, budget).items():
-            mask, layer = masks[name], self._layer(name, weights, statistics)
-            quotas = Quotas(
-                ~layer.arranged(mask), share, layer.order, self._width, None if m is None else (n, m)
-            )
+        pattern = None
+        if n is not None and m is not None:
+            refuse_more(context.masks, context.budget, n, m, "prune.criterion")
+            pattern = n, m
+        masks, values = {}, {}
+        for name, budget in self._budgets(context).items():
+            mask, w = context.masks[name], context.weights[name]
+            layer = self._layer(name, context.weights, context.statistics)
+            quotas = Quotas(~layer.arranged(mask), budget, layer.order, self._width, pattern)
             after, gone = sweep(layer, self._width, quotas.step, quotas)
-            chosen[name] = ~layer.undo(gone, mask.shape)
-            values[name] = layer.undo(after, mask.shape).to(weights[name].dtype)
-        blocks: Any = statistics[self.inverse]
-        blocks.remember(who(self), (weights, chosen), values)  # the update of the step asks for them
-        return chosen
+            masks[name] = ~layer.undo(gone, mask.shape)
+            values[name] = layer.undo(after, mask.shape).to(w.dtype)
+        return masks, values
 
-    def _shares(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
-    ) -> Mapping[str, int]:
+    def _budgets(self, context: Context) -> dict[str, int]:
         """How many weights of each layer are pruned afterwards."""
-        from prunekit.masks.select import prune_smallest
-        from prunekit_plugins._selection.greedy import shares
+        from prunekit.masks import prune_smallest
+        from prunekit_plugins._selection.greedy import layer_budgets
 
         if self.options.scope == "layerwise":
-            return shares(masks, budget)
-        left = prune_smallest(self.saliency(weights, statistics), masks, budget)
+            budgets = layer_budgets(context.masks, context.budget)
+            return {name: budgets[name] for name in context.masks}
+        scores = self.saliency(context.weights, context.statistics)
+        left = prune_smallest(scores, context.masks, context.budget)
         return {name: mask.numel() - int(mask.count_nonzero()) for name, mask in left.items()}
-
-    @property
-    def update(self) -> Any:
-        """New values for the survivors, where they are asked for."""
-        if not self.options.update:
-            return None
-        return self._refit if self.options.refit else self._swept
-
-    def _refit(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
-    ) -> dict[str, Tensor]:
-        from prunekit_plugins._selection.reconstruction import least_squares
-
-        return least_squares(statistics[self.inverse], weights, masks)  # type: ignore[arg-type]
-
-    def _swept(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
-    ) -> dict[str, Tensor]:
-        """The sweep's values for any masks."""
-        from prunekit_plugins._selection.columns import given, sweep
-
-        def compute() -> dict[str, Tensor]:
-            found = {}
-            for name, w in weights.items():
-                layer = self._layer(name, weights, statistics)
-                after, _ = sweep(layer, self._width, self._width, given(~layer.arranged(masks[name])))
-                found[name] = layer.undo(after, w.shape).to(w.dtype)
-            return found
-
-        blocks: Any = statistics[self.inverse]
-        return blocks.remembered(who(self), (weights, masks), compute)  # type: ignore[no-any-return]
 
     @property
     def _width(self) -> int:
         m = self.options.m or 1
-        return int(-(-self.options.block_size // m) * m)
+        return -(-self.options.block_size // m) * m
 
-    def _layer(self, name: str, weights: Tensors, statistics: Mapping[Any, Tensors]) -> Columns:
+    def _layer(self, name: str, weights: Tensors, statistics: Statistics) -> Columns:
         from prunekit_plugins._selection.columns import Columns
 
-        blocks: Any = statistics[self.inverse]
+        blocks = _blocks(statistics)
         return Columns(blocks.family(name), weights[name], blocks.damping, self.options.m)
+
+
+def _blocks(statistics: Statistics) -> LayerBlocks:
+    return cast("LayerBlocks", statistics["inverse_layer"])

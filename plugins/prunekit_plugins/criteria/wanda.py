@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
-from prunekit import Criterion, Options, Statistic
-from prunekit.masks.apportion import apportion
+from prunekit import Context, Criterion, Options, Proposal, Request, Statistic
+from prunekit.masks import apportion
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Tensors = Mapping[str, "Tensor"]
+    from prunekit import Statistics, Tensors
+    from prunekit_plugins._curvature.layer_gram import LayerBlocks
 
 
 class WandaOptions(Options):
@@ -40,65 +40,64 @@ class Wanda(Criterion):
 
     name = "wanda"
     Options = WandaOptions
+    options: WandaOptions
 
     @property
-    def inverse(self) -> Statistic:
-        """What the update needs."""
-        return Statistic("inverse_layer", damping=self.lam, relative_damping=1e-8)
+    def requires(self) -> frozenset[Request]:
+        """The inputs' second moments, and their inverses for the update; with λ see :meth:`required`."""
+        return self.required(0.0)
+
+    def required(self, lam: float) -> frozenset[Request]:
+        """The same with λ as damping of the inverses."""
+        if not self.options.update:
+            return frozenset({"input_second_moment"})
+        inverse = Statistic("inverse_layer", damping=lam, relative_damping=1e-8)
+        return frozenset({"input_second_moment", inverse})
 
     @property
-    def requires(self) -> frozenset[str | Statistic]:  # type: ignore[override]
-        """The inputs' second moments, and their inverses for the update."""
-        return frozenset(
-            {"input_second_moment", self.inverse} if self.options.update else {"input_second_moment"}
-        )
-
-    @property
-    def damps(self) -> bool:  # type: ignore[override]
+    def damps(self) -> bool:
         """λ is damping where survivors are adjusted."""
-        return bool(self.options.update)
+        return self.options.update
 
-    def saliency(self, weights: Tensors, statistics: Mapping[Any, Tensors]) -> dict[str, Tensor]:
+    @property
+    def uses_selector(self) -> bool:
+        """Where the masks come from saliencies."""
+        return self.options.selection == "saliency"
+
+    def propose(self, context: Context) -> Proposal:
+        """Masks row by row, or by the selector."""
+        scores = self.scores(context)
+        rows = self.options.selection == "rows"
+        masks = _by_row(scores, context) if rows else context.select(scores)
+        return Proposal(masks, self.update(context.weights, context.statistics, masks))
+
+    def saliency(self, weights: Tensors, statistics: Statistics) -> dict[str, Tensor]:
         """|W|·‖x‖ per weight."""
         moment = statistics["input_second_moment"]
         return {k: w.abs() * moment[k].sqrt() for k, w in weights.items()}
 
-    @property
-    def select(self) -> Any:
-        """Row by row, where it is asked for."""
-        return self._by_row if self.options.selection == "rows" else None
-
-    @property
-    def update(self) -> Any:
-        """New values for the survivors, where they are asked for."""
-        return self._refit if self.options.update else None
-
-    def _refit(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors
-    ) -> dict[str, Tensor]:
+    def update(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor] | None:
+        """The least-squares solution for these masks, row by row."""
         from prunekit_plugins._selection.reconstruction import refitted
 
-        return refitted(statistics[self.inverse], weights, masks)  # type: ignore[arg-type]
+        if not self.options.update:
+            return None
+        return refitted(cast("LayerBlocks", statistics["inverse_layer"]), weights, masks)
 
-    def _by_row(
-        self, weights: Tensors, statistics: Mapping[Any, Tensors], masks: Tensors, budget: int
-    ) -> dict[str, Tensor]:
-        """The rows' shares differ by rounding only: by largest remainder, earlier rows first on ties."""
-        from prunekit.pruning.step import saliencies
 
-        # With the λ term, and without values that cannot be ranked.
-        found = saliencies(self, weights, statistics, masks)
-        kept = {name: _rows(mask) for name, mask in masks.items()}
-        gone = {name: rows.shape[1] - rows.sum(1) for name, rows in kept.items()}
-        sizes = [rows.shape[1] for rows in kept.values() for _ in range(len(rows))]
-        lower = [count for counts in gone.values() for count in counts.tolist()]
-        shares = apportion(budget, sizes, lower)
-        chosen, start = {}, 0
-        for name, rows in kept.items():
-            counts = gone[name].new_tensor(shares[start : start + len(rows)])
-            start += len(rows)
-            chosen[name] = _prune_smallest(_rows(found[name]), rows, counts).view(masks[name].shape)
-        return chosen
+def _by_row(scores: Tensors, context: Context) -> dict[str, Tensor]:
+    """The rows' shares differ by rounding only: by largest remainder, earlier rows first on ties."""
+    kept = {name: _rows(mask) for name, mask in context.masks.items()}
+    gone = {name: rows.shape[1] - rows.sum(1) for name, rows in kept.items()}
+    sizes = [rows.shape[1] for rows in kept.values() for _ in range(len(rows))]
+    lower = [count for counts in gone.values() for count in counts.tolist()]
+    budgets = apportion(context.budget, sizes, lower)
+    chosen, start = {}, 0
+    for name, rows in kept.items():
+        counts = gone[name].new_tensor(budgets[start : start + len(rows)])
+        start += len(rows)
+        chosen[name] = _prune_smallest(_rows(scores[name]), rows, counts).view(context.masks[name].shape)
+    return chosen
 
 
 def _rows(tensor: Tensor) -> Tensor:

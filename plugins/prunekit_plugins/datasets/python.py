@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from prunekit import Dataset, Options, SpecError
-from prunekit.plugins.import_path import call_from
+from prunekit.plugins import call_from
 
 if TYPE_CHECKING:
     from prunekit import Splits

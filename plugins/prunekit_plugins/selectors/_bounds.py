@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from prunekit import Options, SpecError
-from prunekit.masks.apportion import apportion
-from prunekit.masks.weights import Layer
+from prunekit.masks import Layer, apportion
 
 if TYPE_CHECKING:
     from prunekit.masks import Items

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prunekit import Estimator, Options, UnsupportedError
+from prunekit.units import readable_bytes
 from prunekit_plugins._curvature.options import columns
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ class CurvatureFactors(Estimator):
         """Keep the batch's factors."""
         import torch
 
-        from prunekit.statistics.contraction import inward, joined, outward
-        from prunekit.statistics.per_example import example_gradients
+        from prunekit.statistics import example_gradients, inward, joined, outward
         from prunekit_plugins._curvature.jacobian_factors import LayerFactors, LayerRows
 
         returned: dict[str, list[Tensor]] = {name: [] for name in (*batch.uses, *batch.others)}
@@ -81,11 +81,11 @@ class CurvatureFactors(Estimator):
                 part[name] = LayerRows(stacked)
         self._seen += len(batch.outputs)
         self._held += sum(layer.nbytes for layer in part.values())
-        if self._held > self._problem.budget:
+        if self._held > self._problem.memory:
             each = self._held / self._seen
             raise UnsupportedError(
-                f"curvature_factors: {self._seen:,} examples take {self._held / 2**30:,.2f} GiB; the memory budget is "
-                f"{self._problem.budget / 2**30:,.2f} GiB, enough for {int(self._problem.budget / each):,} examples. "
+                f"curvature_factors: {self._seen:,} examples take {readable_bytes(self._held)}; the memory budget is "
+                f"{readable_bytes(self._problem.memory)}, enough for {int(self._problem.memory / each):,} examples. "
                 "Raise it (memory), take fewer examples, or fewer columns (curvature: ggn_mc)"
             )
         self._parts.append(part)

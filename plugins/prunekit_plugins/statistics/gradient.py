@@ -37,7 +37,7 @@ class Gradient(Estimator):
             batch.total,
             list(parameters.values()),
             torch.full_like(batch.total, 1 / self._scale),
-            retain_graph=batch.shared,
+            retain_graph=batch.needed_again,
             allow_unused=True,
         )
         for (name, parameter), g in zip(parameters.items(), gradients, strict=True):

@@ -44,9 +44,9 @@ class HessianDiagonal(Estimator):
 
     def add(self, batch: ForwardPass) -> None:
         """Add the batch's second derivatives."""
-        from prunekit.statistics.hessian import add_diagonal
+        from prunekit.statistics import add_hessian_diagonal
 
-        add_diagonal(batch, self._sums, self.options.limit)
+        add_hessian_diagonal(batch, self._sums, self.options.limit)
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Divide by the normaliser."""

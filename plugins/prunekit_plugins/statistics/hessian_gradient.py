@@ -51,23 +51,19 @@ class HessianGradient(Estimator):
 
     def add(self, batch: ForwardPass) -> None:
         """Add the batch's gradient, and keep its examples."""
-        from torch.utils._pytree import tree_map
+        from prunekit.network import copied
 
         total = self._problem.loss.total(batch.outputs, batch.targets)
         self._gradient.add(replace(batch, total=total))
         # Copies: a batch may be the caller's own memory, filled again with the next.
-        self._examples.append(tree_map(_copied, (batch.inputs, batch.targets)))
+        self._examples.append(copied((batch.inputs, batch.targets)))
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Multiply the gradient by the Hessian; zeros for a parameter that the loss does not depend on."""
-        from prunekit.statistics.operator import Operator
+        from prunekit.statistics import Operator
 
         problem, examples = self._problem, self._examples
         hessian = Operator(
-            problem.model, lambda: examples, "hessian", problem.loss, problem.parameters, problem.budget
+            problem.model, lambda: examples, "hessian", problem.loss, problem.parameters, problem.memory
         )
         return hessian @ self._gradient.finish(normaliser)
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if hasattr(leaf, "clone") else leaf

@@ -54,7 +54,7 @@ class HutchinsonDiagonal(Estimator):
             needed = _VECTORS * total.nbytes
             if needed > room:
                 self._groups.append([])
-                room = problem.budget // 2
+                room = problem.memory // 2
             room -= needed
             self._groups[-1].append(name)
 

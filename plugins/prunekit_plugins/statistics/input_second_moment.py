@@ -52,7 +52,7 @@ def _squares(use: Use, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The sum for one use over the batch, in the parameter's shape."""
     import torch
 
-    from prunekit.statistics.contraction import as_parameter, inward, outward
+    from prunekit.statistics import as_parameter, inward, outward
 
     if use.geometry.bias:
         squares = inward(use).to(dtype).sum(0)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from prunekit import UnsupportedError
+from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import told
 from prunekit_plugins._curvature.options import InverseOptions
-from prunekit_plugins._curvature.summed_blocks import SummedBlocks, in_units, refuse_large_blocks
+from prunekit_plugins._curvature.summed_blocks import SummedBlocks, refuse_large_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit.masks import Layer
 
 
 class BlockOptions(InverseOptions):
@@ -43,18 +44,18 @@ class InverseBlock(SummedBlocks):
     name = "inverse_block"
     Options = BlockOptions
 
-    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
+    def check(self, layers: Sequence[Layer], memory: int) -> str | None:
         """Refuse blocks that do not fit."""
         widths = {layer.name: min(self.options.size, layer.size) for layer in layers}
-        refuse_large_blocks(self.name, max(widths.items(), key=lambda item: item[1]), budget)
+        refuse_large_blocks(self.name, max(widths.items(), key=lambda item: item[1]), memory)
         weights = sum(layer.size for layer in layers)
         needed = 4 * sum(layer.size * widths[layer.name] for layer in layers)
-        if needed > budget:
+        if needed > memory:
             raise UnsupportedError(
-                f"inverse_block: {weights:,} weights in blocks of {self.options.size} take {in_units(needed)} in float32 "
-                f"and some {weights * self.options.size**2 / 8e9:,.0f} s per inverse; the memory budget is "
-                f"{in_units(budget)}. Raise it (memory: {-(-needed // 2**20)}MiB), or use smaller blocks "
-                f"(size: {max(1, budget * 9 // (40 * weights))} fits)"
+                f"inverse_block: {weights:,} weights in blocks of {self.options.size} take {readable_bytes(needed)} in "
+                f"float32 and some {weights * self.options.size**2 / 8e9:,.0f} s per inverse; the memory budget is "
+                f"{readable_bytes(memory)}. Raise it (memory: {memory_option(needed)}), or use smaller blocks "
+                f"(size: {max(1, memory * 9 // (40 * weights))} fits)"
             )
         return told(self.name, needed, sum(layer.size * widths[layer.name] ** 2 for layer in layers))
 

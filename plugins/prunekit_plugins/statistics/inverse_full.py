@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit import Estimator, UnsupportedError
+from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import told
-from prunekit_plugins._curvature.options import InverseOptions, columns, hessian_columns
+from prunekit_plugins._curvature.options import InverseOptions, columns, derived, hessian_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit import Statistics, Tensors
+    from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem
 
 _MATRICES = 8  # the curvature, the inverse, and what inverting, eliminating and adjusting need; measured
@@ -40,23 +42,27 @@ class InverseFull(Estimator):
         """Only the Hessian's graph is differentiated twice."""
         return bool(self.options.curvature == "hessian")
 
-    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
+    def check(self, layers: Sequence[Layer], memory: int) -> str | None:
         """Refuse matrices that do not fit."""
         weights = sum(layer.size for layer in layers)
-        self._check(weights, budget)
+        self._check(weights, memory)
         return told(self.name, _MATRICES * 8 * weights**2, weights**3)
 
-    def _check(self, weights: int, budget: int) -> None:
+    def _check(self, weights: int, memory: int) -> None:
         needed = _MATRICES * 8 * weights**2
-        if needed > budget:
-            most = int((budget / (_MATRICES * 8)) ** 0.5)
+        if needed > memory:
+            most = int((memory / (_MATRICES * 8)) ** 0.5)
             raise UnsupportedError(
-                f"inverse_full: {weights:,} kept weights take {needed / 2**30:,.1f} GiB ({_MATRICES} dense float64 "
+                f"inverse_full: {weights:,} kept weights take {readable_bytes(needed)} ({_MATRICES} dense float64 "
                 f"matrices) and some {weights**3 / 3e10:,.0f} s per inverse; the memory budget is "
-                f"{budget / 2**30:,.2f} GiB, enough for {most:,} weights. Raise it "
-                f"(memory: {-(-needed // 2**30)}GiB), prune fewer layers (prunable), or take curvature in blocks: "
+                f"{readable_bytes(memory)}, enough for {most:,} weights. Raise it "
+                f"(memory: {memory_option(needed)}), prune fewer layers (prunable), or take curvature in blocks: "
                 "obs_rows or obs_block"
             )
+
+    def derive(self, known: Statistics) -> Tensors | None:
+        """From the same curvature with another damping."""
+        return derived(self, known)
 
     def start(self, problem: Problem) -> None:
         """Refuse what does not fit, and make the accumulator."""
@@ -65,7 +71,7 @@ class InverseFull(Estimator):
         self._problem = problem
         self._kept = problem.kept()
         count = len(self._kept)
-        self._check(count, problem.budget)
+        self._check(count, problem.memory)
         self._sum = torch.zeros(count, count, dtype=torch.float64, device=self._kept.device)
 
     def add(self, batch: ForwardPass) -> None:
@@ -74,7 +80,7 @@ class InverseFull(Estimator):
             for number, column in hessian_columns(batch, self._kept):
                 self._sum[number] += column[self._kept]
             return
-        from prunekit.statistics.jacobian_rows import example_rows
+        from prunekit.statistics import example_rows
 
         for column in columns(self.options, batch):
             rows = example_rows(batch, column, self._kept)
@@ -86,7 +92,7 @@ class InverseFull(Estimator):
 
         curvature = self._sum.div_(2 * normaliser)
         curvature = curvature + curvature.t()
-        del self._sum  # the budget has room for eight matrices
+        del self._sum  # the memory has room for eight matrices
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         family, damping = Dense(curvature, self._kept), self.options.damping
-        return FullInverse(self.name, shapes, [family], damping, self._problem.budget)
+        return FullInverse(self.name, shapes, [family], damping, self._problem.memory)

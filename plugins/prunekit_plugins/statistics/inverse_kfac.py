@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prunekit import Estimator, UnsupportedError
+from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import told
 from prunekit_plugins._curvature.layers_only import refuse_other_uses
-from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns
+from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns, derived
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
-    from prunekit.statistics import ForwardPass, Problem
-    from prunekit.statistics.capture import Use
+    from prunekit import Statistics, Tensors
+    from prunekit.masks import Layer
+    from prunekit.statistics import ForwardPass, Problem, Use
     from prunekit_plugins._curvature.kronecker import Kronecker
 
 _FACTORS = 16  # bytes for each entry of a factor: itself and its eigenvectors, in float64
@@ -62,7 +63,7 @@ class InverseKroneckerFactored(Estimator):
     captures = True
     additive = False
 
-    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
+    def check(self, layers: Sequence[Layer], memory: int) -> str | None:
         """Refuse factors that do not fit.
 
         A layer does not say its groups: a convolution is counted with one, or with one per channel where its kernels
@@ -76,25 +77,29 @@ class InverseKroneckerFactored(Estimator):
             elif len(layer.shape) > 2 and layer.shape[1] == 1:
                 units, groups = 1, units
             sizes.append((layer.name, groups, units, inputs))
-        self._check(sizes, budget)
+        self._check(sizes, memory)
         needed = sum(_FACTORS * groups * (b**2 + a**2) for _, groups, b, a in sizes)
         # An eigendecomposition takes some ten times as many operations as an inverse.
         return told(self.name, needed, sum(10 * groups * (b**3 + a**3) for _, groups, b, a in sizes))
 
-    def _check(self, sizes: Sequence[tuple[str, int, int, int]], budget: int) -> None:
+    def _check(self, sizes: Sequence[tuple[str, int, int, int]], memory: int) -> None:
         """With name, groups, outputs and inputs of each layer."""
         factors = sum(_FACTORS * groups * (b**2 + a**2) for _, groups, b, a in sizes)
         needed = factors + _BLOCK * max((a for *_, a in sizes), default=0) ** 2
-        if needed > budget:
+        if needed > memory:
             name, _, units, inputs = max(sizes, key=lambda layer: layer[1] * (layer[2] ** 2 + layer[3] ** 2))
-            most = int((budget / (2 * _FACTORS + _BLOCK)) ** 0.5)
+            most = int((memory / (2 * _FACTORS + _BLOCK)) ** 0.5)
             raise UnsupportedError(
                 f"{self.name}: the factors of {len(sizes)} layers and their eigenvectors take "
-                f"{factors / 2**30:,.2f} GiB, most of them those of {name} ({inputs:,} inputs, {units:,} outputs), and "
-                f"a unit's block {(needed - factors) / 2**30:,.2f} GiB; the memory budget is {budget / 2**30:,.2f} "
-                f"GiB, enough for one layer of {most:,} inputs and outputs. Raise it (memory: {-(-needed // 2**30)}"
-                "GiB), prune fewer layers (prunable), or take curvature in blocks: obs_block"
+                f"{readable_bytes(factors)}, most of them those of {name} ({inputs:,} inputs, {units:,} outputs), and "
+                f"a unit's block {readable_bytes(needed - factors)}; the memory budget is {readable_bytes(memory)}, "
+                f"enough for one layer of {most:,} inputs and outputs. Raise it (memory: {memory_option(needed)}), "
+                "prune fewer layers (prunable), or take curvature in blocks: obs_block"
             )
+
+    def derive(self, known: Statistics) -> Tensors | None:
+        """From the same curvature with another damping."""
+        return derived(self, known)
 
     def start(self, problem: Problem) -> None:
         """Nothing is known of the layers before they are used."""
@@ -106,7 +111,7 @@ class InverseKroneckerFactored(Estimator):
 
     def add(self, batch: ForwardPass) -> None:
         """Add the batch's outer products to the factors."""
-        from prunekit.statistics.contraction import inward, joined, outward
+        from prunekit.statistics import inward, joined, outward
 
         refuse_other_uses(self.name, batch)
         for name, uses in batch.uses.items():
@@ -129,7 +134,7 @@ class InverseKroneckerFactored(Estimator):
         groups = 1 if geometry.bias else geometry.groups
         units = p.numel() // (groups * inputs)
         others = [(n, *self._outputs[n].shape[:2], self._inputs[n].shape[1]) for n in self._inputs]
-        self._check([*others, (name, groups, units, inputs)], self._problem.budget)
+        self._check([*others, (name, groups, units, inputs)], self._problem.memory)
         self._transposed[name] = geometry.transposed and not geometry.bias
         self._inputs[name] = torch.zeros(groups, inputs, inputs, dtype=torch.float64, device=p.device)
         self._outputs[name] = torch.zeros(groups, units, units, dtype=torch.float64, device=p.device)
@@ -137,7 +142,7 @@ class InverseKroneckerFactored(Estimator):
 
     def _accumulate(self, sums: Tensor, factor: Tensor) -> None:
         """Add ``Σ_nt x xᵀ`` of ``[N, groups, ·, T]``, some examples at a time in float64."""
-        some = max(1, self._problem.budget // 8 // (8 * max(1, factor[0].numel())))
+        some = max(1, self._problem.memory // 8 // (8 * max(1, factor[0].numel())))
         for start in range(0, len(factor), some):
             x = factor[start : start + some].permute(1, 2, 0, 3).flatten(2).double()
             sums.baddbmm_(x, x.mT)
@@ -148,7 +153,7 @@ class InverseKroneckerFactored(Estimator):
 
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         families = list(self._families(normaliser))
-        return Blocks(self.name, shapes, families, self.options.damping, self._problem.budget)
+        return Blocks(self.name, shapes, families, self.options.damping, self._problem.memory)
 
     def _families(self, normaliser: float) -> Iterator[Kronecker]:
         import torch
@@ -157,6 +162,8 @@ class InverseKroneckerFactored(Estimator):
 
         offset = 0
         for name, p in self._problem.parameters.items():
+            if not p.numel():
+                continue
             keep = torch.ones(p.numel(), dtype=torch.bool, device=p.device)
             if self._problem.masks is not None:
                 keep = self._problem.masks[name].flatten().to(p.device)

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prunekit import Estimator, Options, UnsupportedError
+from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import told
 from prunekit_plugins._curvature.layers_only import refuse_other_uses
+from prunekit_plugins._curvature.options import derived
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit import Statistics, Tensors
+    from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem, Use
     from prunekit_plugins._curvature.layer_gram import LayerBlocks, Shared
 
@@ -56,7 +59,7 @@ class InverseLayer(Estimator):
     captures = True
     additive = False
 
-    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
+    def check(self, layers: Sequence[Layer], memory: int) -> str | None:
         """Refuse transposed convolutions, and matrices that do not fit."""
         for layer in layers:
             if layer.input_axis == 0 and len(layer.shape) > 1:
@@ -64,9 +67,13 @@ class InverseLayer(Estimator):
         sizes = {layer.name: layer.size // layer.shape[0] if layer.shape else 1 for layer in layers}
         largest = max(sizes, key=lambda name: sizes[name])
         needed = 8 * (2 * sum(size**2 for size in sizes.values()) + _MATRICES * sizes[largest] ** 2)
-        if needed > budget:
-            raise UnsupportedError(self._too_much(needed, largest, sizes[largest], budget))
+        if needed > memory:
+            raise UnsupportedError(self._too_much(needed, largest, sizes[largest], memory))
         return told(self.name, needed, sum(size**3 for size in sizes.values()))
+
+    def derive(self, known: Statistics) -> Tensors | None:
+        """From the same curvature with another damping."""
+        return derived(self, known)
 
     def start(self, problem: Problem) -> None:
         """Nothing is known of the layers until they are used."""
@@ -97,7 +104,7 @@ class InverseLayer(Estimator):
                 sums = self._room(name, 1, p.numel() // max(1, p.shape[0]), p.device)
             sums.add_(sums.transpose(1, 2).clone()).div_(2 * normaliser)  # rounding leaves it lopsided
         found: LayerBlocks = LayerBlocks(
-            self.name, shapes, list(self._families()), self.options.damping, self._problem.budget
+            self.name, shapes, list(self._families()), self.options.damping, self._problem.memory
         )
         for name, value in found.items() if self._problem.masks is not None else ():
             found[name] = torch.where(self._keep(name), value, 0.0)
@@ -111,10 +118,11 @@ class InverseLayer(Estimator):
 
         offset = 0
         for name, p in self._problem.parameters.items():
-            gram, keep = self._sums[name], self._keep(name).view(len(p), -1)
+            each = p.shape[1:].numel()
+            gram, keep = self._sums[name], self._keep(name).view(len(p), each)
             if self.options.inputs == "all":
                 keep = torch.ones_like(keep)
-            index = torch.arange(offset, offset + p.numel(), device=p.device).view(len(p), -1)
+            index = torch.arange(offset, offset + p.numel(), device=p.device).view(len(p), each)
             yield Shared(name, *packed(index, keep), gram, self.options.relative_damping, p.shape, offset)
             offset += p.numel()
 
@@ -127,7 +135,7 @@ class InverseLayer(Estimator):
     def _add(self, name: str, use: Use) -> None:
         import torch
 
-        from prunekit.statistics.contraction import inward
+        from prunekit.statistics import inward
 
         geometry = use.geometry
         if geometry.transposed and not geometry.bias:
@@ -140,7 +148,7 @@ class InverseLayer(Estimator):
             raise UnsupportedError(f"inverse_layer: {name} is used with inputs that do not correspond")
         spatial = use.output_shape[2:] if geometry.dims else use.output_shape[1:-1]
         row = 16 * groups * inputs * spatial.numel()  # an example's patches, and the same in float64
-        some = max(1, self._problem.budget // 8 // row)
+        some = max(1, self._problem.memory // 8 // row)
         for start in range(0, len(use.input), some):
             u = inward(replace(use, input=use.input[start : start + some]))
             x = u.to(torch.float64).permute(1, 2, 0, 3).flatten(2)
@@ -152,17 +160,17 @@ class InverseLayer(Estimator):
         if name not in self._sums:
             held = sum(s.nbytes for s in self._sums.values())
             needed = 2 * (held + 8 * groups * inputs**2) + 8 * _MATRICES * inputs**2
-            if needed > self._problem.budget:
-                raise UnsupportedError(self._too_much(needed, name, inputs, self._problem.budget))
+            if needed > self._problem.memory:
+                raise UnsupportedError(self._too_much(needed, name, inputs, self._problem.memory))
             self._sums[name] = torch.zeros(groups, inputs, inputs, dtype=torch.float64, device=device)
         return self._sums[name]
 
-    def _too_much(self, needed: int, layer: str, inputs: int, budget: int) -> str:
-        most = int((budget / (8 * (2 + _MATRICES))) ** 0.5)
+    def _too_much(self, needed: int, layer: str, inputs: int, memory: int) -> str:
+        most = int((memory / (8 * (2 + _MATRICES))) ** 0.5)
         return (
-            f"{self.name}: {layer} has {inputs:,} inputs, and all layers together take {needed / 2**30:,.2f} GiB; the "
-            f"memory budget is {budget / 2**30:,.2f} GiB, in which one layer of {most:,} inputs fits. Raise it (memory: "
-            f"{-(-needed // 2**30)}GiB), or prune fewer layers (prunable)"
+            f"{self.name}: {layer} has {inputs:,} inputs, and all layers together take {readable_bytes(needed)}; the "
+            f"memory budget is {readable_bytes(memory)}, in which one layer of {most:,} inputs fits. Raise it (memory: "
+            f"{memory_option(needed)}), or prune fewer layers (prunable)"
         )
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from prunekit import Estimator, UnsupportedError
+from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem
 
 
@@ -51,9 +52,9 @@ class InverseProducts(Estimator):
     captures = True
     additive = False
 
-    def check(self, layers: Sequence[Layer], budget: int) -> None:
+    def check(self, layers: Sequence[Layer], memory: int) -> None:
         """Refuse what has no room for a single vector; how many there will be is not known yet."""
-        self._fitting(sum(layer.size for layer in layers), 4, budget)
+        self._fitting(sum(layer.size for layer in layers), 4, memory)
 
     def start(self, problem: Problem) -> None:
         """See where each parameter's kept weights stand."""
@@ -62,7 +63,7 @@ class InverseProducts(Estimator):
         self._problem = problem
         self._kept = problem.kept()
         self._dtype = reduce(torch.promote_types, map(problem.dtype, problem.parameters.values()))
-        self._most = self._fitting(len(self._kept), self._dtype.itemsize, problem.budget)
+        self._most = self._fitting(len(self._kept), self._dtype.itemsize, problem.memory)
         self._places: dict[str, tuple[int, Tensor]] = {}
         self._rows: list[Tensor] = []
         self._examples, self._count, start = 0, 0, 0
@@ -73,15 +74,15 @@ class InverseProducts(Estimator):
             self._places[name] = start, index
             start += len(index)
 
-    def _fitting(self, weights: int, size: int, budget: int) -> int:
+    def _fitting(self, weights: int, size: int, memory: int) -> int:
         """How many vectors fit."""
-        room, each = budget * 7 / 8, weights * size
+        room, each = memory * 7 / 8, weights * size
         # each · m + 16 m² = room, the second for the Gram matrix and its factor
         most = int(((each**2 + 64 * room) ** 0.5 - each) / 32)
         if most < 1:
             raise UnsupportedError(
-                f"{self.name}: one vector over {weights:,} kept weights takes {each / 2**30:,.2f} GiB; the memory "
-                f"budget is {budget / 2**30:,.2f} GiB. Raise it (memory: {-(-each * 8 // 7 // 2**30)}GiB for one, as "
+                f"{self.name}: one vector over {weights:,} kept weights takes {readable_bytes(each)}; the memory "
+                f"budget is {readable_bytes(memory)}. Raise it (memory: {memory_option(each * 8 / 7)} for one, as "
                 "many times that as there are examples and columns), or prune fewer layers (prunable)"
             )
         return most
@@ -90,7 +91,7 @@ class InverseProducts(Estimator):
         """Store the batch's vectors."""
         import torch
 
-        from prunekit.statistics.jacobian_rows import rows_by_parameter
+        from prunekit.statistics import rows_by_parameter
 
         examples, rank = len(batch.outputs), self._rank(batch)
         self._examples += examples
@@ -99,14 +100,15 @@ class InverseProducts(Estimator):
             needed = self._count * len(self._kept) * self._dtype.itemsize + 16 * self._count**2
             raise UnsupportedError(
                 f"{self.name}: {self._examples:,} examples (and maybe more) with {rank} vectors each over "
-                f"{len(self._kept):,} kept weights take {needed / 2**30:,.2f} GiB; the memory budget is "
-                f"{self._problem.budget / 2**30:,.2f} GiB, enough for {self._most // rank:,} examples. Use fewer "
-                "examples, raise the budget (memory), or draw labels (curvature: ggn_mc has draws vectors per example)"
+                f"{len(self._kept):,} kept weights take {readable_bytes(needed)}; the memory budget is "
+                f"{readable_bytes(self._problem.memory)}, enough for {self._most // rank:,} examples. Use fewer "
+                "examples, raise the memory budget (memory), or draw labels (curvature: ggn_mc has draws vectors per "
+                "example)"
             )
         for column in columns(self.options, batch):
             rows = torch.zeros(examples, len(self._kept), dtype=self._dtype, device=self._kept.device)
             returned = batch.backward(column)
-            for name, parts in rows_by_parameter(batch, column, returned, self._problem.budget // 8):
+            for name, parts in rows_by_parameter(batch, column, returned, self._problem.memory // 8):
                 (start, index), done = self._places[name], 0
                 for part in parts:
                     rows[done : done + len(part), start : start + len(index)] = part[:, index]
@@ -128,4 +130,4 @@ class InverseProducts(Estimator):
 
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         rows, self._rows = self._rows, []
-        return Products(shapes, rows, self._kept, normaliser, self.options.damping, self._problem.budget)
+        return Products(shapes, rows, self._kept, normaliser, self.options.damping, self._problem.memory)

@@ -14,7 +14,7 @@ from prunekit_plugins._curvature.summed_blocks import SummedBlocks, refuse_large
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prunekit.masks.weights import Layer
+    from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem
     from prunekit_plugins._curvature.block_families import Weighted
     from prunekit_plugins._curvature.blocks import Family
@@ -46,7 +46,7 @@ class InverseRows(SummedBlocks):
     name = "inverse_rows"
     Options = RowOptions
 
-    def check(self, layers: Sequence[Layer], budget: int) -> str | None:
+    def check(self, layers: Sequence[Layer], memory: int) -> str | None:
         """Refuse rows that cannot be inverted."""
 
         def row(layer: Layer) -> int:
@@ -54,8 +54,8 @@ class InverseRows(SummedBlocks):
             return min(whole, self.options.size or whole)
 
         largest = max(layers, key=row)
-        refuse_large_blocks(self.name, (largest.name, row(largest)), budget)
-        kept = min(budget // 2, sum(8 * layer.size * row(layer) for layer in layers))
+        refuse_large_blocks(self.name, (largest.name, row(largest)), memory)
+        kept = min(memory // 2, sum(8 * layer.size * row(layer) for layer in layers))
         return told(
             self.name, kept + 8 * 6 * row(largest) ** 2, sum(layer.size * row(layer) ** 2 for layer in layers)
         )
@@ -79,7 +79,7 @@ class InverseRows(SummedBlocks):
         for name, pair in self._merging.items():
             self._factors.setdefault(name, []).append(pair)
         held = sum(t.nbytes for parts in self._factors.values() for pair in parts for t in pair)
-        if held > self._problem.budget // 2:
+        if held > self._problem.memory // 2:
             for name in list(self._factors):
                 self._sum_up(name)
 

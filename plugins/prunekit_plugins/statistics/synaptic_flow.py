@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunekit import Estimator, UnsupportedError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from prunekit.network import Inputs
     from prunekit.statistics import ForwardPass, Problem
 
 
@@ -45,6 +45,8 @@ class SynapticFlow(Estimator):
         """
         import torch
 
+        from prunekit.network import call
+
         model = self._problem.model
         values = {
             name: tensor.detach().abs().double()
@@ -53,7 +55,7 @@ class SynapticFlow(Estimator):
             if tensor.is_floating_point()
         }
         wanted = {name: values[name].requires_grad_() for name in self._problem.parameters}
-        flow = _outputs(model, values, self._ones).sum()
+        flow = call(model, self._ones, values).sum()
         found: Any = [None] * len(wanted)
         if flow.requires_grad:
             found = torch.autograd.grad(flow, list(wanted.values()), allow_unused=True)
@@ -70,10 +72,12 @@ class SynapticFlow(Estimator):
         return slopes
 
 
-def _ones(inputs: Any) -> Any:
+def _ones(inputs: Inputs) -> Inputs:
     """One example of ones in float64, in the structure of a batch's inputs."""
     import torch
     from torch.utils._pytree import tree_map
+
+    from prunekit.network import few_examples
 
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
@@ -83,21 +87,7 @@ def _ones(inputs: Any) -> Any:
                 f"synaptic_flow: an input is {leaf.dtype}, and the network is to be fed ones, which mean nothing "
                 "among indices or flags; choose another criterion, or wrap the model to take embedded inputs"
             )
-        return torch.ones(1, *leaf.shape[1:], dtype=torch.float64, device=leaf.device)
+        return torch.ones_like(leaf, dtype=torch.float64)
 
-    return tree_map(one, inputs)
-
-
-def _outputs(model: nn.Module, values: Mapping[str, Tensor], inputs: Any) -> Tensor:
-    """The model's outputs with other parameters and buffers, the model itself untouched."""
-    import torch
-    from torch.func import functional_call
-
-    given = dict(values)
-    if isinstance(inputs, Mapping):
-        found: Tensor = functional_call(model, given, (), dict(inputs))
-    else:
-        found = functional_call(
-            model, given, (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
-        )
+    found: Inputs = tree_map(one, few_examples(inputs, 1))
     return found

@@ -1,0 +1,6 @@
+"""What plugins may use that run a model themselves."""
+
+from .call import Inputs as Inputs
+from .call import call as call
+from .call import copied as copied
+from .call import few_examples as few_examples
