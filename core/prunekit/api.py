@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prunekit.distributed import from_first, rank, started, together
-from prunekit.errors import DataError, ResultsError, SpecError
+from prunekit.errors import DataError
 from prunekit.masks.settings import Prunable
-from prunekit.results import Results, check_version, open_results
+from prunekit.results import Results, open_results
 from prunekit.statistics.request import Estimates, Statistic
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from prunekit.pruning.scheduler import Scheduler
     from prunekit.pruning.selector import Selector
     from prunekit.records import Attempt, StepRecord
-    from prunekit.runs.state import State
-    from prunekit.spec.resolve import Spec
     from prunekit.statistics.operator import Operator
 
 Batches: TypeAlias = "Iterable[Batch]"
@@ -341,6 +338,7 @@ def run(
         RunError: If the run fails; its file then says so and can be resumed.
     """
     from prunekit.plugins.host import PluginManager, default_manager
+    from prunekit.runs.resume import admit
     from prunekit.runs.run import execute
     from prunekit.spec import load
 
@@ -348,90 +346,18 @@ def run(
         blocked = list(block)
         manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
         resolved = load(spec, overrides, manager)
-        path = Path(out) if out is not None else Path(f"{resolved.run.name}.h5")
+        path = Path(out) if out is not None else Path(f"{resolved.settings.name}.h5")
         state, complete = from_first(
-            _admit(resolved, path, resume, overwrite) if rank() == 0 else (None, False)
+            admit(resolved, path, resume, overwrite) if rank() == 0 else (None, False)
         )
         if not complete:
             execute(resolved, path, state, manager, listener)
     return open_results(path)
 
 
-def _admit(resolved: Spec, path: Path, resume: bool, overwrite: bool) -> tuple[State | None, bool]:
-    """Where to go on, ``None`` for a new run, and whether nothing is left to do."""
-    from prunekit.runs.run import state_path
-    from prunekit.runs.state import State
-
-    if not any(part.cls.name == "hdf5" for part in resolved.listed("recorders")):
-        raise SpecError("recorders: the list must hold hdf5, which writes the results file")
-    if not path.parent.is_dir():
-        raise ResultsError(f"{path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise ResultsError(f"{path}: is a folder; the output is a file")
-    if path.exists() and any(source.exists() and path.samefile(source) for source in resolved.sources):
-        raise ResultsError(f"{path}: the run reads this file and cannot write its results over it")
-    if resume and overwrite:
-        raise SpecError("--resume and --overwrite contradict each other")
-    if not os.access(path.parent, os.W_OK):
-        raise ResultsError(f"{path}: the folder {path.parent} is not writable")
-    state: State | None = None
-    leftover = state_path(path)
-    if resume:
-        recorded: dict[str, Any] | None = None
-        if path.exists():
-            with open_results(path) as results:
-                complete = results.summary["status"] == "complete"
-                if (
-                    not complete
-                ):  # first: defaults may have been added since, and would look like another spec
-                    check_version(path, results.summary["format_version"])
-                _check_same_spec(path, results.summary["spec"], resolved.data)
-                recorded = results.finished
-            if complete:
-                leftover.unlink(missing_ok=True)
-                return None, True
-        if leftover.exists() or path.exists():
-            state = State.load(leftover)
-            _check_same_spec(leftover, state.spec, resolved.data)
-            state.catch_up(path)
-            _check_belongs(path, recorded, state)
-    elif path.exists() and not overwrite:
-        raise ResultsError(f"{path}: exists; use --overwrite to replace it, or --resume to go on with it")
-    elif leftover.exists() and not overwrite:
-        raise ResultsError(
-            f"{leftover}: an unfinished run's state is there; use --resume to go on with it, or --overwrite"
-        )
-    return state, False
-
-
 def open(path: str | Path) -> Results:
     """Open a results file read-only; needs numpy and h5py, not torch. See :func:`prunekit.results.open_results`."""
     return open_results(path)
-
-
-def _check_same_spec(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse to go on with another spec. A loss left to its default is known only once the data is read."""
-    keys = [k for k in wanted if not (k == "loss" and wanted[k] is None)]
-    different = [k for k in keys if recorded.get(k) != wanted[k]]
-    if different:
-        raise ResultsError(
-            f"{path}: belongs to another spec (differs in {', '.join(different)}); "
-            "resume with the same spec, or use --overwrite to start again"
-        )
-
-
-def _check_belongs(path: Path, recorded: Mapping[str, int] | None, state: State) -> None:
-    """Refuse a state that is not this file's: it is level with it or one event ahead, never anything else."""
-    finished = state.finished
-    if recorded is None and not any(finished.values()):
-        return  # stopped before the file was made
-    ahead = {key: finished[key] - (recorded or {}).get(key, 0) for key in finished}
-    together = max(ahead.pop("attempts"), ahead.pop("steps"))  # an attempt that stays comes with its step
-    if recorded is None or min(together, *ahead.values()) < 0 or together + sum(ahead.values()) > 1:
-        raise ResultsError(
-            f"{path}: {'gone' if recorded is None else 'not the file that the state belongs to'}, "
-            "so its run cannot be resumed; use --overwrite to start again"
-        )
 
 
 def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dict[str, Tensor]:

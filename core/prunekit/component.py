@@ -6,7 +6,7 @@ imports torch, so a plugin's options can be listed and a spec checked in an inst
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -52,6 +52,18 @@ class Component:
             options = options.model_copy(update=paths)
         component.options = options
         return component
+
+    def files(self) -> Sequence[Path]:
+        """The files that this component reads; their contents belong to what identifies a run.
+
+        By default those that its options name: a file itself, of a folder every file below it. Override it where a
+        folder holds more than what is read, or where a file is found in another way; leave out what is not there.
+        """
+        found: list[Path] = []
+        for _, value in self.options:
+            if isinstance(value, Path):
+                found += sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
+        return [path for path in found if path.is_file()]
 
 
 def scalar(value: Any) -> Any:

@@ -180,12 +180,12 @@ def test_spellings_of_a_number_mean_the_same_in_file_and_flag(written: str, tmp_
     ("written", "seed"), [("010", 10), ("0x10", 16), ("0o10", 8), ("1_000", 1000), ("0", 0)]
 )
 def test_whole_numbers_are_read_as_yaml_1_2_says(written: str, seed: int, tmp_path: Path) -> None:
-    assert resolve(tmp_path, changed("seed: 7", f"seed: {written}")).run.seed == seed
+    assert resolve(tmp_path, changed("seed: 7", f"seed: {written}")).settings.seed == seed
 
 
 @pytest.mark.parametrize("word", ["no", "off", "yes", "on", "n", "~x"])
 def test_words_that_older_yaml_takes_for_booleans_are_text(word: str, tmp_path: Path) -> None:
-    assert resolve(tmp_path, changed("name: small", f"name: {word}")).run.name == word
+    assert resolve(tmp_path, changed("name: small", f"name: {word}")).settings.name == word
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
@@ -300,14 +300,14 @@ def test_a_mistake_in_train_is_told_once_and_not_again_for_finetune(tmp_path: Pa
 
 def test_the_name_defaults_to_the_files_own(tmp_path: Path) -> None:
     found = resolve(tmp_path, changed("name: small\n", ""))
-    assert found.run.name == "spec"
+    assert found.settings.name == "spec"
     assert found.origins["name"] == "default"
 
 
 def test_a_mapping_may_hold_paths_and_numpy_numbers(tmp_path: Path) -> None:
     spec = running.mapping(tmp_path, seed=np.int64(5), dataset={"name": "npz", "path": tmp_path / "data.npz"})
     found = load(spec, {"prune.criterion.lambda": np.float32(0.5), "model.checkpoint": tmp_path / "w.pt"})
-    assert found.run.seed == 5
+    assert found.settings.seed == 5
     assert found.data["prune"]["criterion"]["lambda"] == 0.5
     assert found.data["model"]["checkpoint"] == str(tmp_path / "w.pt")
     with pytest.raises(SpecError, match="plain data"):

@@ -171,6 +171,12 @@ class PluginManager:
         lines.append(self._cure([p for p, _ in found]))
         raise PluginError("\n".join(lines))
 
+    def versions(self, components: Iterable[type[Component]]) -> dict[str, str]:
+        """The distributions whose plugins supply these components, each with its version."""
+        wanted = set(components)
+        found = {p.distribution: p.version for p in self.plugins if wanted.intersection(p.components)}
+        return {name: found[name] for name in sorted(found) if name}
+
     def _cure(self, providers: list[Plugin]) -> str:
         """What to do about a conflict; nobody is told to block the built-ins."""
         strangers = [p for p in providers if p.distribution != PROJECT] or providers

@@ -16,10 +16,12 @@ from prunekit.errors import DataError, DeviceError, SpecError
 from prunekit.losses.base import Loss
 from prunekit.network.call import call
 from prunekit.network.restore import evaluating, preserved_rng
+from prunekit.plugins.build import component, estimators
 from prunekit.plugins.host import PluginManager
 from prunekit.pruning.criterion import Criterion
 from prunekit.pruning.scheduler import Scheduler
 from prunekit.pruning.selector import Selector
+from prunekit.runs.identity import inputs, spec_hash
 from prunekit.seeds import derived
 from prunekit.spec.resolve import Part, Spec
 from prunekit.version import __version__
@@ -29,7 +31,14 @@ _DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "mse"}
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything built, nothing run."""
+    """A spec with what the data decide, and everything built; nothing run.
+
+    Attributes:
+        bound: The spec's data; nothing in it is left open.
+        spec_hash: Of the values that determine the results.
+        inputs: The files that the run reads, as the spec names them, to the digests of their contents.
+        plugins: The distributions whose plugins take part, to their versions.
+    """
 
     model: nn.Module
     splits: Splits
@@ -40,6 +49,10 @@ class Plan:
     selector: Selector
     device: torch.device
     dtype: torch.dtype
+    bound: dict[str, Any]
+    spec_hash: str
+    inputs: dict[str, str]
+    plugins: dict[str, str]
 
 
 def choose_device(name: str) -> torch.device:
@@ -68,27 +81,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
-    """Load the data, build the network, read its checkpoint, resolve the default loss into the spec.
+def bind(spec: Spec, manager: PluginManager) -> Plan:
+    """Load the data, decide what the spec leaves to them, build the network, read its checkpoint.
 
     Raises:
         DataError, CheckpointError, DeviceError, SpecError: If something is missing or does not fit.
     """
-    device, dtype = choose_device(spec.run.device), getattr(torch, spec.run.dtype)
+    device, dtype = choose_device(spec.settings.device), getattr(torch, spec.settings.dtype)
     if device.type == "cuda" and distributed.world() > 1:
         torch.cuda.set_device(device)
-    loaded: Splits = _part(spec, "dataset").build().load(spec.run.seed)
+    loaded: Splits = _part(spec, "dataset").build().load(spec.settings.seed)
     _check_tensors(loaded, str(spec.data["dataset"]["name"]))
     splits = loaded.to(device, dtype)
     _check_data(splits, str(spec.data["dataset"]["name"]))
     info = splits.info
-    if spec.part("loss") is None:
-        # A classification whose targets are numbers between 0 and 1 for a single output.
-        one = splits.task == "classification" and splits.train.y.is_floating_point() and splits.outputs == 1
-        spec.data["loss"] = "bce_with_logits" if one else _DEFAULT_LOSS[splits.task]
     part = _part(spec, "model")
     with preserved_rng():
-        torch.manual_seed(derived(spec.run.seed, "model"))
+        torch.manual_seed(derived(spec.settings.seed, "model"))
         model: nn.Module = part.build().build(info)
     model = model.to(dtype)  # before the checkpoint, whose values may need more digits than float32 has
     checkpoint = part.engine["checkpoint"]
@@ -98,24 +107,48 @@ def build(spec: Spec, manager: PluginManager | None = None) -> Plan:
         load_into(model, part.base / checkpoint)
     model = model.to(device)
     model.eval()
-    loss = _loss(spec, manager)
+    loss = _loss(spec, splits, manager)
     _check_fit(model, splits, loss)
-    trained = [phase for phase in (spec.run.train, spec.run.finetune) if phase is not None and phase.epochs]
+    phases = spec.settings.train, spec.settings.finetune
+    trained = any(phase is not None and phase.epochs for phase in phases)
     if trained and not any(p.requires_grad for p in model.parameters()):
         raise SpecError("train: the model has no trainable parameter; leave train and finetune out")
     criterion: Criterion = _part(spec, "prune", "criterion").build()
     lam = _part(spec, "prune", "criterion").engine["lambda"]
     scheduler: Scheduler = _part(spec, "prune", "scheduler").build()
     selector: Selector = _part(spec, "prune", "selector").build()
-    return Plan(model, splits, loss, criterion, lam, scheduler, selector, device, dtype)
+    bound = {**spec.data, "loss": {"name": loss.name, **loss.options.model_dump(mode="json")}}
+    return Plan(
+        model,
+        splits,
+        loss,
+        criterion,
+        lam,
+        scheduler,
+        selector,
+        device,
+        dtype,
+        bound,
+        spec_hash(spec, bound, device.type),
+        inputs(spec),
+        manager.versions(
+            [
+                *(part.cls for part in spec.parts.values()),
+                *map(type, (loss, *estimators(criterion.required(lam), manager).values())),
+                *(manager.get("probe", name) for name in scheduler.needs),
+            ]
+        ),
+    )
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a result depends on besides the spec."""
+def environment(plan: Plan) -> dict[str, Any]:
+    """What a result depends on besides the spec and its inputs."""
+    device = plan.device
     found: dict[str, Any] = {
         "prunekit": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "plugins": plan.plugins,
         "platform": platform.platform(),
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -150,13 +183,16 @@ def _part(spec: Spec, *path: str | int) -> Part:
     return part
 
 
-def _loss(spec: Spec, manager: PluginManager | None) -> Loss:
-    from prunekit.plugins.build import component
-
+def _loss(spec: Spec, splits: Splits, manager: PluginManager) -> Loss:
+    """The spec's loss, or the one that the data call for."""
     part = spec.part("loss")
-    loss: Loss = part.build() if part is not None else component("loss", spec.data["loss"], manager)
-    spec.data["loss"] = {"name": loss.name, **loss.options.model_dump(mode="json")}
-    return loss
+    if part is not None:
+        chosen: Loss = part.build()
+        return chosen
+    # A classification whose targets are numbers between 0 and 1 for a single output.
+    one = splits.task == "classification" and splits.train.y.is_floating_point() and splits.outputs == 1
+    default: Loss = component("loss", "bce_with_logits" if one else _DEFAULT_LOSS[splits.task], manager)
+    return default
 
 
 def _check_tensors(splits: Splits, name: str) -> None:

@@ -26,7 +26,8 @@ from prunekit.pruning.sample import Sample
 from prunekit.pruning.step import Outcome, Pruner
 from prunekit.records import Attempt, Metrics, ProbeRecord, RunView, StepRecord
 from prunekit.runs import plan as setup
-from prunekit.runs.state import State, plain
+from prunekit.runs.resume import refuse_another_run
+from prunekit.runs.state import State, plain, state_path
 from prunekit.runs.view import refreshed
 from prunekit.seeds import generator
 from prunekit.spec.resolve import Spec
@@ -49,18 +50,16 @@ def execute(
     Raises:
         PrunekitError: Recorded as ``failed`` (or ``interrupted`` for a keyboard interrupt), then raised.
     """
-    execution = _Execution(spec, setup.build(spec, manager), out, state, manager, listener or Listener())
+    plan = setup.bind(spec, manager)
+    if state is not None:
+        refuse_another_run(state_path(out), state, plan.bound, plan.inputs)
+    execution = _Execution(spec, plan, out, state, manager, listener or Listener())
     distributed.gather(None)  # what is there may go once every process has got this far
     if state is None and execution.first:
         # Whoever calls has made sure that what is there may go. The state first: alone it would look resumable.
         state_path(out).unlink(missing_ok=True)
         out.unlink(missing_ok=True)
     execution.go()
-
-
-def state_path(out: Path) -> Path:
-    """Where the state of an unfinished run lies."""
-    return out.with_name(out.name + ".state")
 
 
 class _Execution:
@@ -74,7 +73,7 @@ class _Execution:
         listener: Listener,
     ) -> None:
         self.spec, self.plan, self.manager, self.listener = spec, plan, manager, listener
-        self.settings, self.seed = spec.run, spec.run.seed
+        self.settings, self.seed = spec.settings, spec.settings.seed
         self.model, self.splits, self.loss = plan.model, plan.splits, plan.loss
         self.probes = _probes(spec)
         # Of several processes, each has its own model; phases are added to the state's as they end.
@@ -85,7 +84,7 @@ class _Execution:
             partial(estimators, manager=manager),
             plan.splits,
             self._phases,
-            spec.run.memory,
+            spec.settings.memory,
         )
         self.pruner = Pruner(
             self.surroundings,
@@ -93,7 +92,7 @@ class _Execution:
             plan.scheduler,
             plan.selector,
             plan.lam,
-            spec.run.prune.prunable,
+            spec.settings.prune.prunable,
             measures(plan.scheduler, self.seed, manager),
         )
         # Of several processes, the first alone writes, and tells recorders and plugins what happens.
@@ -103,18 +102,22 @@ class _Execution:
         fresh = state is None
         self._same_weights()
         self._updated = False
-        self.state = state or State(spec=spec.data, current=setup.state_of(plan.model))
+        self.state = state or State(
+            plan.bound, plan.spec_hash, plan.inputs, current=setup.state_of(plan.model)
+        )
         if not fresh:
             self._restore()
         self.view = RunView(
             out=out,
-            spec=deepcopy(spec.data),
+            spec=deepcopy(plan.bound),
             origins=dict(spec.origins),
             spec_text=spec.text,
-            environment=setup.environment(plan.device),
+            environment=setup.environment(plan),
             shapes={layer.name: layer.shape for layer in self.pruner.layers},
             metric_names=metric_names(plan.splits),
             total_steps=None if self.pruner.levels is None else len(self.pruner.levels),
+            spec_hash=self.state.spec_hash,
+            inputs=dict(self.state.inputs),
         )
 
     @property

@@ -31,12 +31,19 @@ VERSION = 2
 _ROOM = 1 << 16  # bytes set aside besides the tensors
 
 
+def state_path(out: Path) -> Path:
+    """Where the state of an unfinished run lies."""
+    return out.with_name(out.name + ".state")
+
+
 @dataclass
 class State:
     """A run between two boundaries.
 
     Attributes:
-        spec: The resolved spec that the run follows.
+        spec: The bound spec that the run follows.
+        spec_hash: Of its values that determine the results.
+        inputs: The files that the run reads to the digests of their contents.
         phase: ``train``, ``prune``, ``finetune``, ``probes``.
         done: Epochs, steps or probes of this phase that are finished.
         current: The model's parameters and buffers; empty where they are the dense ones under the masks.
@@ -55,6 +62,8 @@ class State:
     """
 
     spec: dict[str, Any]
+    spec_hash: str
+    inputs: dict[str, str]
     phase: str = "train"
     done: int = 0
     current: dict[str, Tensor] = field(default_factory=dict)

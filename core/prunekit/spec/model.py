@@ -15,22 +15,37 @@ from prunekit.training.settings import Train, named
 
 
 class Choice(BaseModel):
-    """A plugin by name with its options, which its own ``Options`` model checks."""
+    """A plugin's name. Its options are checked by its own ``Options`` model and kept beside it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
     name: str
 
 
-def _slot(kind: str) -> Any:
-    return Annotated[Choice, BeforeValidator(named), Field(json_schema_extra={"x-prunekit-kind": kind})]
+_KIND = "x-prunekit-kind"
+_NAMED = BeforeValidator(named)
+
+
+def _of(kind: str) -> Any:
+    """Marks in the schema where the options of every plugin of a kind are to be filled in."""
+    return Field(json_schema_extra={_KIND: kind})
+
+
+ModelChoice = Annotated[Choice, _NAMED, _of("model")]
+DatasetChoice = Annotated[Choice, _NAMED, _of("dataset")]
+LossChoice = Annotated[Choice, _NAMED, _of("loss")]
+CriterionChoice = Annotated[Choice, _NAMED, _of("criterion")]
+SchedulerChoice = Annotated[Choice, _NAMED, _of("scheduler")]
+SelectorChoice = Annotated[Choice, _NAMED, _of("selector")]
+ProbeChoice = Annotated[Choice, _NAMED, _of("probe")]
+RecorderChoice = Annotated[Choice, _NAMED, _of("recorder")]
 
 
 class Prune(Options):
     """What the pruning steps do."""
 
-    criterion: _slot("criterion")  # type: ignore[valid-type]
-    scheduler: _slot("scheduler")  # type: ignore[valid-type]
-    selector: _slot("selector") = Choice(name="global")  # type: ignore[valid-type]
+    criterion: CriterionChoice
+    scheduler: SchedulerChoice
+    selector: SelectorChoice = Choice(name="global")
     prunable: Prunable = Prunable()
     examples: int | None = Field(default=1000, ge=1)
     """Training examples that each step's statistics come from; null = all."""
@@ -64,8 +79,8 @@ def _device(value: str) -> str:
     return value
 
 
-class Run(Options):
-    """A whole spec."""
+class Settings(Options):
+    """A whole spec as the engine reads it; of a plugin, the name."""
 
     version: Literal[1]
     name: str = Field(default="run", min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")
@@ -73,9 +88,9 @@ class Run(Options):
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: Annotated[str, AfterValidator(_device)] = "auto"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    model: _slot("model")  # type: ignore[valid-type]
-    dataset: _slot("dataset")  # type: ignore[valid-type]
-    loss: _slot("loss") | None = None  # type: ignore[valid-type]
+    model: ModelChoice
+    dataset: DatasetChoice
+    loss: LossChoice | None = None
     train: Train | None = None
     prune: Prune
     finetune: Train | None = None
@@ -83,8 +98,8 @@ class Run(Options):
     memory: Annotated[int | None, BeforeValidator(_bytes), PlainSerializer(lambda v: v)] = Field(
         default=None, ge=1 << 20
     )
-    probes: tuple[_slot("probe"), ...] = ()  # type: ignore[valid-type]
-    recorders: tuple[_slot("recorder"), ...] = (Choice(name="hdf5"),)  # type: ignore[valid-type]
+    probes: tuple[ProbeChoice, ...] = ()
+    recorders: tuple[RecorderChoice, ...] = (Choice(name="hdf5"),)
 
 
 SLOTS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -103,7 +118,7 @@ SLOTS: tuple[tuple[tuple[str, ...], str], ...] = (
 def json_schema(manager: PluginManager | None = None) -> dict[str, Any]:
     """JSON Schema of a spec, with every installed plugin's options, for editors and validators."""
     manager = manager or default_manager()
-    schema = Run.model_json_schema(mode="validation")
+    schema = Settings.model_json_schema(mode="validation")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "prunekit run spec"
     definitions = schema.pop("$defs", {})
@@ -137,7 +152,7 @@ def _fill(node: Any, manager: PluginManager, definitions: dict[str, Any]) -> Any
         return [_fill(item, manager, definitions) for item in node]
     if not isinstance(node, dict):
         return node
-    kind = node.get("x-prunekit-kind")
+    kind = node.get(_KIND)
     if kind is None:
         return {k: _fill(v, manager, definitions) for k, v in node.items()}
     default = {"default": node["default"]} if "default" in node else {}

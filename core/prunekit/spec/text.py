@@ -11,7 +11,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from prunekit.errors import SpecError
 
-Path = tuple[str | int, ...]
+Key = tuple[str | int, ...]
+"""Where a value stands: ``("probes", 0, "points")``."""
 
 _MAX_NODES = 100_000  # a spec has dozens of values; nested aliases can make billions
 
@@ -29,10 +30,10 @@ class Document:
 
     data: Any
     source: str
-    marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    marks: dict[Key, tuple[int, int]] = field(default_factory=dict)
     text: str = ""
 
-    def where(self, path: Path) -> str:
+    def where(self, path: Key) -> str:
         """``source:line:column`` of a path, or of the nearest parent that is there."""
         for end in range(len(path), -1, -1):
             if path[:end] in self.marks:
@@ -89,7 +90,7 @@ class _Builder:
         self.document = document
         self.nodes = 0
 
-    def build(self, node: Node, path: Path) -> Any:
+    def build(self, node: Node, path: Key) -> Any:
         self.nodes += 1
         if self.nodes > _MAX_NODES:
             raise SpecError(f"{self.document.source}: holds more than {_MAX_NODES} values")
@@ -107,7 +108,7 @@ class _Builder:
             ) from None
         return _scalar(node)
 
-    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: MappingNode, path: Key) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             mark = key_node.start_mark.line + 1, key_node.start_mark.column + 1
@@ -145,6 +146,6 @@ def _scalar(node: ScalarNode) -> Any:
     return text
 
 
-def dotted(path: Path) -> str:
+def dotted(path: Key) -> str:
     """``("prune", "scheduler", "steps")`` as ``prune.scheduler.steps``."""
     return ".".join(str(part) for part in path)

@@ -82,6 +82,11 @@ class CIFAR10(Dataset):
 
         return splits.limited(self.options.train, self.options.test)
 
+    def files(self) -> list[Path]:
+        """The six files."""
+        folder = self._folder()
+        return [folder / name for name in (*_TRAIN, _TEST)]
+
     def _folder(self) -> Path:
         root: Path = self.options.root
         for folder in (root / _FOLDER, root):

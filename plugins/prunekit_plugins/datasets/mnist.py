@@ -59,8 +59,7 @@ class MNIST(Dataset):
 
         from prunekit_plugins.datasets._images import split_and_standardise
 
-        root: Path = self.options.root
-        arrays = {key: read_idx(self._find(root, name)) for key, name in _FILES.items()}
+        arrays = {key: read_idx(self._find(name)) for key, name in _FILES.items()}
         for which in ("train", "test"):
             images, labels = arrays[f"{which}_x"], arrays[f"{which}_y"]
             if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
@@ -84,7 +83,12 @@ class MNIST(Dataset):
         splits = split_and_standardise(x[order], y[order], train, test, 10)
         return splits.limited(self.options.train, self.options.test)
 
-    def _find(self, root: Path, name: str) -> Path:
+    def files(self) -> list[Path]:
+        """The four files."""
+        return [self._find(name) for name in _FILES.values()]
+
+    def _find(self, name: str) -> Path:
+        root: Path = self.options.root
         folders = [root / self.folder / "raw", root / "raw", root]
         for folder in folders:
             for candidate in (folder / name, folder / f"{name}.gz", folder / name.replace("-idx", ".idx")):

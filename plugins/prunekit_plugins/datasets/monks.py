@@ -42,17 +42,21 @@ class Monks(Dataset):
         """Read the two files."""
         from prunekit import Splits
 
-        problem, root = self.options.problem, self.options.root
-        found = {}
-        for which in ("train", "test"):
-            places = [root / f"monks-{problem}.{which}", root / "monks" / f"monks-{problem}.{which}"]
-            path = next((p for p in places if p.is_file()), None)
-            if path is None:
-                raise DataError(
-                    f"dataset 'monks': {places[0].name} is not there; put the UCI files into {root} or {root / 'monks'}"
-                )
-            found[which] = _read(path)
-        return Splits(found["train"], test=found["test"], outputs=1)
+        train, test = map(_read, self.files())
+        return Splits(train, test=test, outputs=1)
+
+    def files(self) -> list[Path]:
+        """The two files."""
+        return [self._find(f"monks-{self.options.problem}.{which}") for which in ("train", "test")]
+
+    def _find(self, name: str) -> Path:
+        root: Path = self.options.root
+        path = next((p for p in (root / name, root / "monks" / name) if p.is_file()), None)
+        if path is None:
+            raise DataError(
+                f"dataset 'monks': {name} is not there; put the UCI files into {root} or {root / 'monks'}"
+            )
+        return path
 
 
 def _read(path: Path) -> Split:

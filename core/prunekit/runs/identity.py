@@ -1,0 +1,115 @@
+"""What identifies a run: a hash of the values that determine its results, and a digest of each file that it reads.
+
+The hash is the same on every machine. It holds no path: a file is known by its content, whose digest stands in the
+inputs, so data that change are changed data and not another spec. Versions stand in the environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from prunekit.component import Options
+from prunekit.errors import DataError
+from prunekit.spec.resolve import Part, Spec
+
+_WITHOUT_EFFECT = ("name", "recorders")
+
+
+def spec_hash(spec: Spec, bound: Mapping[str, Any], device: str) -> str:
+    """SHA-256 of the values that determine a run's results.
+
+    Args:
+        spec: Says which of the values are paths.
+        bound: The spec's data, with what the run's data decided.
+        device: The type of the run's device, such as ``cuda``, whatever ``auto`` was or its number.
+    """
+    values = {key: deepcopy(value) for key, value in bound.items() if key not in _WITHOUT_EFFECT}
+    values["device"] = device
+    for place, part in spec.parts.items():
+        if place[0] not in _WITHOUT_EFFECT:
+            here: Any = values
+            for key in place[:-1]:
+                here = here[key]
+            here[place[-1]] = _without_paths(part)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def inputs(spec: Spec) -> dict[str, str]:
+    """The files that a run reads, as the spec names them, each with the digest of its content.
+
+    Raises:
+        DataError: If one cannot be read.
+    """
+    found: dict[str, str] = {}
+    for place, part in spec.parts.items():
+        if place[0] in _WITHOUT_EFFECT:
+            continue
+        files = [*part.build().files()]
+        checkpoint = part.engine.get("checkpoint")
+        if checkpoint is not None:
+            files.append(part.base / checkpoint)
+        for file in files:
+            found[_as_written(file, part)] = digest(file)
+    return dict(sorted(found.items()))
+
+
+def digest(path: Path) -> str:
+    """``sha256:`` and the digest of a file's content; read once while its size and time stay the same.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        found = path.stat()
+        return _digest(os.path.realpath(path), found.st_size, found.st_mtime_ns)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@cache
+def _digest(path: str, size: int, modified: int) -> str:
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _as_written(file: Path, part: Part) -> str:
+    """A file under the name that the spec gives it, or its folder; never made absolute."""
+    written = [*part.paths.values(), *filter(None, [part.engine.get("checkpoint")]), Path()]
+    for path in map(Path, written):
+        if file.is_relative_to(part.base / path):
+            return (path / file.relative_to(part.base / path)).as_posix()
+    return file.as_posix()  # the plugin's own, found without the spec
+
+
+def _without_paths(part: Part) -> dict[str, Any]:
+    """A plugin's name and options. That a path is given counts, not which; where none is, ``None`` stays."""
+    options = part.options
+    engine = {k: v for k, v in part.engine.items() if k != "checkpoint" or v is None}
+    kept = options.model_dump(mode="json", exclude=_paths(options) or None)
+    return {"name": part.cls.name, **engine, **kept}
+
+
+def _paths(value: Options | Mapping[Any, Any] | Iterable[Any]) -> dict[Any, Any]:
+    """Where paths stand in options, in the form in which pydantic is told what to leave out."""
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, BaseModel):
+        items = value
+    else:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    found: dict[Any, Any] = {}
+    for key, inner in items:
+        if isinstance(inner, Path):
+            found[key] = True
+        elif isinstance(inner, BaseModel | Mapping | list | tuple) and (deeper := _paths(inner)):
+            found[key] = deeper
+    return found

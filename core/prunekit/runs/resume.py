@@ -1,0 +1,119 @@
+"""What may lie at a run's output, and whether the run goes on from there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import ResultsError, SpecError
+from prunekit.results import check_version, open_results
+from prunekit.runs.state import State, state_path
+from prunekit.spec.resolve import Spec
+
+
+def admit(spec: Spec, out: Path, resume: bool, overwrite: bool) -> tuple[State | None, bool]:
+    """Look at the output before anything is loaded; nothing is changed but what a complete run has left behind.
+
+    Returns:
+        Where to go on, ``None`` for a new run; and whether nothing is left to do.
+
+    Raises:
+        SpecError: If no recorder writes the output, or two flags contradict each other.
+        ResultsError: If the output cannot be written, may not be replaced, or cannot be gone on with.
+    """
+    _check_place(spec, out)
+    if resume and overwrite:
+        raise SpecError("--resume and --overwrite contradict each other")
+    if not os.access(out.parent, os.W_OK):
+        raise ResultsError(f"{out}: the folder {out.parent} is not writable")
+    leftover = state_path(out)
+    if resume:
+        return _go_on(spec, out, leftover)
+    if out.exists() and not overwrite:
+        raise ResultsError(f"{out}: exists; use --overwrite to replace it, or --resume to go on with it")
+    if leftover.exists() and not overwrite:
+        raise ResultsError(
+            f"{leftover}: an unfinished run's state is there; use --resume to go on with it, or --overwrite"
+        )
+    return None, False
+
+
+def refuse_another_run(path: Path, state: State, bound: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """Refuse to go on, from the state at ``path``, with another spec or other data.
+
+    Args:
+        path: Where the state lies.
+        state: Of the run so far.
+        bound: The spec's data, nothing left open.
+        inputs: The files that the run reads now, to the digests of their contents.
+
+    Raises:
+        ResultsError: Naming what differs.
+    """
+    _check_same_spec(path, state.spec, bound)
+    names = {**state.inputs, **inputs}
+    changed = [name for name in names if state.inputs.get(name) != inputs.get(name)]
+    if changed:
+        raise ResultsError(
+            f"{path}: the data have changed since the run began ({', '.join(changed)}); resume with the same data, "
+            "or use --overwrite to start again"
+        )
+
+
+def _check_place(spec: Spec, out: Path) -> None:
+    if not any(part.cls.name == "hdf5" for part in spec.listed("recorders")):
+        raise SpecError("recorders: the list must hold hdf5, which writes the results file")
+    if not out.parent.is_dir():
+        raise ResultsError(f"{out}: the folder {out.parent} does not exist")
+    if out.is_dir():
+        raise ResultsError(f"{out}: is a folder; the output is a file")
+    if out.exists() and any(source.exists() and out.samefile(source) for source in spec.sources):
+        raise ResultsError(f"{out}: the run reads this file and cannot write its results over it")
+
+
+def _go_on(spec: Spec, out: Path, leftover: Path) -> tuple[State | None, bool]:
+    # What is open here is decided by the data, which are not read yet: refuse_another_run compares the rest.
+    wanted = {key: value for key, value in spec.data.items() if not (key == "loss" and value is None)}
+    recorded: dict[str, int] | None = None
+    if out.exists():
+        with open_results(out) as results:
+            complete = results.summary["status"] == "complete"
+            if not complete:  # first: defaults may have been added since, and would look like another spec
+                check_version(out, results.summary["format_version"])
+            _check_same_spec(out, results.summary["spec"], wanted)
+            recorded = results.finished
+        if complete:
+            leftover.unlink(missing_ok=True)
+            return None, True
+    if not leftover.exists() and recorded is None:
+        return None, False
+    state = State.load(leftover)
+    _check_same_spec(leftover, state.spec, wanted)
+    state.catch_up(out)
+    _check_belongs(out, recorded, state)
+    return state, False
+
+
+def _check_same_spec(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    different = [key for key in wanted if recorded.get(key) != wanted[key]]
+    if different:
+        raise ResultsError(
+            f"{path}: belongs to another spec (differs in {', '.join(different)}); "
+            "resume with the same spec, or use --overwrite to start again"
+        )
+
+
+def _check_belongs(path: Path, recorded: Mapping[str, int] | None, state: State) -> None:
+    """Refuse a state that is not this file's: it is level with it or one event ahead, never anything else."""
+    finished = state.finished
+    if recorded is None and not any(finished.values()):
+        return  # stopped before the file was made
+    ahead = {key: finished[key] - (recorded or {}).get(key, 0) for key in finished}
+    together = max(ahead.pop("attempts"), ahead.pop("steps"))  # an attempt that stays comes with its step
+    if recorded is None or min(together, *ahead.values()) < 0 or together + sum(ahead.values()) > 1:
+        raise ResultsError(
+            f"{path}: {'gone' if recorded is None else 'not the file that the state belongs to'}, "
+            "so its run cannot be resumed; use --overwrite to start again"
+        )

@@ -1,0 +1,112 @@
+"""What is laid over the text of a spec: flags, and training settings that fine-tuning takes over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from prunekit.component import scalar
+from prunekit.errors import SpecError
+from prunekit.spec.problems import shown
+from prunekit.spec.text import Document, Key, dotted
+
+
+def plain(value: Any, where: str) -> Any:
+    """A copy as JSON data.
+
+    Raises:
+        SpecError: If something else is among it.
+    """
+    try:
+        return json.loads(json.dumps(value, default=scalar))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"{where}: must be plain data (mappings, lists, text, numbers): {error}") from None
+
+
+def override(data: Any, dotted_path: str, value: Any) -> Key:
+    """Set one value, making mappings on the way; a plugin given by name alone becomes a mapping.
+
+    Raises:
+        SpecError: If the path leads nowhere.
+    """
+    path: list[str | int] = []
+    here: Any = data
+    parts = dotted_path.split(".")
+    if not all(parts):
+        raise SpecError(f"--set {dotted_path}: a path is names joined by dots, such as prune.scheduler.steps")
+    for depth, part in enumerate(parts):
+        key: Any = part
+        if isinstance(here, list):
+            if not part.isdigit() or int(part) >= len(here):
+                raise SpecError(
+                    f"--set {dotted_path}: {dotted(tuple(path))} is a list of {len(here)}; "
+                    f"{part!r} is not one of its positions (from 0)"
+                )
+            key = int(part)
+        path.append(key)
+        if depth == len(parts) - 1:
+            here[key] = value
+            break
+        following = here[key] if isinstance(here, list) else here.get(key)
+        if isinstance(following, str):
+            following = {"name": following}
+        elif following is None:
+            following = {}
+        elif not isinstance(following, dict | list):
+            raise SpecError(
+                f"--set {dotted_path}: {dotted(tuple(path))} is {shown(following)}, with nothing inside it to set"
+            )
+        here[key] = following
+        here = following
+    return tuple(path)
+
+
+def inherit_training(data: Any) -> list[str]:
+    """Fill fine-tuning from ``train``; returns the keys that came from there.
+
+    A mapping without a name, as ``--set finetune.optimizer.lr=…`` leaves it, takes name and the rest too.
+    """
+    train, finetune = data.get("train"), data.get("finetune")
+    if not isinstance(train, dict) or not isinstance(finetune, dict):
+        return []
+    missing = [key for key in train if key not in finetune]
+    for key in missing:
+        finetune[key] = train[key]
+    for key in ("optimizer", "lr_scheduler"):
+        own, other = finetune.get(key), train.get(key)
+        if isinstance(own, dict) and "name" not in own and isinstance(other, dict | str):
+            finetune[key] = {**({"name": other} if isinstance(other, str) else other), **own}
+    return missing
+
+
+def origins_of(
+    data: Any, document: Document, flags: list[Key], inherited: list[str], path: Key = ()
+) -> Iterator[tuple[str, str]]:
+    """Where every value came from: its dotted path, and ``default``, ``file`` or ``flag``."""
+    if isinstance(data, dict | list) and data:
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        for key, value in items:
+            yield from origins_of(value, document, flags, inherited, (*path, key))
+        return
+    source = path
+    if len(path) > 1 and path[0] == "finetune" and path[1] in inherited:
+        source = ("train", *path[1:])
+    if any(flag == source[: len(flag)] for flag in flags):
+        yield dotted(path), "flag"
+    elif _given(document.data, source):
+        yield dotted(path), "file"
+    else:
+        yield dotted(path), "default"
+
+
+def _given(data: Any, path: Key) -> bool:
+    here: Any = data
+    for part in path:
+        if isinstance(here, str):  # a plugin given by name alone
+            return part == "name"
+        try:
+            here = here[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
