@@ -38,7 +38,7 @@ from peers import Task, Values, distance
 from timing import interleaved, median, ratio, show
 
 import prunekit as pk
-from prunekit.masks.select import prune_smallest
+from prunekit.masks import prune_smallest
 from prunekit.plugins.host import default_manager
 
 AGREES = 1e-3

@@ -24,10 +24,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunekit as pk
-from prunekit.engine import run as engine_run
-from prunekit.engine import step as engine_step
 from prunekit.losses.base import Loss
 from prunekit.plugins.build import as_loss
+from prunekit.pruning import sample, step
+from prunekit.runs import run as runs
 from prunekit.training.loop import Trainer
 from prunekit.training.settings import SGD, Train
 from prunekit_plugins.models.mlp import MLP
@@ -164,11 +164,11 @@ def engine(root: Path | None, folder: Path) -> list[list[object]]:
 
         return wrapper
 
-    saved = engine_step.estimate, engine_step.measure, engine_run.metrics, engine_run._Execution.go
-    engine_step.estimate = timed(saved[0], "work")
-    engine_step.measure = timed(saved[1], "work")
-    engine_run.metrics = timed(saved[2], "work")
-    engine_run._Execution.go = timed(saved[3], "total")
+    saved = sample.estimate, step.measure, runs.metrics, runs._Execution.go
+    sample.estimate = timed(saved[0], "work")
+    step.measure = timed(saved[1], "work")
+    runs.metrics = timed(saved[2], "work")
+    runs._Execution.go = timed(saved[3], "total")
     shares = []
     try:
         for turn in range(4):
@@ -177,7 +177,7 @@ def engine(root: Path | None, folder: Path) -> list[list[object]]:
             if turn:
                 shares.append((spent["total"] - spent["work"], spent["total"]))
     finally:
-        engine_step.estimate, engine_step.measure, engine_run.metrics, engine_run._Execution.go = saved
+        sample.estimate, step.measure, runs.metrics, runs._Execution.go = saved
     own, total = sorted(shares, key=lambda pair: pair[0] / pair[1])[len(shares) // 2]
     label = f"engine's own time in a 14-step run of {total:.1f} s"
     return [[label, f"{1e3 * own:.0f} ms", f"{100 * own / total:.1f} %", "≤ 3 %"]]

@@ -45,7 +45,7 @@ def highest() -> int:
 def _selection(size: int) -> Callable[[], object]:
     import torch
 
-    from prunekit.masks.select import prune_smallest
+    from prunekit.masks import prune_smallest
 
     scores = {"w": torch.randn(size).abs_()}
     masks = {"w": torch.ones(size, dtype=torch.bool)}
