@@ -140,7 +140,10 @@ def test_contract_classes_run_the_checks_as_tests(tmp_path: Path) -> None:
 
 # -- built-ins --------------------------------------------------------------------------------------------------
 
-SLOW = {("model", "preact_resnet18"), ("model", "vgg11")}  # ten million weights, built again and again
+SLOW = {
+    *(("model", name) for name in ("preact_resnet18", "vgg11")),  # ten million weights, built again and again
+    *(("criterion", name) for name in ("obs_block", "obs_gradient", "obs_kfac")),  # test_criteria has them
+}
 BUILT_IN = sorted(
     (c.kind, c.name) for p in default_manager().plugins if p.distribution == "prunekit" for c in p.components
 )
@@ -154,7 +157,7 @@ def options(tmp_path: Path, cifar10: Path) -> Any:
     own: dict[tuple[str, str], dict[str, Any]] = {
         ("scheduler", "explicit"): {"levels": [0.2, 0.2, 0.5]},
         ("model", "python"): {"factory": "torch.nn:Linear", "kwargs": {"in_features": 6, "out_features": 3}},
-        ("dataset", "python"): {"factory": "broken:points"},
+        ("dataset", "python"): {"factory": "broken:steady_points"},
         ("dataset", "npz"): {"path": tmp_path / "data.npz"},
         ("dataset", "cifar10"): {"root": cifar10, "valid": 20},
     }

@@ -30,7 +30,7 @@ def test_these_load_no_torch(modules: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("room", ["", "statistics", "masks"])
+@pytest.mark.parametrize("room", ["", "statistics", "masks", "testing"])
 def test_every_public_name_is_where_the_stub_says(room: str) -> None:
     from importlib import import_module
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -946,7 +946,11 @@ def points(draw: Any = None, targets: int = 30, classes: int = 3, **more: Any) -
     return pk.Splits(pk.Split(x, y), pk.Split(x[:5], y[:5]), outputs=3, **more)
 
 
-def loading(load: Callable[[Any], Any], kind: Literal["draw"] = "draw") -> Any:
+def steady_points() -> pk.Splits:
+    return points(torch.Generator().manual_seed(0))
+
+
+def loading(load: Callable[[Any], Any]) -> Any:
     return variant(Dataset, load=lambda self, seed: load(torch.Generator().manual_seed(seed)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -89,8 +91,14 @@ CASES = [
 class TestBuiltInCriteria(CriterionContract):
     @pytest.fixture(params=CASES)
     def criterion(self, request: pytest.FixtureRequest) -> Criterion:
-        cls, options = request.param
-        return cls(**options)
+        return built(request.param_index)
+
+
+@cache
+def built(case: int) -> Criterion:
+    """One object for all checks, some of which look at the same answers of it."""
+    cls, options = CASES[case].values[0]
+    return cls(**options)
 
 
 def test_every_built_in_criterion_and_curvature_is_among_the_cases() -> None:

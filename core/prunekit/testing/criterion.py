@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -192,35 +193,63 @@ def update_is_deterministic(subject: Under) -> None:
 def proposed_masks_are_nested_and_spend_the_exact_budget(subject: Under) -> None:
     """For no more weights than are gone, one more, half of what is left, and all but one."""
     selector = _selector(subject)
-    for given in _situations(subject):
-        for budget in _budgets(subject, given):
-            proposal = _propose(subject.component, given, budget, selector)
-            checked_masks("", proposal.masks, given.context(budget, selector))
+    for given, budget, proposal in _answers(subject):
+        checked_masks("", proposal.masks, given.context(budget, selector))
 
 
 def proposed_values_are_finite_and_fit(subject: Under) -> None:
     """New values are of weights that there are, in their shapes, and finite where a weight stays."""
-    selector = _selector(subject)
-    for given in _situations(subject):
-        for budget in _budgets(subject, given):
-            proposal = _propose(subject.component, given, budget, selector)
-            _values_fit(proposal.values or {}, given, proposal.masks)
+    for given, _, proposal in _answers(subject):
+        _values_fit(proposal.values or {}, given, proposal.masks)
+
+
+def proposals_own_their_memory(subject: Under) -> None:
+    """Masks and values that lie in lent tensors would change with these."""
+    for given, _, proposal in _answers(subject):
+        for what, mapping in (("mask", proposal.masks), ("new value", proposal.values or {})):
+            for name, tensor in mapping.items():
+                demand(
+                    not shares_memory(tensor, given.lent()),
+                    f"the {what} of {name} lies in memory that was lent; return a copy",
+                )
+
+
+def predictions_are_finite_numbers_and_fit_the_proposal(subject: Under) -> None:
+    """A number or ``None``; what :meth:`predicted_delta_loss` says of these masks; nothing for no change."""
+    criterion = subject.component
+    for given, budget, proposal in _answers(subject):
+        found = proposal.predicted_delta_loss
+        if found is not None:
+            demand(
+                isinstance(found, float | int) and not isinstance(found, bool),
+                f"the prediction is no number but {found!r}",
+            )
+            demand(math.isfinite(found), f"the prediction is {found}")
+            if budget == given.gone and not _changes(proposal, given):
+                demand(abs(found) <= 1e-12, f"predicts a change by {found} where nothing changes")
+        if type(criterion).predicted_delta_loss is Criterion.predicted_delta_loss:
+            continue
+        said = _predicted(criterion, given, proposal.masks)
+        close = (
+            said is None
+            if found is None
+            else said is not None and math.isclose(said, found, rel_tol=1e-4, abs_tol=1e-7)
+        )
+        demand(close, f"proposes a change by {found}, and predicted_delta_loss says {said} of these masks")
 
 
 def proposals_leave_their_inputs_and_the_process_alone(subject: Under) -> None:
     """Everything in the context is lent."""
     selector = _selector(subject)
-    for given in _situations(subject):
-        for budget in _budgets(subject, given):
-            with untouched(mappings=given.mappings()):
-                _propose(subject.component, given, budget, selector)
+    for given, budget in _questions(subject):
+        with untouched(mappings=given.mappings()):
+            _propose(subject.component, given, budget, selector)
 
 
 def proposals_leave_their_inputs_and_the_process_alone_when_they_fail(subject: Under) -> None:
     """Also where a device runs out of memory in between."""
     selector = _selector(subject)
-    for given in _situations(subject):
-        budget = _budgets(subject, given)[-1]
+    for given, budget in _questions(subject):
         broken = _with(given, Failing(given.weights), _failing(given.statistics))
         with untouched(mappings=given.mappings()), failing():
             subject.component.propose(broken.context(budget, selector, broken.statistics))
@@ -229,76 +258,31 @@ def proposals_leave_their_inputs_and_the_process_alone_when_they_fail(subject: U
 def proposals_are_deterministic(subject: Under) -> None:
     """Asked again with other global random states, the same to the last bit."""
     selector = _selector(subject)
-    for given in _situations(subject):
-        for budget in _budgets(subject, given):
-            first = _parts(_propose(subject.component, given, budget, selector))
-            with elsewhere():
-                second = _parts(_propose(subject.component, given, budget, selector))
-            _alike(first, second, f"{budget} weights: differs when asked again with another seed")
+    for given, budget in _questions(subject):
+        first = _parts(_propose(subject.component, given, budget, selector))
+        with elsewhere():
+            second = _parts(_propose(subject.component, given, budget, selector))
+        _alike(first, second, "differs when asked again with another seed")
 
 
 def the_engine_builds_the_same_criterion_from_the_options(subject: Under) -> None:
     """It does not call ``__init__``."""
     selector, criterion = _selector(subject), subject.component
     rebuilt = type(criterion).from_options(criterion.options)
-    for given in _situations(subject):
+    for given, budget in _questions(subject):
         demand(
             rebuilt.required(given.lam) == criterion.required(given.lam),
             "requires other statistics when built from its options",
         )
-        budget = _budgets(subject, given)[-1]
         first = _parts(_propose(criterion, given, budget, selector))
         second = _parts(_propose(rebuilt, given, budget, selector))
         _alike(first, second, "proposes something else when built from its options, without __init__")
 
 
-def proposals_own_their_memory(subject: Under) -> None:
-    """Masks and values that lie in lent tensors would change with these."""
-    selector = _selector(subject)
-    for given in _situations(subject):
-        for budget in _budgets(subject, given):
-            proposal = _propose(subject.component, given, budget, selector)
-            for what, mapping in (("mask", proposal.masks), ("new value", proposal.values or {})):
-                for name, tensor in mapping.items():
-                    demand(
-                        not shares_memory(tensor, given.lent()),
-                        f"the {what} of {name} lies in memory that was lent; return a copy",
-                    )
-
-
-def predictions_are_finite_numbers_and_fit_the_proposal(subject: Under) -> None:
-    """A number or ``None``; what :meth:`predicted_delta_loss` says of these masks; nothing for no change."""
-    selector, criterion = _selector(subject), subject.component
-    for given in _situations(subject):
-        for budget in _budgets(subject, given):
-            proposal = _propose(criterion, given, budget, selector)
-            found = proposal.predicted_delta_loss
-            if found is not None:
-                demand(
-                    isinstance(found, float | int) and not isinstance(found, bool),
-                    f"the prediction is no number but {found!r}",
-                )
-                demand(math.isfinite(found), f"the prediction is {found}")
-                if budget == given.gone and not _changes(proposal, given):
-                    demand(abs(found) <= 1e-12, f"predicts a change by {found} where nothing changes")
-            if type(criterion).predicted_delta_loss is Criterion.predicted_delta_loss:
-                continue
-            said = _predicted(criterion, given, proposal.masks)
-            close = (
-                said is None
-                if found is None
-                else said is not None and math.isclose(said, found, rel_tol=1e-4, abs_tol=1e-7)
-            )
-            demand(
-                close, f"proposes a change by {found}, and predicted_delta_loss says {said} of these masks"
-            )
-
-
 def proposes_the_same_from_nothing_but_what_it_requires(subject: Under) -> None:
     """``requires`` is honest: no other statistic is read, even if it is there."""
     selector = _selector(subject)
-    for given in _situations(subject):
-        budget = _budgets(subject, given)[-1]
+    for given, budget in _questions(subject):
         expected = _parts(_propose(subject.component, given, budget, selector))
         more = Estimates(given.statistics)
         for request in ("gradient", "uniform", "ggn_diagonal"):  # what a criterion may come across
@@ -311,16 +295,13 @@ def proposes_the_same_from_nothing_but_what_it_requires(subject: Under) -> None:
 def reads_every_statistic_that_it_requires(subject: Under) -> None:
     """One that is never read costs a pass over the data for nothing."""
     selector, criterion = _selector(subject), subject.component
-    for lam in LAMBDAS:
-        unread = set(criterion.required(lam))
-        for given in _situations(subject):
-            if given.lam == lam:
-                for budget in _budgets(subject, given):
-                    watched = Watched(given.statistics)
-                    criterion.propose(given.context(budget, selector, watched))
-                    unread -= watched.read
-        names = ", ".join(sorted(Statistic.of(r).name for r in unread))
-        demand(not unread, f"requires {names} but never reads it")
+    unread = {lam: set(criterion.required(lam)) for lam in LAMBDAS}
+    for given, budget in _questions(subject):
+        watched = Watched(given.statistics)
+        criterion.propose(given.context(budget, selector, watched))
+        unread[given.lam] -= watched.read
+    names = sorted({Statistic.of(request).name for left in unread.values() for request in left})
+    demand(not names, f"requires {', '.join(names)} but never reads it")
 
 
 def proposals_are_the_same_on_cuda(subject: Under) -> None:
@@ -448,12 +429,12 @@ CHECKS = (
     update_is_deterministic,
     proposed_masks_are_nested_and_spend_the_exact_budget,
     proposed_values_are_finite_and_fit,
+    proposals_own_their_memory,
+    predictions_are_finite_numbers_and_fit_the_proposal,
     proposals_leave_their_inputs_and_the_process_alone,
     proposals_leave_their_inputs_and_the_process_alone_when_they_fail,
     proposals_are_deterministic,
     the_engine_builds_the_same_criterion_from_the_options,
-    proposals_own_their_memory,
-    predictions_are_finite_numbers_and_fit_the_proposal,
     proposes_the_same_from_nothing_but_what_it_requires,
     reads_every_statistic_that_it_requires,
     proposals_are_the_same_on_cuda,
@@ -473,6 +454,24 @@ def _situations(subject: Under) -> Iterator[Situation]:
         for dtype in DTYPES:
             for sparsity in SPARSITIES:
                 yield situation(required, subject.manager, dtype, sparsity, lam)
+
+
+def _questions(subject: Under) -> Iterator[tuple[Situation, int]]:
+    """Each situation with a budget in the middle of those that the criterion takes."""
+    for given in _situations(subject):
+        budgets = _budgets(subject, given)
+        yield given, budgets[len(budgets) // 2]
+
+
+@lru_cache(maxsize=1)
+def _answers(subject: Under) -> list[tuple[Situation, int, Proposal]]:
+    """What the criterion proposes in each situation at each budget; several checks look at the same."""
+    selector = _selector(subject)
+    return [
+        (given, budget, _propose(subject.component, given, budget, selector))
+        for given in _situations(subject)
+        for budget in _budgets(subject, given)
+    ]
 
 
 def _selector(subject: Under) -> Selector:

@@ -101,7 +101,7 @@ def does_not_change_when_every_example_is_there_twice(subject: Under) -> None:
 def does_not_depend_on_how_much_memory_there_is(subject: Under) -> None:
     """Where it takes slices of a batch."""
     try:
-        _same_statistic(subject, [batch(torch.float64)], "little memory", budget=_LITTLE)
+        _same_statistic(subject, [batch(torch.float64)], "little memory", memory=_LITTLE)
     except UnsupportedError as error:
         not_applicable(str(error))
 
@@ -229,7 +229,7 @@ def _estimate(
     batches: Iterable[Batch],
     pruned: bool = False,
     seed: int = 0,
-    budget: int | None = None,
+    memory: int | None = None,
 ) -> Found:
     loss: Loss = component("loss", "cross_entropy", subject.manager)
     found = estimate(
@@ -239,21 +239,21 @@ def _estimate(
         loss,
         prunable_parameters(model),
         generator(seed, "statistics", 0),
-        budget,
+        memory,
         _masks(model) if pruned else None,
     )
     statistic: Found = found.statistics["under test"]
     return statistic
 
 
-def _same_statistic(subject: Under, batches: Sequence[Batch], what: str, budget: int | None = None) -> None:
+def _same_statistic(subject: Under, batches: Sequence[Batch], what: str, memory: int | None = None) -> None:
     """Compare with an estimate from all examples in one batch, to rounding."""
     _needs_data(subject)
     estimate_it = partial(_estimate, subject, network(torch.float64))
     expected = estimate_it([batch(torch.float64)])
     if not same(dict(expected), dict(estimate_it([batch(torch.float64)], seed=1))):
         not_applicable("draws: batches that are cut otherwise may draw otherwise")
-    found = estimate_it(batches, budget=budget)
+    found = estimate_it(batches, memory=memory)
     for name, value in expected.items():
         scale = float(value.abs().max())
         error = float((found[name] - value).abs().max())
