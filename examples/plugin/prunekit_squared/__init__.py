@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -11,8 +10,6 @@ import prunekit as pk
 
 if TYPE_CHECKING:  # torch takes seconds to import; listing plugins should not wait for it
     from torch import Generator, Tensor
-
-    from prunekit.observing.landscape import Landscape
 
 
 class SquaredOptions(pk.Options):
@@ -32,9 +29,7 @@ class Squared(pk.Criterion):
     requires = frozenset({"gradient"})
     Options = SquaredOptions
 
-    def saliency(
-        self, weights: Mapping[str, Tensor], statistics: Mapping[Any, Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def saliency(self, weights: pk.Tensors, statistics: pk.Statistics) -> dict[str, Tensor]:
         """|gθ|^power per weight."""
         gradient = statistics["gradient"]
         return {k: (gradient[k] * w).abs() ** self.options.power for k, w in weights.items()}
@@ -45,12 +40,12 @@ class Zeros(pk.Probe):
 
     name = "zeros"
 
-    def measure(self, landscape: Landscape, generator: Generator) -> pk.ProbeRecord:
+    def measure(self, moment: pk.Moment, generator: Generator) -> pk.ProbeRecord:
         """Count."""
         found: dict[str, list[float]] = {}
-        for phase in landscape.phases:
-            weights = landscape.weights(phase)
-            found[phase] = [float((weights[k] == 0).double().mean()) for k in landscape.prunable]
+        for phase in moment.phases:
+            weights = moment.weights(phase)
+            found[phase] = [float((weights[k] == 0).double().mean()) for k in moment.prunable]
         groups = {p: {"zeros": pk.Series(v, ("layer",), "fraction")} for p, v in found.items()}
         return pk.ProbeRecord(groups, {p: max(v) for p, v in found.items()})
 
