@@ -187,7 +187,7 @@ def test_a_run_asks_each_probe_at_its_moments_and_is_not_changed_by_it(tmp_path:
         assert len(set(drawn)) == len(drawn)
         for row, step in zip(found["size"]["steps"], results.summary["steps"], strict=True):
             assert row["now"] - row["before"] == pytest.approx(step["delta_loss"], abs=1e-6)
-        norms = results.probe("size", "step")["moved"]["change"]
+        norms = results.probe("size", "step")["size"]["change"]
         assert norms[:, 0].tolist() == [row["norm"] for row in found["size"]["steps"]]
         assert found["line"] == without.summary["probes"]["line"]
         for key in ("dense", "pruned", "finetuned"):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import adaptive
 import h5py
 import pytest
 import running
@@ -18,6 +19,7 @@ import torch
 
 import prunekit as pk
 from prunekit.observing.listener import Listener
+from prunekit.plugins.host import default_manager
 from prunekit.pruning.step import Pruner
 from prunekit.runs.state import State
 from prunekit.training.loop import Trainer
@@ -153,6 +155,59 @@ def test_a_run_killed_at_any_write_resumes_bit_equal_and_computes_nothing_twice(
         }
         assert counter.take() == (dict.fromkeys(total, 0) if complete else expected)
     assert killed > 25
+
+
+ADAPTIVE = {
+    "prune": {
+        "criterion": {"name": "obs_rows", "curvature": "ggn_mc", "damping": 0.1},
+        "scheduler": {"name": "tightening", "sparsity": 0.5, "steps": 2},
+        "examples": 30,
+    },
+    "train": {"epochs": 1, "batch_size": 50},
+    "finetune": None,
+    "probes": ["everywhere", {"name": "size", "moments": [{"every": 2}]}, {"name": "line", "points": 3}],
+}
+MASKING = ADAPTIVE | {"prune": {**ADAPTIVE["prune"], "criterion": "qm"}}
+PROBED = MASKING | {
+    "prune": {"criterion": "qm", "scheduler": {"name": "linear", "sparsity": 0.5, "steps": 3}, "examples": 30}
+}
+
+
+@pytest.mark.parametrize("changes", [ADAPTIVE, MASKING, PROBED], ids=["updates", "masks", "fixed"])
+def test_a_run_killed_among_attempts_and_probes_of_steps_resumes_bit_equal(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default_manager.cache_clear()
+    default_manager().register(adaptive.plugin)
+    running.write_data(tmp_path / "data.npz")
+    spec = running.mapping(tmp_path, **changes)
+    pk.run(spec, tmp_path / "whole.h5").close()
+    whole = running.contents(tmp_path / "whole.h5")
+    with pk.open(tmp_path / "whole.h5") as results:
+        accepted = [attempt["accepted"] for attempt in results.summary["attempts"]]
+        assert accepted == ([] if changes is PROBED else [False, True, False, True])
+    replace, left, killed = os.replace, 0, 0
+
+    def until_killed(*arguments: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        replace(*arguments)
+
+    for allowed in itertools.count():
+        out, left = tmp_path / f"{allowed}.h5", allowed
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", until_killed)
+            try:
+                pk.run(spec, out).close()
+                break
+            except Killed:
+                killed += 1
+        pk.run(spec, out, resume=True).close()
+        assert running.contents(out) == whole
+    assert killed > 15
+    default_manager.cache_clear()
 
 
 def test_a_run_interrupted_after_any_event_says_so_and_resumes_bit_equal(

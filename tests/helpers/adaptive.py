@@ -82,7 +82,7 @@ class Size(pk.Probe):
         norm = float(sum(c.double().square().sum() for c in change.values())) ** 0.5
         before, after = moment.before(), moment.weights()
         found = {"norm": norm, "before": moment.loss(before), "now": moment.loss(after)}
-        groups = {"moved": {"change": pk.Series([norm], ("what",), "weights")}}
+        groups = {"size": {"change": pk.Series([norm], ("what",), "weights")}}
         return pk.ProbeRecord(groups, found)
 
 

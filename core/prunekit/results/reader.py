@@ -35,13 +35,16 @@ class Results:
 
     @property
     def finished(self) -> dict[str, int]:
-        """How much of the run is finished: epochs, steps, phases, and what probes found, counted by moment."""
+        """How much of the run is finished: epochs, steps, attempts, phases, and what probes found but at steps."""
         return {
             "dense epochs": len(self.history("dense").get("epoch", ())),
             "finetuned epochs": len(self.history("finetuned").get("epoch", ())),
             "steps": len(self.summary["steps"]),
             "phases": sum(self.summary[phase] is not None for phase in PHASES),
-            "probes": sum(sum(self.moments(label).values()) for label in self.summary["probes"]),
+            "attempts": len(self.summary["attempts"]),
+            "probes": sum(
+                moment != "step" for label in self.summary["probes"] for moment in self.moments(label)
+            ),
         }
 
     def masks(self, step: int) -> dict[str, np.ndarray]:

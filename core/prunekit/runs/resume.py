@@ -110,8 +110,9 @@ def _check_belongs(path: Path, recorded: Mapping[str, int] | None, state: State)
     finished = state.finished
     if recorded is None and not any(finished.values()):
         return  # stopped before the file was made
-    ahead = [finished[key] - (recorded or {}).get(key, 0) for key in finished]
-    if recorded is None or min(ahead) < 0 or sum(ahead) > 1:
+    ahead = {key: finished[key] - (recorded or {}).get(key, 0) for key in finished}
+    together = max(ahead.pop("attempts"), ahead.pop("steps"))  # an attempt that stays comes with its step
+    if recorded is None or min(together, *ahead.values()) < 0 or together + sum(ahead.values()) > 1:
         raise ResultsError(
             f"{path}: {'gone' if recorded is None else 'not the file that the state belongs to'}, "
             "so its run cannot be resumed; use --overwrite to start again"

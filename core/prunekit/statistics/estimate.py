@@ -12,13 +12,13 @@ from torch import Generator, Tensor, nn
 from prunekit import distributed
 from prunekit.errors import DataError
 from prunekit.losses.base import Loss
-from prunekit.network.call import Batch, count, pieces, unpack
+from prunekit.network.call import Batch, Inputs, count, pieces, unpack
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.merge import merged, own_draws, refuse_unshareable
 from prunekit.statistics.problem import Problem, forward
-from prunekit.statistics.request import Estimates
+from prunekit.statistics.request import Estimates, Request
 from prunekit.statistics.verification import (
     Graph,
     Layout,
@@ -51,7 +51,7 @@ class Estimated:
 def estimate(
     model: nn.Module,
     batches: Iterable[Batch],
-    estimators: Mapping[Any, Estimator],
+    estimators: Mapping[Request, Estimator],
     loss: Loss,
     parameters: Mapping[str, Tensor],
     generator: Generator,
@@ -78,70 +78,106 @@ def estimate(
     """
     problem = Problem(model, parameters, loss, own_draws(generator), memory or DEFAULT_MEMORY, masks)
     refuse_unshareable(estimators.values())
-    normaliser, total = 0.0, 0.0
-    layouts: dict[Shapes, Layout] = {}
-    # Shapes examined now, because the network took another way than it was known for.
-    fresh: set[Shapes] = set()
-    working = {key: e for key, e in estimators.items() if e.needs_data}
-    capture = any(e.captures for e in working.values())
-    twice = any(e.second_order for e in working.values())
-    if working:
+    reading = _Pass(problem, estimators)
+    if reading.working:
         refuse_batch_statistics(model)
     with (
         torch.inference_mode(False),
         evaluating(model, tuple(parameters)),
-        differentiable(twice),
+        differentiable(reading.twice),
         torch.enable_grad(),
     ):
-        # Each draws from a generator of its own, so that none depends on which others share the pass.
-        own = {key: replace(problem, generator=_copied(problem.generator)) for key in estimators}
         for key, estimator in estimators.items():
-            estimator.start(own[key])
-        seen = 0
-        for given in batches if working else ():
-            batch_inputs, batch_targets = unpack(given)
-            shapes = input_shapes(batch_inputs)
-            if count(batch_inputs) == 0:
-                continue
-            layout = layouts.get(shapes)
-            if layout is None:
-                if not capture:
-                    layout = weigh_once(problem, shapes, batch_inputs, batch_targets)
-                else:
-                    layout = known_layout(problem, shapes) or examine_anew(
-                        problem, shapes, batch_inputs, batch_targets
-                    )
-                if twice:
-                    refuse_wrong_second_derivatives(problem, batch_inputs, batch_targets)
-                layouts[shapes] = layout
-            # The rest is for pieces of work, or for vectors that a Hessian is multiplied with.
-            room = problem.memory // (2 * _TWICE) if twice else problem.memory * 3 // 4
-            size = max(1, room // layout.bytes_per_example)
-            for inputs, targets in pieces(batch_inputs, batch_targets, size):
-                batch, uses = forward(problem, inputs, targets, capture)
-                if capture:
-                    graph = Graph(batch.outputs)
-                    if graph.shape != layout.shape_of_graph and shapes not in fresh:
-                        layout = examine_anew(problem, shapes, batch_inputs, batch_targets)
-                        layouts[shapes] = layout
-                        fresh.add(shapes)
-                    batch.uses, batch.others = layout.sort(uses, graph, parameters, len(batch.outputs))
-                batch.needed_again = len(working) > 1
-                for key, estimator in working.items():
-                    estimator.add(replace(batch, problem=own[key]))
-                seen += count(inputs)
-                normaliser += batch.normaliser
-                total += float(batch.total.detach())
-        if working:
-            normaliser, total, examples = distributed.sums(normaliser, total, seen)
-        if working and not examples:
+            estimator.start(reading.problems[key])
+        for batch in batches if reading.working else ():
+            reading.read(*unpack(batch))
+        normaliser, total = reading.sums()
+        statistics = Estimates({key: merged(e, e.finish(normaliser)) for key, e in estimators.items()})
+    return Estimated(statistics, total / normaliser if reading.working else None)
+
+
+class _Pass:
+    """One pass over the batches: layouts of the inputs met so far, and the sums that all estimators share.
+
+    Args:
+        problem: What is estimated.
+        estimators: By request.
+
+    Attributes:
+        working: Those that need the data.
+        problems: The problem as each estimator sees it. Each draws from a generator of its own, so that none depends on
+            which others share the pass.
+        twice: Whether graphs are differentiated twice.
+    """
+
+    def __init__(self, problem: Problem, estimators: Mapping[Request, Estimator]) -> None:
+        self.problem = problem
+        self.working = {key: e for key, e in estimators.items() if e.needs_data}
+        self.problems = {key: replace(problem, generator=_copied(problem.generator)) for key in estimators}
+        self.capture = any(e.captures for e in self.working.values())
+        self.twice = any(e.second_order for e in self.working.values())
+        self._layouts: dict[Shapes, Layout] = {}
+        # Shapes examined now, because the network took another way than it was known for.
+        self._fresh: set[Shapes] = set()
+        self._normaliser = self._total = 0.0
+        self._examples = 0
+
+    def read(self, inputs: Inputs, targets: Any) -> None:
+        """Run the network on a batch, in slices that fit the memory, and let every estimator add its part."""
+        if count(inputs) == 0:
+            return
+        shapes = input_shapes(inputs)
+        layout = self._layouts.get(shapes)
+        if layout is None:
+            layout = self._layouts[shapes] = self._find(shapes, inputs, targets)
+        # The rest is for pieces of work, or for vectors that a Hessian is multiplied with.
+        memory = self.problem.memory
+        room = memory // (2 * _TWICE) if self.twice else memory * 3 // 4
+        size = max(1, room // layout.bytes_per_example)
+        for some, their_targets in pieces(inputs, targets, size):
+            batch, uses = forward(self.problem, some, their_targets, self.capture)
+            if self.capture:
+                graph = Graph(batch.outputs)
+                if graph.shape != layout.shape_of_graph and shapes not in self._fresh:
+                    layout = self._layouts[shapes] = examine_anew(self.problem, shapes, inputs, targets)
+                    self._fresh.add(shapes)
+                batch.uses, batch.others = layout.sort(
+                    uses, graph, self.problem.parameters, len(batch.outputs)
+                )
+            batch.needed_again = len(self.working) > 1
+            for key, estimator in self.working.items():
+                estimator.add(replace(batch, problem=self.problems[key]))
+            self._examples += count(some)
+            self._normaliser += batch.normaliser
+            self._total += float(batch.total.detach())
+
+    def _find(self, shapes: Shapes, inputs: Inputs, targets: Any) -> Layout:
+        """The layout for inputs of a shape that this pass has not met."""
+        problem = self.problem
+        if self.capture:
+            layout = known_layout(problem, shapes) or examine_anew(problem, shapes, inputs, targets)
+        else:
+            layout = weigh_once(problem, shapes, inputs, targets)
+        if self.twice:
+            refuse_wrong_second_derivatives(problem, inputs, targets)
+        return layout
+
+    def sums(self) -> tuple[float, float]:
+        """The normaliser and the summed loss of all processes' examples.
+
+        Raises:
+            DataError: If there are none, or none counts.
+        """
+        if not self.working:
+            return 0.0, 0.0
+        normaliser, total, examples = distributed.sums(self._normaliser, self._total, self._examples)
+        if not examples:
             raise DataError(
                 "the batches hold no examples; a re-iterable or a callable is needed, not a spent iterator"
             )
-        if working and normaliser == 0:
+        if normaliser == 0:
             raise DataError("no example counts for the loss: its normaliser is zero (all targets ignored?)")
-        statistics = Estimates({key: merged(e, e.finish(normaliser)) for key, e in estimators.items()})
-    return Estimated(statistics, total / normaliser if working else None)
+        return normaliser, total
 
 
 def _copied(generator: Generator) -> Generator:
