@@ -13,7 +13,7 @@ import pytest
 
 from prunekit import PluginManager
 from prunekit.plugins import hookspecs
-from prunekit.plugins.hookspecs import REGISTERING
+from prunekit.plugins.kinds import KINDS
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -57,7 +57,9 @@ def test_every_docstring_says_when_it_is_called_and_since_when(hook: str) -> Non
 
 
 def test_every_registering_hook_belongs_to_a_kind() -> None:
-    assert set(REGISTERING) == {hook for hook in HOOKS if hook.startswith("prunekit_register_")}
+    assert {kind.hook for kind in KINDS.values()} == {
+        hook for hook in HOOKS if hook.startswith("prunekit_register_")
+    }
 
 
 def test_the_page_names_no_hook_that_does_not_exist() -> None:

@@ -170,18 +170,26 @@ def _requires(component: type[Component]) -> list[str]:
     return sorted(" ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())]) for s in found)
 
 
+_ENGINE_TYPES = {
+    "lambda": "float ≥ 0",
+    "checkpoint": "path | null",
+    "label": "text | null",
+    "moments": "list | null",
+}
+
+
 def _options(component: type[Component]) -> list[dict[str, str]]:
-    from prunekit.plugins.kinds import ENGINE_KEYS
+    from prunekit.plugins.kinds import KINDS
 
     meanings = _meanings(component.Options)
     rows = [
         {
             "name": key,
-            "type": {"lambda": "float ≥ 0", "checkpoint": "path | null"}.get(key, "any"),
+            "type": _ENGINE_TYPES.get(key, "any"),
             "default": json.dumps(schema["default"]),
-            "description": schema["description"],
+            "description": str(schema["description"]),
         }
-        for key, schema in ENGINE_KEYS.get(component.kind, {}).items()
+        for key, schema in KINDS[component.kind].keys.items()
     ]
     for key, field in component.Options.model_fields.items():
         rows.append(

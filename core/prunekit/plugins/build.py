@@ -44,7 +44,7 @@ def component(
         PluginError: If there is no such name.
     """
     arguments = {k: v for k, v in (given or {}).items() if v is not None}
-    base = KINDS[kind]
+    base = KINDS[kind].base
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, Mapping):

@@ -309,17 +309,3 @@ def prunekit_run_finished(run: RunView) -> None:
         def prunekit_run_finished(run):
             print(run.spec["name"], "is", run.status, file=sys.stderr)
     """
-
-
-REGISTERING = {
-    "prunekit_register_models": "model",
-    "prunekit_register_datasets": "dataset",
-    "prunekit_register_losses": "loss",
-    "prunekit_register_criteria": "criterion",
-    "prunekit_register_schedulers": "scheduler",
-    "prunekit_register_statistics": "statistic",
-    "prunekit_register_selectors": "selector",
-    "prunekit_register_probes": "probe",
-    "prunekit_register_recorders": "recorder",
-}
-"""Registering hook to the kind of component that it returns."""

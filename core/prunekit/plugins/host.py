@@ -19,7 +19,7 @@ import pluggy
 from prunekit.component import Component, Options
 from prunekit.errors import PluginError
 from prunekit.plugins import hookspecs
-from prunekit.plugins.hookspecs import PROJECT, REGISTERING
+from prunekit.plugins.hookspecs import PROJECT
 from prunekit.plugins.kinds import KINDS
 from prunekit.pruning.criterion import Criterion, old_form
 from prunekit.pruning.scheduler import Scheduler
@@ -136,7 +136,8 @@ class PluginManager:
                 return
             self._pluggy.register(module, name=key)
             self._pluggy.check_pending()
-            for hook, kind in REGISTERING.items():
+            for kind, known in KINDS.items():
+                hook = known.hook
                 implementation = getattr(module, hook, None)
                 if implementation is not None and _is_implementation(implementation):
                     plugin.components += _returned(implementation(), kind, hook)
@@ -271,9 +272,7 @@ def _returned(components: Any, kind: str, hook: str) -> list[type[Component]]:
 
 
 def _checked(component: Any, kind: str, hook: str) -> type[Component]:
-    from prunekit.plugins.kinds import ENGINE_KEYS
-
-    base = KINDS[kind]
+    base = KINDS[kind].base
     if not (inspect.isclass(component) and issubclass(component, base)):
         raise TypeError(f"{hook} must return subclasses of prunekit.{base.__name__}, got {component!r}")
     name = getattr(component, "name", None)
@@ -290,7 +289,7 @@ def _checked(component: Any, kind: str, hook: str) -> type[Component]:
     options = component.Options
     if not (inspect.isclass(options) and issubclass(options, Options)):
         raise TypeError(f"{component.__qualname__}.Options must be a subclass of prunekit.Options")
-    taken = {"name", *ENGINE_KEYS.get(kind, {})} & {f.alias or k for k, f in options.model_fields.items()}
+    taken = {"name", *KINDS[kind].keys} & {f.alias or k for k, f in options.model_fields.items()}
     if taken:
         raise TypeError(f"{component.__qualname__}.Options has {_join(taken)}, which the engine takes itself")
     return component

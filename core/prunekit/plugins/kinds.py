@@ -1,8 +1,10 @@
-"""The kinds of component that a plugin can supply."""
+"""The kinds of component that a plugin can supply: one table."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from prunekit.component import Component
 from prunekit.data import Dataset, Model
@@ -14,39 +16,68 @@ from prunekit.pruning.scheduler import Scheduler
 from prunekit.pruning.selector import Selector
 from prunekit.statistics.base import Estimator
 
-KINDS: dict[str, type[Component]] = {
-    base.kind: base
-    for base in (Model, Dataset, Loss, Criterion, Scheduler, Estimator, Selector, Probe, Recorder)
-}
-"""Singular name of each kind to its base class."""
+Schema = Mapping[str, object]
+"""JSON Schema of a key, with its ``default``."""
 
-ENGINE_KEYS: dict[str, dict[str, Any]] = {
-    "criterion": {
-        "lambda": {
-            "type": "number",
-            "minimum": 0,
-            "default": 0.0,
-            "description": "Locality weight λ: adds ½·λ·θ² to the saliency, or to the damping of a criterion "
-            "with an update.",
-        }
-    },
-    "model": {
-        "checkpoint": {
-            "type": ["string", "null"],
-            "default": None,
-            "description": "Trained weights, .safetensors or .pt; training is then skipped.",
-        }
-    },
-    "probe": {
-        "label": {
-            "type": ["string", "null"],
-            "default": None,
-            "description": "Names it in the results; default its name. A probe may be listed twice under two labels.",
-        },
-        "moments": {
-            "default": None,
-            "description": "When it is asked: of dense, step, pruned, finetuned, end, and {every: n}; default its own.",
-        },
-    },
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of component.
+
+    Attributes:
+        base: What every component of the kind derives from.
+        plural: Of the kind, as in the hook that registers its components.
+        slot: Where its components stand in a spec; ``None`` for what others ask for.
+        many: Whether a list stands there.
+        default: Names that stand there where a spec leaves the place out.
+        keys: Keys of a component's mapping that the engine takes itself.
+    """
+
+    base: type[Component]
+    plural: str
+    slot: tuple[str, ...] | None = None
+    many: bool = False
+    default: tuple[str, ...] = ()
+    keys: Mapping[str, Schema] = field(default_factory=dict)
+
+    @property
+    def hook(self) -> str:
+        """The hook that registers components of the kind."""
+        return f"prunekit_register_{self.plural}"
+
+
+_LAMBDA: Schema = {
+    "type": "number",
+    "minimum": 0,
+    "default": 0.0,
+    "description": "Locality weight λ: adds ½·λ·θ² to the saliency, or to the damping of a criterion with an update.",
 }
-"""Keys of a component's mapping that the engine takes itself."""
+_CHECKPOINT: Schema = {
+    "type": ["string", "null"],
+    "default": None,
+    "description": "Trained weights, .safetensors or .pt; training is then skipped.",
+}
+_LABEL: Schema = {
+    "type": ["string", "null"],
+    "default": None,
+    "description": "Names it in the results; default its name. A probe may be listed twice under two labels.",
+}
+_MOMENTS: Schema = {
+    "default": None,
+    "description": "When it is asked: of dense, step, pruned, finetuned, end, and {every: n}; default its own.",
+}
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "model": Kind(Model, "models", ("model",), keys={"checkpoint": _CHECKPOINT}),
+        "dataset": Kind(Dataset, "datasets", ("dataset",)),
+        "loss": Kind(Loss, "losses", ("loss",)),
+        "criterion": Kind(Criterion, "criteria", ("prune", "criterion"), keys={"lambda": _LAMBDA}),
+        "scheduler": Kind(Scheduler, "schedulers", ("prune", "scheduler")),
+        "statistic": Kind(Estimator, "statistics"),
+        "selector": Kind(Selector, "selectors", ("prune", "selector"), default=("global",)),
+        "probe": Kind(Probe, "probes", ("probes",), many=True, keys={"label": _LABEL, "moments": _MOMENTS}),
+        "recorder": Kind(Recorder, "recorders", ("recorders",), many=True, default=("hdf5",)),
+    }
+)
+"""Singular name of each kind to what is to be known of it."""

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from prunekit.component import Options
 from prunekit.masks.settings import Prunable
 from prunekit.plugins.host import PluginManager, default_manager
-from prunekit.plugins.kinds import ENGINE_KEYS
+from prunekit.plugins.kinds import KINDS
 from prunekit.training.settings import Train, named
 
 
@@ -102,19 +102,6 @@ class Settings(Options):
     recorders: tuple[RecorderChoice, ...] = (Choice(name="hdf5"),)
 
 
-SLOTS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("model",), "model"),
-    (("dataset",), "dataset"),
-    (("loss",), "loss"),
-    (("prune", "criterion"), "criterion"),
-    (("prune", "scheduler"), "scheduler"),
-    (("prune", "selector"), "selector"),
-    (("probes",), "probe"),
-    (("recorders",), "recorder"),
-)
-"""Where plugins stand in a spec."""
-
-
 def json_schema(manager: PluginManager | None = None) -> dict[str, Any]:
     """JSON Schema of a spec, with every installed plugin's options, for editors and validators."""
     manager = manager or default_manager()
@@ -176,7 +163,7 @@ def _component_schema(
     schema["title"] = f"{kind} {name}"
     schema["properties"] = {
         "name": {"const": name},
-        **ENGINE_KEYS.get(kind, {}),
+        **KINDS[kind].keys,
         **schema.get("properties", {}),
     }
     schema["required"] = ["name", *schema.get("required", [])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -17,10 +16,11 @@ from prunekit.component import Component, Options
 from prunekit.errors import PluginError, SpecError
 from prunekit.observing.probe import Moments
 from prunekit.plugins.host import PluginManager, default_manager
-from prunekit.plugins.kinds import ENGINE_KEYS
+from prunekit.plugins.kinds import KINDS
+from prunekit.pruning.criterion import locality_weight
 from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.spec import text as yaml_text
-from prunekit.spec.model import SLOTS, Settings
+from prunekit.spec.model import Settings
 from prunekit.spec.overrides import inherit_training, origins_of, override, plain
 from prunekit.spec.problems import Problems, at, shown
 from prunekit.spec.text import Document, Key
@@ -175,17 +175,18 @@ def resolve(
 
 
 def _parts(data: Any, base: Path, manager: PluginManager, problems: Problems) -> Iterator[tuple[Key, Part]]:
-    for path, kind in SLOTS:
+    for kind, known in KINDS.items():
+        path = known.slot
+        if path is None:
+            continue
         node = data
         for part in path:
             node = node.get(part) if isinstance(node, dict) else None
+        if node is None:
+            node = list(known.default) if known.many else next(iter(known.default), None)
         entries: list[tuple[Key, Any]]
-        if path == ("probes",) or path == ("recorders",):
-            if node is None and path == ("recorders",):
-                node = ["hdf5"]
+        if known.many:
             entries = [((*path, i), item) for i, item in enumerate(node if isinstance(node, list) else [])]
-        elif path == ("prune", "selector") and node is None:
-            entries = [(path, "global")]
         else:
             entries = [] if node is None else [(path, node)]
         names: list[str] = []
@@ -206,7 +207,7 @@ def _part(
     mapping = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(mapping, dict) or not isinstance(mapping.get("name"), str):
         return None  # the engine's own model has said what is wrong
-    taken = ENGINE_KEYS.get(kind, {})
+    taken = KINDS[kind].keys
     engine = {k: mapping.get(k, schema["default"]) for k, schema in taken.items()}
     _check_engine_keys(path, engine, problems)
     try:
@@ -225,10 +226,12 @@ def _part(
 
 def _check_engine_keys(path: Key, engine: dict[str, Any], problems: Problems) -> None:
     lam = engine.get("lambda", 0.0)
-    if isinstance(lam, bool) or not isinstance(lam, int | float) or not math.isfinite(lam) or lam < 0:
+    try:
+        lam = locality_weight(lam)
+    except ValueError:
         problems.say((*path, "lambda"), f"must be a finite number >= 0; found {shown(lam)}")
-    elif "lambda" in engine:
-        engine["lambda"] = float(lam)
+    if "lambda" in engine:
+        engine["lambda"] = lam
     checkpoint = engine.get("checkpoint")
     if checkpoint is not None and not isinstance(checkpoint, str):
         problems.say((*path, "checkpoint"), f"must be a file's path; found {shown(checkpoint)}")
@@ -257,7 +260,7 @@ def _check_schedule(parts: Mapping[Key, Part], problems: Problems) -> None:
 def _filled(settings: Settings, parts: Mapping[Key, Part]) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(settings.model_dump_json())
     for path, part in parts.items():
-        if path[0] in ("probes", "recorders"):
+        if KINDS[part.kind].many:
             data[str(path[0])][path[1]] = part.data
         else:
             at(data, path[:-1])[path[-1]] = part.data

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunekit.component import Component, Options
-from prunekit.plugins.kinds import ENGINE_KEYS, KINDS
+from prunekit.plugins.kinds import KINDS
 from prunekit.testing.verdict import Subject, demand
 
 
@@ -21,9 +21,9 @@ def has_a_name(subject: Subject[Component]) -> None:
     demand(
         bool(re.fullmatch(r"\w[\w.-]*", str(name))), f"name must be a word as specs write it; it is {name!r}"
     )
-    base = KINDS.get(component.kind)
+    known = KINDS.get(component.kind)
     demand(
-        base is not None and isinstance(component, base),
+        known is not None and isinstance(component, known.base),
         f"kind {component.kind!r} does not fit its base class",
     )
 
@@ -62,11 +62,11 @@ def options_survive_the_results_file(subject: Subject[Component]) -> None:
 
 
 def options_leave_the_engines_keys_to_the_engine(subject: Subject[Component]) -> None:
-    """The engine takes ``name`` itself, and what it says in ``ENGINE_KEYS``."""
+    """The engine takes ``name`` itself, and what it says in the table of kinds."""
     component = subject.component
     fields = type(component).Options.model_fields
     names = set(fields) | {f.alias for f in fields.values() if f.alias}
-    taken = {"name", *ENGINE_KEYS.get(component.kind, {})}
+    taken = {"name", *KINDS[component.kind].keys}
     if component.kind == "criterion":
         taken.add("lam")
     both = sorted(names & taken)

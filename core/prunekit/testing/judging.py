@@ -65,8 +65,8 @@ def judge(
             component.Options, {}, f"{kind} {getattr(component, 'name', component.__name__)!r}"
         )
         component = component.from_options(options)
-    if not isinstance(component, KINDS[kind]):
-        raise SpecError(f"{component!r} is no {kind}: it must be a prunekit.{KINDS[kind].__name__}")
+    if not isinstance(component, KINDS[kind].base):
+        raise SpecError(f"{component!r} is no {kind}: it must be a prunekit.{KINDS[kind].base.__name__}")
     subject = Subject(component, manager or default_manager())
     return [verdict(check, subject) for check in CHECKS[kind]]
 
