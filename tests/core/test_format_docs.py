@@ -82,7 +82,7 @@ def test_the_file_has_just_the_groups_that_are_documented(file: h5py.File) -> No
 def test_the_file_has_just_the_datasets_that_are_documented(file: h5py.File) -> None:
     phases = {"dense", "pruned", "finetuned"}
     assert members(file)[1] == {
-        *("spec/resolved", "spec/origins", "spec/text", "environment", "prunable/tensors"),
+        *("spec/resolved", "spec/origins", "spec/text", "spec/hash", "environment", "prunable/tensors"),
         *(f"steps/{c}" for c in (*COLUMNS, *METRICS, "layers")),
         *("masks/gone", "examples/indices", "examples/start", "examples/count"),
         *("probes/line/end/summary", "weights/tensors"),

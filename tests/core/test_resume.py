@@ -452,6 +452,35 @@ def test_resume_refuses_an_output_of_another_spec(complete: bool, spec: Path, tm
     assert out.read_bytes() == before
 
 
+def test_resume_refuses_data_that_have_changed_and_names_the_file(spec: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "out.h5", tmp_path / "data.npz"
+    pk.run(spec, tmp_path / "whole.h5").close()
+    stopped(spec, out)
+    before, original = out.read_bytes(), data.read_bytes()
+    running.write_data(data, test=42)
+    error = running.refused("run", spec, "--out", out, "--resume")
+    assert "data have changed" in error
+    assert "(data.npz)" in error
+    assert "--overwrite" in error
+    assert out.read_bytes() == before
+    data.write_bytes(original)  # at another time
+    pk.run(spec, out, resume=True).close()
+    assert running.contents(out) == running.contents(tmp_path / "whole.h5")
+
+
+def test_resume_refuses_the_default_loss_where_the_run_had_another(spec: Path, tmp_path: Path) -> None:
+    smoothed = spec.with_name("smoothed.yaml")
+    smoothed.write_text(f"{running.YAML}loss: {{name: cross_entropy, label_smoothing: 0.1}}\n")
+    out = tmp_path / "out.h5"
+    stopped(smoothed, out)
+    assert "differs in loss" in running.refused("run", spec, "--out", out, "--resume")
+    plain = tmp_path / "plain.h5"
+    stopped(spec, plain)
+    with_its_name = spec.with_name("named.yaml")
+    with_its_name.write_text(f"{running.YAML}loss: cross_entropy\n")
+    assert running.cli("run", with_its_name, "--out", plain, "--resume")[0] == 0
+
+
 def test_an_existing_output_is_refused_unless_overwrite_is_given(spec: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.h5"
     pk.run(spec, out, {"seed": 8}).close()

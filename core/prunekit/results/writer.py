@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -360,7 +361,9 @@ def check_version(path: Path, version: int) -> None:
 
 
 def _in_memory() -> h5py.File:
-    return h5py.File("new", "w", driver="core", backing_store=False, libver=storing.LIBVER)
+    # HDF5 knows open files by their names, also those that lie nowhere: another thread needs another name.
+    name = f"new in thread {get_ident()}"
+    return h5py.File(name, "w", driver="core", backing_store=False, libver=storing.LIBVER)
 
 
 def _writing(path: Path) -> h5py.File:

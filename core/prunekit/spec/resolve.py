@@ -39,8 +39,8 @@ class Part:
     kind: str
     cls: type[Component]
     base: Path
-    _options: Options = field(repr=False)
-    _engine: Mapping[str, Any] = field(repr=False)
+    _options: Options = field(repr=False, hash=False)
+    _engine: Mapping[str, Any] = field(repr=False, hash=False)
 
     @property
     def options(self) -> Options:
