@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from prunekit.distributed import from_first, rank, started, together
 from prunekit.errors import DataError
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from prunekit.records import Attempt, StepRecord
     from prunekit.statistics.operator import Operator
 
+Given: TypeAlias = str | Mapping[str, object]
+"""A component by its name, or by a mapping with the spec's keys."""
+
 Batches: TypeAlias = "Iterable[Batch]"
 
 
@@ -36,7 +39,7 @@ def statistics(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
     requests: Iterable[str | Statistic],
-    loss: str | Mapping[str, Any] | Loss | Callable[..., Tensor] = "cross_entropy",
+    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
     parameters: str | Sequence[str] | None = None,
     *,
     seed: int = 0,
@@ -85,7 +88,7 @@ def operator(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
     kind: str,
-    loss: str | Mapping[str, Any] | Loss | Callable[..., Tensor] = "cross_entropy",
+    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
     parameters: str | Sequence[str] | None = None,
     *,
     memory: int | None = None,
@@ -130,9 +133,9 @@ def operator(
 def saliency(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
-    criterion: str | Mapping[str, Any] | Criterion = "qm",
+    criterion: Given | Criterion = "qm",
     lam: float | None = None,
-    loss: str | Mapping[str, Any] | Loss | Callable[..., Tensor] = "cross_entropy",
+    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
     masks: Mapping[str, Tensor] | None = None,
     parameters: str | Sequence[str] | None = None,
     *,
@@ -226,14 +229,14 @@ class Pruning:
 def prune(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
-    criterion: str | Mapping[str, Any] | Criterion = "qm",
+    criterion: Given | Criterion = "qm",
     sparsity: float | None = None,
     steps: int | None = None,
-    scheduler: str | Mapping[str, Any] | Scheduler = "exponential",
-    selector: str | Mapping[str, Any] | Selector = "global",
+    scheduler: Given | Scheduler = "exponential",
+    selector: Given | Selector = "global",
     lam: float | None = None,
-    loss: str | Mapping[str, Any] | Loss | Callable[..., Tensor] = "cross_entropy",
-    prunable: Mapping[str, Any] | Prunable | None = None,
+    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
+    prunable: Mapping[str, object] | Prunable | None = None,
     *,
     seed: int = 0,
     memory: int | None = None,
@@ -301,7 +304,7 @@ def prune(
     return Pruning(model, pruner.masks, steps_done, attempts)
 
 
-def apply_masks(model: nn.Module, masks: Mapping[str, Any]) -> None:
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Zero a model's masked weights in place, once; masks are bool tensors or arrays, ``True`` = kept."""
     from prunekit.masks.apply import apply_masks as apply
 
@@ -309,9 +312,9 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Any]) -> None:
 
 
 def run(
-    spec: str | Path | Mapping[str, Any],
+    spec: str | Path | Mapping[str, object],
     out: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -371,7 +374,9 @@ def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dic
     return prunable_parameters(model, Prunable(include=patterns, biases=True, norms=True))
 
 
-def _complete(masks: Mapping[str, Any] | None, parameters: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def _complete(
+    masks: Mapping[str, Tensor] | None, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor] | None:
     """Masks of all parameters; those that were not given keep everything."""
     import torch
 

@@ -9,15 +9,19 @@ go to the general fallback; nothing is assumed from a module's type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
+
+Args: TypeAlias = Sequence[Any]
+Kwargs: TypeAlias = Mapping[str, Any]
+"""What an intercepted function was called with."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Geometry:
     def dims(self) -> int:
         """Number of spatial axes; 0 for a linear map."""
         return len(self.kernel)
+
+
+Signature: TypeAlias = tuple[Geometry, tuple[int, ...], tuple[int, ...]]
+"""A use's geometry, and the shapes of one example's input and output."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Use:
     version: int = field(compare=False, default=0)
 
     @property
-    def signature(self) -> tuple[Any, ...]:
+    def signature(self) -> Signature:
         """Everything about the use but the number of examples."""
         return self.geometry, tuple(self.input.shape[1:]), tuple(self.output_shape[1:])
 
@@ -83,8 +91,8 @@ class Capture(TorchFunctionMode):
         self.uses: list[Use] = []
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+        self, func: Callable[..., object], types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         """Record the call if it applies a watched weight."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
@@ -102,21 +110,21 @@ class Capture(TorchFunctionMode):
         return output
 
 
-def _argument(args: Any, kwargs: Mapping[str, Any], index: int, name: str, default: Any = None) -> Any:
+def _argument(args: Args, kwargs: Kwargs, index: int, name: str, default: object = None) -> Any:
     return args[index] if len(args) > index else kwargs.get(name, default)
 
 
-def _linear(weight: Tensor, args: Any, kwargs: Mapping[str, Any]) -> Geometry | None:
+def _linear(weight: Tensor, args: Args, kwargs: Kwargs) -> Geometry | None:
     bias = _argument(args, kwargs, 2, "bias")
     shared = bias is not None and bias.shape != weight.shape[:1]  # one number broadcast over the outputs
     return Geometry() if weight.ndim == 2 and not shared else None
 
 
-def _tuple(value: Any, dims: int) -> tuple[int, ...]:
+def _tuple(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     return (value,) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
 
 
-def _convolution(weight: Tensor, args: Any, kwargs: Mapping[str, Any]) -> Geometry:
+def _convolution(weight: Tensor, args: Args, kwargs: Kwargs) -> Geometry:
     dims = weight.ndim - 2
     kernel = tuple(weight.shape[2:])
     stride = _tuple(_argument(args, kwargs, 3, "stride", 1), dims)
@@ -133,7 +141,7 @@ def _convolution(weight: Tensor, args: Any, kwargs: Mapping[str, Any]) -> Geomet
     return Geometry(kernel, stride, pads, dilation, groups)
 
 
-def _transposed(weight: Tensor, args: Any, kwargs: Mapping[str, Any]) -> Geometry:
+def _transposed(weight: Tensor, args: Args, kwargs: Kwargs) -> Geometry:
     dims = weight.ndim - 2
     stride = _tuple(_argument(args, kwargs, 3, "stride", 1), dims)
     padding = _tuple(_argument(args, kwargs, 4, "padding", 0), dims)
@@ -143,7 +151,7 @@ def _transposed(weight: Tensor, args: Any, kwargs: Mapping[str, Any]) -> Geometr
     return Geometry(tuple(weight.shape[2:]), stride, pads, dilation, groups, transposed=True)
 
 
-_DESCRIBE: dict[Any, Callable[[Tensor, Any, Mapping[str, Any]], Geometry | None]] = {
+_DESCRIBE: dict[object, Callable[[Tensor, Args, Kwargs], Geometry | None]] = {
     F.linear: _linear,
     F.conv1d: _convolution,
     F.conv2d: _convolution,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from prunekit.component import Tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Statistic:
@@ -48,10 +51,22 @@ Statistics = Mapping[Request, Tensors]
 """Each request to ``{parameter: tensor}``."""
 
 
-class Detailed(dict[str, Any]):
+Function = Callable[[Any], "Tensor"]
+"""From a tensor to a tensor."""
+
+
+@runtime_checkable
+class Mappable(Protocol):
+    """Something that is made of tensors and knows them all."""
+
+    def map(self, function: Function) -> object:
+        """The same with the function applied to every tensor."""
+
+
+class Detailed(dict[str, "Tensor"]):
     """A statistic that has more beside its tensor per parameter, as attributes: tensors or mappings of them."""
 
-    def map(self, function: Callable[[Any], Any]) -> Self:
+    def map(self, function: Function) -> Self:
         """The same with the function applied to every tensor."""
         mapped = copy(self)
         for key, tensor in self.items():
@@ -61,12 +76,12 @@ class Detailed(dict[str, Any]):
         return mapped
 
 
-def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+def _mapped(value: object, function: Function) -> object:
     if isinstance(value, Mapping):
         return {key: _mapped(item, function) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_mapped(item, function) for item in value)
-    if hasattr(value, "map"):
+    if isinstance(value, Mappable):
         return value.map(function)
     return function(value) if hasattr(value, "device") else value
 
@@ -78,12 +93,12 @@ class Sampled(Detailed):
         standard_error: One tensor per parameter.
     """
 
-    def __init__(self, values: Mapping[str, Any], standard_error: Mapping[str, Any]) -> None:
+    def __init__(self, values: Tensors, standard_error: Tensors) -> None:
         super().__init__(values)
         self.standard_error = dict(standard_error)
 
 
-class Estimates(dict[Any, Any]):
+class Estimates(dict[Request, Tensors]):
     """Statistics by request; a plain name also finds the only request of that name.
 
     Example:
@@ -92,7 +107,7 @@ class Estimates(dict[Any, Any]):
         {'w': 1.0}
     """
 
-    def __missing__(self, key: str | Statistic) -> Any:
+    def __missing__(self, key: str | Statistic) -> Tensors:
         wanted = Statistic.of(key)
         same = [k for k in self if Statistic.of(k).name == wanted.name]
         exact = [k for k in same if Statistic.of(k) == wanted]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunekit.network.call import Inputs, few_examples
-from prunekit.statistics.capture import Use
+from prunekit.statistics.capture import Signature, Use
 from prunekit.statistics.contraction import gradient
 from prunekit.statistics.problem import Problem, forward
 from prunekit.statistics.square_sums import STACKED, merges_pairs
@@ -42,7 +42,7 @@ class Layout:
         shape_of_graph: Operations of the graph that was examined; see :class:`Graph`.
     """
 
-    trusted: Mapping[str, tuple[Any, ...]]
+    trusted: Mapping[str, tuple[Signature, ...]]
     bytes_per_example: int
     shape_of_graph: int = 0
 
@@ -78,8 +78,8 @@ class Graph:
     """
 
     def __init__(self, outputs: Tensor) -> None:
-        seen: dict[Any, int] = {}
-        walk: list[Any] = []
+        seen: dict[object, int] = {}
+        walk: list[object] = []
         self.edges: Counter[int] = Counter()
         waiting: list[Any] = [outputs.grad_fn]
         while waiting:
@@ -103,7 +103,7 @@ _PLACES = tuple(
 """What tells operations of one name apart besides sizes."""
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Numbers and texts as they are; tensors, such as a gather's indices, differ from batch to batch."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
