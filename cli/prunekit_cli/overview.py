@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
+from prunekit.records import Row
 from prunekit_cli.console import number, percent, table
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def layers(results: Results) -> Iterator[RenderableType]:
         yield f"Whole layers are gone: {', '.join(empty)}. Nothing passes through them; see selector ceilings."
 
 
-def _head(summary: dict[str, Any]) -> str:
+def _head(summary: Row) -> str:
     spec = summary["spec"]
     criterion = spec["prune"]["criterion"]
     lam = f", λ = {criterion['lambda']:g}" if criterion["lambda"] else ""
@@ -68,7 +69,7 @@ def _head(summary: dict[str, Any]) -> str:
     return f"{text} ({error})" if error and summary["status"] in ("failed", "interrupted") else text
 
 
-def _networks(summary: dict[str, Any]) -> Iterator[RenderableType]:
+def _networks(summary: Row) -> Iterator[RenderableType]:
     there = [(key, title) for key, title in _PHASES if summary[key]]
     if not there:
         yield "Nothing measured yet."
@@ -90,7 +91,7 @@ def _networks(summary: dict[str, Any]) -> Iterator[RenderableType]:
     yield table("Networks", ["", *(title for _, title in there)], rows)
 
 
-def _steps(steps: list[dict[str, Any]]) -> Iterator[RenderableType]:
+def _steps(steps: list[Row]) -> Iterator[RenderableType]:
     if not steps:
         return
     shown = steps
@@ -120,7 +121,7 @@ def _steps(steps: list[dict[str, Any]]) -> Iterator[RenderableType]:
     yield table(title, [*columns, "seconds"], rows, left=0)
 
 
-def _attempts(attempts: list[dict[str, Any]]) -> Iterator[RenderableType]:
+def _attempts(attempts: list[Row]) -> Iterator[RenderableType]:
     """The attempts that were taken back; those that stayed are the steps."""
     gone = [attempt for attempt in attempts if not attempt["accepted"]]
     if not gone:
@@ -142,7 +143,7 @@ def _attempts(attempts: list[dict[str, Any]]) -> Iterator[RenderableType]:
     yield table(title, ["step", "sparsity", "λ", "predicted Δloss", "measured Δloss"], rows, left=0)
 
 
-def _probe(name: str, found: dict[str, Any]) -> Iterator[RenderableType]:
+def _probe(name: str, found: Row) -> Iterator[RenderableType]:
     steps = found.get("steps")
     if isinstance(steps, list):
         yield from _probe_steps(name, steps)
@@ -162,7 +163,7 @@ def _probe(name: str, found: dict[str, Any]) -> Iterator[RenderableType]:
         yield table(f"Probe {name}", ["where", "what", "value"], rows, left=2)
 
 
-def _probe_steps(name: str, steps: list[dict[str, Any]]) -> Iterator[RenderableType]:
+def _probe_steps(name: str, steps: list[Row]) -> Iterator[RenderableType]:
     """What a probe found at steps: the numbers of its summaries, a row for each step."""
     every = -(-len(steps) // 20) if len(steps) > _MANY_STEPS else 1
     shown = [row for i, row in enumerate(steps) if i % every == 0 or i == len(steps) - 1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit.errors import ResultsError, SpecError
+from prunekit.records import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,17 +61,17 @@ def draw(results: Results, path: Path) -> None:
         plt.close(figure)
 
 
-def _sparsities(axis: Axes, steps: list[dict[str, Any]]) -> list[float]:
+def _sparsities(axis: Axes, steps: list[Row]) -> list[float]:
     axis.set_xlabel("sparsity (%)")
     axis.grid(alpha=0.3)
     return [100 * s["sparsity"] for s in steps]
 
 
-def _values(steps: list[dict[str, Any]], key: str) -> list[float]:
+def _values(steps: list[Row], key: str) -> list[float]:
     return [float("nan") if s.get(key) is None else s[key] for s in steps]
 
 
-def _losses(axis: Axes, summary: dict[str, Any]) -> None:
+def _losses(axis: Axes, summary: Row) -> None:
     steps = summary["steps"]
     x = _sparsities(axis, steps)
     for split, colour in _SPLITS:
@@ -88,7 +89,7 @@ def _losses(axis: Axes, summary: dict[str, Any]) -> None:
     axis.legend(fontsize="small")
 
 
-def _changes(axis: Axes, steps: list[dict[str, Any]]) -> None:
+def _changes(axis: Axes, steps: list[Row]) -> None:
     x = _sparsities(axis, steps)
     measured = _values(steps, "delta_loss")
     predicted = _values(steps, "predicted_delta_loss")
@@ -105,7 +106,7 @@ def _changes(axis: Axes, steps: list[dict[str, Any]]) -> None:
     axis.legend(fontsize="small")
 
 
-def _layers(axis: Axes, steps: list[dict[str, Any]]) -> None:
+def _layers(axis: Axes, steps: list[Row]) -> None:
     import matplotlib.pyplot as plt
 
     x = _sparsities(axis, steps)
@@ -122,7 +123,7 @@ def _layers(axis: Axes, steps: list[dict[str, Any]]) -> None:
         axis.legend(fontsize="x-small")
 
 
-def _line(axis: Axes, key: str, arrays: dict[str, Any]) -> None:
+def _line(axis: Axes, key: str, arrays: Row) -> None:
     first, second = (part.replace("finetuned", "fine-tuned") for part in key.split("_to_"))
     for split, colour in _SPLITS:
         if f"{split}_loss" in arrays:

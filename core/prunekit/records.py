@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+
+Plain: TypeAlias = Any
+"""JSON data: mappings, lists, texts, numbers, booleans, None."""
+
+Row: TypeAlias = Mapping[str, Plain]
+"""A mapping of names to plain data."""
 
 Metrics = dict[str, float | None]
 """``{train,valid,test}_loss`` and, for classification, ``_error``; ``None`` where not measured."""

@@ -19,12 +19,13 @@ from pydantic import BaseModel
 
 from prunekit.component import Options
 from prunekit.errors import DataError
+from prunekit.records import Plain, Row
 from prunekit.spec.resolve import Part, Spec
 
 _WITHOUT_EFFECT = ("name", "recorders")
 
 
-def spec_hash(spec: Spec, bound: Mapping[str, Any], device: str) -> str:
+def spec_hash(spec: Spec, bound: Row, device: str) -> str:
     """SHA-256 of the values that determine a run's results.
 
     Args:
@@ -91,7 +92,7 @@ def _as_written(file: Path, part: Part) -> str:
     return file.as_posix()  # the plugin's own, found without the spec
 
 
-def _without_paths(part: Part) -> dict[str, Any]:
+def _without_paths(part: Part) -> dict[str, Plain]:
     """A plugin's name and options. That a path is given counts, not which; where none is, ``None`` stays."""
     options = part.options
     engine = {k: v for k, v in part.engine.items() if k != "checkpoint" or v is None}

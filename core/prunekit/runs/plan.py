@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from prunekit.plugins.host import PluginManager
 from prunekit.pruning.criterion import Criterion
 from prunekit.pruning.scheduler import Scheduler
 from prunekit.pruning.selector import Selector
+from prunekit.records import Plain
 from prunekit.runs.identity import inputs, spec_hash
 from prunekit.seeds import derived
 from prunekit.spec.resolve import Part, Spec
@@ -49,7 +49,7 @@ class Plan:
     selector: Selector
     device: torch.device
     dtype: torch.dtype
-    bound: dict[str, Any]
+    bound: dict[str, Plain]
     spec_hash: str
     inputs: dict[str, str]
     plugins: dict[str, str]
@@ -141,10 +141,10 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     )
 
 
-def environment(plan: Plan) -> dict[str, Any]:
+def environment(plan: Plan) -> dict[str, Plain]:
     """What a result depends on besides the spec and its inputs."""
     device = plan.device
-    found: dict[str, Any] = {
+    found: dict[str, Plain] = {
         "prunekit": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prunekit.errors import ResultsError, SpecError
+from prunekit.records import Row
 from prunekit.results import check_version, open_results
 from prunekit.runs.state import State, state_path
 from prunekit.spec.resolve import Spec
@@ -40,7 +40,7 @@ def admit(spec: Spec, out: Path, resume: bool, overwrite: bool) -> tuple[State |
     return None, False
 
 
-def refuse_another_run(path: Path, state: State, bound: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+def refuse_another_run(path: Path, state: State, bound: Row, inputs: Mapping[str, str]) -> None:
     """Refuse to go on, from the state at ``path``, with another spec or other data.
 
     Args:
@@ -96,7 +96,7 @@ def _go_on(spec: Spec, out: Path, leftover: Path) -> tuple[State | None, bool]:
     return state, False
 
 
-def _check_same_spec(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_same_spec(path: Path, recorded: Row, wanted: Row) -> None:
     different = [key for key in wanted if recorded.get(key) != wanted[key]]
     if different:
         raise ResultsError(

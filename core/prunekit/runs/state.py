@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunekit.component import scalar
 from prunekit.errors import ResultsError, RunError
-from prunekit.records import Attempt, Metrics, ProbeRecord, Series, StepRecord, Target
+from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, Row, Series, StepRecord, Target
 from prunekit.results import open_results
 from prunekit.results.space import reserve
 
@@ -61,15 +59,15 @@ class State:
         probes: What probes found, label and record; of those at steps, at the last step only.
     """
 
-    spec: dict[str, Any]
+    spec: dict[str, Plain]
     spec_hash: str
     inputs: dict[str, str]
     phase: str = "train"
     done: int = 0
     current: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
-    optimizer: dict[str, Any] | None = None
-    best: dict[str, Any] | None = None
+    optimizer: dict[str, Plain] | None = None
+    best: dict[str, Plain] | None = None
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     metrics: dict[str, Metrics] = field(default_factory=dict)
     steps: list[StepRecord] = field(default_factory=list)
@@ -173,7 +171,7 @@ def plain(record: ProbeRecord) -> ProbeRecord:
     return _record(_plain_record(record))
 
 
-def _plain_record(record: ProbeRecord) -> dict[str, Any]:
+def _plain_record(record: ProbeRecord) -> dict[str, Plain]:
     """A probe's findings as tensors and plain data, which the state can hold."""
     data = asdict(record)
     for key in ("summary", "attributes"):  # numpy's numbers are no plain data
@@ -192,7 +190,7 @@ def _plain_record(record: ProbeRecord) -> dict[str, Any]:
     return data
 
 
-def _record(data: Mapping[str, Any]) -> ProbeRecord:
+def _record(data: Row) -> ProbeRecord:
     """Undo the state's form of a probe's findings."""
     groups = {
         group: {key: Series(s["values"].numpy(), tuple(s["axes"]), s["units"]) for key, s in arrays.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -11,6 +11,7 @@ from prunekit.component import Options
 from prunekit.masks.settings import Prunable
 from prunekit.plugins.host import PluginManager, default_manager
 from prunekit.plugins.kinds import KINDS
+from prunekit.records import Plain
 from prunekit.training.settings import Train, named
 
 
@@ -25,7 +26,7 @@ _KIND = "x-prunekit-kind"
 _NAMED = BeforeValidator(named)
 
 
-def _of(kind: str) -> Any:
+def _of(kind: str) -> Plain:
     """Marks in the schema where the options of every plugin of a kind are to be filled in."""
     return Field(json_schema_extra={_KIND: kind})
 
@@ -64,7 +65,7 @@ class Evaluate(Options):
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-def _bytes(value: Any) -> Any:
+def _bytes(value: Plain) -> Plain:
     if not isinstance(value, str):
         return value
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
@@ -102,14 +103,14 @@ class Settings(Options):
     recorders: tuple[RecorderChoice, ...] = (Choice(name="hdf5"),)
 
 
-def json_schema(manager: PluginManager | None = None) -> dict[str, Any]:
+def json_schema(manager: PluginManager | None = None) -> dict[str, Plain]:
     """JSON Schema of a spec, with every installed plugin's options, for editors and validators."""
     manager = manager or default_manager()
     schema = Settings.model_json_schema(mode="validation")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "prunekit run spec"
     definitions = schema.pop("$defs", {})
-    filled: dict[str, Any] = _fill(schema, manager, definitions)
+    filled: dict[str, Plain] = _fill(schema, manager, definitions)
     for key, definition in list(definitions.items()):  # filling adds the plugins' own
         definitions[key] = _fill(definition, manager, definitions)
     filled["$defs"] = definitions
@@ -134,7 +135,7 @@ def json_schema(manager: PluginManager | None = None) -> dict[str, Any]:
     return filled
 
 
-def _fill(node: Any, manager: PluginManager, definitions: dict[str, Any]) -> Any:
+def _fill(node: Plain, manager: PluginManager, definitions: dict[str, Plain]) -> Plain:
     if isinstance(node, list):
         return [_fill(item, manager, definitions) for item in node]
     if not isinstance(node, dict):
@@ -155,8 +156,8 @@ def _fill(node: Any, manager: PluginManager, definitions: dict[str, Any]) -> Any
 
 
 def _component_schema(
-    kind: str, name: str, options: type[Options], definitions: dict[str, Any]
-) -> dict[str, Any]:
+    kind: str, name: str, options: type[Options], definitions: dict[str, Plain]
+) -> dict[str, Plain]:
     schema = options.model_json_schema(mode="validation")
     for key, value in schema.pop("$defs", {}).items():
         definitions.setdefault(key, value)

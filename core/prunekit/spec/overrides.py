@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from prunekit.component import scalar
 from prunekit.errors import SpecError
+from prunekit.records import Plain
 from prunekit.spec.problems import shown
 from prunekit.spec.text import Document, Key, dotted
 
 
-def plain(value: Any, where: str) -> Any:
+def plain(value: Plain, where: str) -> Plain:
     """A copy as JSON data.
 
     Raises:
@@ -24,19 +24,19 @@ def plain(value: Any, where: str) -> Any:
         raise SpecError(f"{where}: must be plain data (mappings, lists, text, numbers): {error}") from None
 
 
-def override(data: Any, dotted_path: str, value: Any) -> Key:
+def override(data: Plain, dotted_path: str, value: Plain) -> Key:
     """Set one value, making mappings on the way; a plugin given by name alone becomes a mapping.
 
     Raises:
         SpecError: If the path leads nowhere.
     """
     path: list[str | int] = []
-    here: Any = data
+    here: Plain = data
     parts = dotted_path.split(".")
     if not all(parts):
         raise SpecError(f"--set {dotted_path}: a path is names joined by dots, such as prune.scheduler.steps")
     for depth, part in enumerate(parts):
-        key: Any = part
+        key: Plain = part
         if isinstance(here, list):
             if not part.isdigit() or int(part) >= len(here):
                 raise SpecError(
@@ -62,7 +62,7 @@ def override(data: Any, dotted_path: str, value: Any) -> Key:
     return tuple(path)
 
 
-def inherit_training(data: Any) -> list[str]:
+def inherit_training(data: Plain) -> list[str]:
     """Fill fine-tuning from ``train``; returns the keys that came from there.
 
     A mapping without a name, as ``--set finetune.optimizer.lr=…`` leaves it, takes name and the rest too.
@@ -81,7 +81,7 @@ def inherit_training(data: Any) -> list[str]:
 
 
 def origins_of(
-    data: Any, document: Document, flags: list[Key], inherited: list[str], path: Key = ()
+    data: Plain, document: Document, flags: list[Key], inherited: list[str], path: Key = ()
 ) -> Iterator[tuple[str, str]]:
     """Where every value came from: its dotted path, and ``default``, ``file`` or ``flag``."""
     if isinstance(data, dict | list) and data:
@@ -100,8 +100,8 @@ def origins_of(
         yield dotted(path), "default"
 
 
-def _given(data: Any, path: Key) -> bool:
-    here: Any = data
+def _given(data: Plain, path: Key) -> bool:
+    here: Plain = data
     for part in path:
         if isinstance(here, str):  # a plugin given by name alone
             return part == "name"

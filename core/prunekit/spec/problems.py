@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from prunekit.plugins.host import did_you_mean
+from prunekit.records import Plain
 from prunekit.spec.model import Choice
 from prunekit.spec.text import Document, Key, dotted
 
@@ -22,7 +23,7 @@ class Problems:
         lines: Where a problem stands in the text, and what it is.
     """
 
-    def __init__(self, document: Document, data: Any, flags: list[Key]) -> None:
+    def __init__(self, document: Document, data: Plain, flags: list[Key]) -> None:
         self.document = document
         self.data = data
         self.flags = flags
@@ -84,7 +85,7 @@ class Problems:
             else:
                 self.say(path, f"{_must(item['msg'])}; found {shown(found)}")
 
-    def _place(self, item: Any, prefix: Key, model: type[BaseModel]) -> tuple[Key, type[BaseModel] | None]:
+    def _place(self, item: Plain, prefix: Key, model: type[BaseModel]) -> tuple[Key, type[BaseModel] | None]:
         """Map pydantic's location, which also names union branches, to a path in the data."""
         path: list[str | int] = list(prefix)
         here = at(self.data, prefix)
@@ -105,14 +106,14 @@ class Problems:
         return tuple(path), owner
 
 
-def at(data: Any, path: Key) -> Any:
+def at(data: Plain, path: Key) -> Plain:
     """What stands at a place."""
     for part in path:
         data = data[part]
     return data
 
 
-def _model_at(owner: type[BaseModel] | None, part: str | int, value: Any) -> type[BaseModel] | None:
+def _model_at(owner: type[BaseModel] | None, part: str | int, value: Plain) -> type[BaseModel] | None:
     if owner is None or not isinstance(part, str) or part not in owner.model_fields:
         return None if isinstance(part, str) else owner
     found = [m for m in _models(owner.model_fields[part].annotation)]
@@ -124,7 +125,7 @@ def _model_at(owner: type[BaseModel] | None, part: str | int, value: Any) -> typ
     return found[0] if len(found) == 1 else None
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models(annotation: Plain) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
@@ -134,7 +135,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 def _tags(owner: type[BaseModel], path: Key) -> list[str]:
     """Names that a mapping told apart by its name may have."""
     field = owner.model_fields.get(str(path[-1]))
-    annotation: Any = field.annotation if field is not None else None
+    annotation: Plain = field.annotation if field is not None else None
     tags: list[Any] = [
         m.model_fields["name"].annotation for m in _models(annotation) if "name" in m.model_fields
     ]
@@ -145,7 +146,7 @@ def _describe(owner: type[BaseModel] | None, path: Key) -> str:
     field = owner.model_fields.get(str(path[-1])) if owner is not None else None
     if field is None:
         return ""
-    annotation: Any = field.annotation
+    annotation: Plain = field.annotation
     models = list(_models(annotation))
     if Choice in models:
         what = "a name, or a mapping with a name"
@@ -168,7 +169,7 @@ def _must(message: str) -> str:
     return text.replace("an object", "a mapping").replace("a valid array", "a list")
 
 
-def shown(value: Any) -> str:
+def shown(value: Plain) -> str:
     """A value as messages show it."""
     text = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

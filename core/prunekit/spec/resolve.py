@@ -19,6 +19,7 @@ from prunekit.plugins.host import PluginManager, default_manager
 from prunekit.plugins.kinds import KINDS
 from prunekit.pruning.criterion import locality_weight
 from prunekit.pruning.scheduler import Scheduler, check_levels
+from prunekit.records import Plain, Row
 from prunekit.spec import text as yaml_text
 from prunekit.spec.model import Settings
 from prunekit.spec.overrides import inherit_training, origins_of, override, plain
@@ -40,7 +41,7 @@ class Part:
     cls: type[Component]
     base: Path
     _options: Options = field(repr=False, hash=False)
-    _engine: Mapping[str, Any] = field(repr=False, hash=False)
+    _engine: Row = field(repr=False, hash=False)
 
     @property
     def options(self) -> Options:
@@ -48,7 +49,7 @@ class Part:
         return self._options.model_copy(deep=True)
 
     @property
-    def engine(self) -> Mapping[str, Any]:
+    def engine(self) -> Row:
         """What the engine takes itself, with defaults; a copy."""
         return MappingProxyType(deepcopy(dict(self._engine)))
 
@@ -58,7 +59,7 @@ class Part:
         return {name: value for name, value in self._options if isinstance(value, Path)}
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Plain]:
         """The whole mapping, with defaults, as JSON data; a copy."""
         return {"name": self.cls.name, **self.engine, **self._options.model_dump(mode="json")}
 
@@ -93,9 +94,9 @@ class Spec:
         return MappingProxyType(dict(self._parts))
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Plain]:
         """Everything, with defaults filled in, as JSON data; a copy."""
-        found: dict[str, Any] = json.loads(self._data)
+        found: dict[str, Plain] = json.loads(self._data)
         return found
 
     @property
@@ -123,8 +124,8 @@ class Spec:
 
 
 def load(
-    spec: str | Path | Mapping[str, Any],
-    overrides: Mapping[str, Any] | None = None,
+    spec: str | Path | Row,
+    overrides: Row | None = None,
     manager: PluginManager | None = None,
 ) -> Spec:
     """Read and resolve a spec file, or a mapping of the same shape.
@@ -145,9 +146,7 @@ def load(
     return resolve(yaml_text.parse(text, str(path)), overrides or {}, path.parent, manager)
 
 
-def resolve(
-    document: Document, overrides: Mapping[str, Any], base: Path, manager: PluginManager | None = None
-) -> Spec:
+def resolve(document: Document, overrides: Row, base: Path, manager: PluginManager | None = None) -> Spec:
     """Apply overrides, validate everything, fill in defaults and note origins."""
     manager = manager or default_manager()
     data = json.loads(json.dumps(document.data))
@@ -174,7 +173,7 @@ def resolve(
     )
 
 
-def _parts(data: Any, base: Path, manager: PluginManager, problems: Problems) -> Iterator[tuple[Key, Part]]:
+def _parts(data: Plain, base: Path, manager: PluginManager, problems: Problems) -> Iterator[tuple[Key, Part]]:
     for kind, known in KINDS.items():
         path = known.slot
         if path is None:
@@ -184,7 +183,7 @@ def _parts(data: Any, base: Path, manager: PluginManager, problems: Problems) ->
             node = node.get(part) if isinstance(node, dict) else None
         if node is None:
             node = list(known.default) if known.many else next(iter(known.default), None)
-        entries: list[tuple[Key, Any]]
+        entries: list[tuple[Key, Plain]]
         if known.many:
             entries = [((*path, i), item) for i, item in enumerate(node if isinstance(node, list) else [])]
         else:
@@ -202,7 +201,7 @@ def _parts(data: Any, base: Path, manager: PluginManager, problems: Problems) ->
 
 
 def _part(
-    path: Key, kind: str, entry: Any, base: Path, manager: PluginManager, problems: Problems
+    path: Key, kind: str, entry: Plain, base: Path, manager: PluginManager, problems: Problems
 ) -> Part | None:
     mapping = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(mapping, dict) or not isinstance(mapping.get("name"), str):
@@ -224,7 +223,7 @@ def _part(
     return Part(kind, cls, base, validated, engine)
 
 
-def _check_engine_keys(path: Key, engine: dict[str, Any], problems: Problems) -> None:
+def _check_engine_keys(path: Key, engine: dict[str, Plain], problems: Problems) -> None:
     lam = engine.get("lambda", 0.0)
     try:
         lam = locality_weight(lam)
@@ -257,8 +256,8 @@ def _check_schedule(parts: Mapping[Key, Part], problems: Problems) -> None:
             problems.say(("prune", "scheduler"), str(error))
 
 
-def _filled(settings: Settings, parts: Mapping[Key, Part]) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(settings.model_dump_json())
+def _filled(settings: Settings, parts: Mapping[Key, Part]) -> dict[str, Plain]:
+    data: dict[str, Plain] = json.loads(settings.model_dump_json())
     for path, part in parts.items():
         if KINDS[part.kind].many:
             data[str(path[0])][path[1]] = part.data

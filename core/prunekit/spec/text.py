@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from prunekit.errors import SpecError
+from prunekit.records import Plain
 
 Key = tuple[str | int, ...]
 """Where a value stands: ``("probes", 0, "points")``."""
@@ -28,7 +28,7 @@ class Document:
         text: The text itself.
     """
 
-    data: Any
+    data: Plain
     source: str
     marks: dict[Key, tuple[int, int]] = field(default_factory=dict)
     text: str = ""
@@ -59,7 +59,7 @@ def parse(text: str, source: str) -> Document:
     return document
 
 
-def parse_value(text: str, source: str = "value") -> Any:
+def parse_value(text: str, source: str = "value") -> Plain:
     """Read one value, as on the right of ``--set PATH=VALUE``.
 
     Raises:
@@ -68,7 +68,7 @@ def parse_value(text: str, source: str = "value") -> Any:
     return _built(text, Document(None, source))
 
 
-def _built(text: str, document: Document) -> Any:
+def _built(text: str, document: Document) -> Plain:
     yaml = YAML(typ="safe", pure=True)
     yaml.version = (1, 2)
     source = document.source
@@ -90,7 +90,7 @@ class _Builder:
         self.document = document
         self.nodes = 0
 
-    def build(self, node: Node, path: Key) -> Any:
+    def build(self, node: Node, path: Key) -> Plain:
         self.nodes += 1
         if self.nodes > _MAX_NODES:
             raise SpecError(f"{self.document.source}: holds more than {_MAX_NODES} values")
@@ -108,8 +108,8 @@ class _Builder:
             ) from None
         return _scalar(node)
 
-    def _mapping(self, node: MappingNode, path: Key) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+    def _mapping(self, node: MappingNode, path: Key) -> dict[str, Plain]:
+        result: dict[str, Plain] = {}
         for key_node, value_node in node.value:
             mark = key_node.start_mark.line + 1, key_node.start_mark.column + 1
             if not isinstance(key_node, ScalarNode):
@@ -126,7 +126,7 @@ class _Builder:
         return result
 
 
-def _scalar(node: ScalarNode) -> Any:
+def _scalar(node: ScalarNode) -> Plain:
     tag, text = str(node.tag).rsplit(":", 1)[-1], node.value
     if tag == "null":
         return None
