@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from choosing import propose
+from layers import layer_errors
 from torch import Tensor, float64, nn
 
 import prunekit as pk
 from prunekit.masks.apportion import apportion
 from prunekit.plugins.build import component
 from prunekit.statistics import Estimates
-from prunekit_plugins._selection.reconstruction import layer_errors
 
 Batches = list[tuple[Tensor, Tensor]]
 

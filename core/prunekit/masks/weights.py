@@ -67,7 +67,7 @@ class FlatIndex:
         """All values in one vector on the first tensor's device, a copy; in the tensors' own dtype by default."""
         import torch
 
-        parts = [tensors[layer.name].reshape(-1) for layer in self.layers]
+        parts = [tensors[layer.name].detach().reshape(-1) for layer in self.layers]
         device = parts[0].device
         return torch.cat([part.to(device, dtype or part.dtype) for part in parts])
 

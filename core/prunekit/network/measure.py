@@ -61,7 +61,7 @@ def measure(
     return loss_sum / normaliser, wrong_sum / predictions_sum if predictions_sum else None
 
 
-def share(split: Split) -> list[tuple[Inputs, Tensor]]:
+def own_part(split: Split) -> list[tuple[Inputs, Tensor]]:
     """This process's part of a split, as batches: all of it where there is one process."""
     part = distributed.shard(len(split))
     return [(rows(split.x, part.start, part.stop), split.y[part])]
@@ -81,7 +81,7 @@ def metrics(model: nn.Module, splits: Splits, loss: Loss, train_examples: int | 
             continue
         if name == "train" and train_examples is not None:
             split = split.first(train_examples)
-        value, error = measure(model, share(split), loss)
+        value, error = measure(model, own_part(split), loss)
         found[f"{name}_loss"] = value
         if f"{name}_error" in found:
             found[f"{name}_error"] = error

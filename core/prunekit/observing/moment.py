@@ -13,7 +13,7 @@ from prunekit.data import Split, Splits
 from prunekit.errors import DataError
 from prunekit.losses.base import Loss
 from prunekit.network.call import Batch
-from prunekit.network.measure import measure, share
+from prunekit.network.measure import measure, own_part
 from prunekit.network.restore import holding
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.estimate import DEFAULT_MEMORY, estimate
@@ -164,7 +164,7 @@ class Moment:
 
     def _batches(self, data: Data | None) -> Batches:
         if isinstance(data, Split):
-            return share(data)
+            return own_part(data)
         if data is not None:
             return data
         raise DataError(f'moment {self.name!r}: say on which examples: data=moment.split("train"), say')

@@ -15,7 +15,7 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.errors import PrunekitError, RunError
 from prunekit.masks.apply import apply_masks
-from prunekit.network.measure import measure, metric_names, metrics, share
+from prunekit.network.measure import measure, metric_names, metrics, own_part
 from prunekit.observing.listener import Listener
 from prunekit.observing.moment import Moment, Surroundings
 from prunekit.observing.probe import Moments, Probe
@@ -252,7 +252,7 @@ class _Execution:
             row: dict[str, float | None] = {"epoch": index + 1, "running_loss": running}
             value = -float(index)  # without a validation split the last epoch is the best
             if self.splits.valid is not None and len(self.splits.valid):
-                loss, error = measure(self.model, share(self.splits.valid), self.loss)
+                loss, error = measure(self.model, own_part(self.splits.valid), self.loss)
                 row["valid_loss"] = value = loss
                 if error is not None:
                     row["valid_error"] = value = error

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from prunekit.errors import UnsupportedError
+from prunekit.masks.weights import FlatIndex
 from prunekit.network.call import Inputs, call
 from prunekit.statistics.capture import Capture, Use
 
@@ -39,13 +40,10 @@ class Problem:
 
     def kept(self) -> Tensor:
         """Flat indices of the kept weights, parameters one after another."""
-        masks = [
-            torch.ones(p.numel(), dtype=torch.bool, device=p.device)
-            if self.masks is None
-            else self.masks[name].flatten()
-            for name, p in self.parameters.items()
-        ]
-        return torch.cat(masks).nonzero().squeeze(1)
+        index = FlatIndex.of(self.parameters)
+        if self.masks is None:
+            return torch.arange(index.total, device=next(iter(self.parameters.values())).device)
+        return index.flat(self.masks).nonzero().squeeze(1)
 
     def dtype(self, parameter: Tensor) -> torch.dtype:
         """In which sums are accumulated: float32 at least."""

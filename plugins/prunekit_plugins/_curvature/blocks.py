@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prunekit import Detailed, PrunekitError, RunError, UnsupportedError
+from prunekit.masks import FlatIndex
 from prunekit_plugins._linalg.inversion import inverse
 
 _MATRICES = 6  # of a block in work: curvature, damped, inverse, and what inverting and eliminating need
@@ -152,9 +153,9 @@ class Blocks(Detailed):
         self.statistic, self.families, self.damping, self.memory = statistic, list(families), damping, memory
         self._keeps = sum(family.held() for family in families) <= memory // 2
         self._kept: dict[tuple[int, int], Tensor] = {}
-        sizes = [shape.numel() for shape in shapes.values()]
+        index_of = FlatIndex(shapes)
         device = families[0].index.device if families else None
-        flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        flat = torch.zeros(index_of.total, dtype=torch.float64, device=device)
         for number, family in enumerate(self.families):
             for start, stop in family.pieces(self._room):
                 index, there = family.placed(start, stop)
@@ -162,8 +163,7 @@ class Blocks(Detailed):
                 if found is None:
                     found = self._inverse(number, start, stop).diagonal(dim1=1, dim2=2)
                 flat[index[there]] = found[there]
-        parts = torch.split(flat, sizes)
-        super().__init__({n: p.view(shape) for (n, shape), p in zip(shapes.items(), parts, strict=True)})
+        super().__init__(index_of.split(flat))
 
     def with_damping(self, damping: float) -> Self:
         """The inverse of the same curvature with another damping."""

@@ -8,7 +8,7 @@ _SPEED = 2e10  # floating-point operations per second in factorisations: an orde
 _WORTH = 1.0  # seconds below which nobody wants to know
 
 
-def told(statistic: str, memory: float, operations: float) -> str | None:
+def cost_notice(statistic: str, memory: float, operations: float) -> str | None:
     """Memory and time of a step at the first level, in words; ``None`` if it is over in no time.
 
     Args:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit import Detailed, SpecError, UnsupportedError
+from prunekit.masks import FlatIndex
 
 
 class Products(Detailed):
@@ -53,12 +54,11 @@ class Products(Detailed):
                 f"inverse_products: {damping:g} is lost in rounding beside {self.count:,} vectors with squares of up to "
                 f"{float(gram.diagonal().max()) / normaliser:.3g}; raise damping"
             )
-        flat = torch.zeros(sum(s.numel() for s in shapes.values()), dtype=torch.float64, device=kept.device)
+        flat = torch.zeros(FlatIndex(shapes).total, dtype=torch.float64, device=kept.device)
         for part, piece in self._pieces():
             within = torch.linalg.solve_triangular(self.factor, piece, upper=False)
             flat[kept[part]] = (1 - within.square_().sum(0)) / damping
-        parts = torch.split(flat, [s.numel() for s in shapes.values()])
-        super().__init__({n: p.view(shape) for (n, shape), p in zip(shapes.items(), parts, strict=True)})
+        super().__init__(FlatIndex(shapes).split(flat))
 
     def __matmul__(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """H⁻¹v.
@@ -78,10 +78,9 @@ class Products(Detailed):
         found = torch.zeros_like(flat)
         for part, piece in self._pieces():
             found[self.kept[part]] = (flat[self.kept[part]] - within @ piece) / self.damping
-        parts = torch.split(found, [t.numel() for t in self.values()])
         return {
-            name: p.view(t.shape).to(torch.promote_types(vectors[name].dtype, torch.float32))
-            for (name, t), p in zip(self.items(), parts, strict=True)
+            name: p.to(torch.promote_types(vectors[name].dtype, torch.float32))
+            for name, p in FlatIndex.of(self).split(found).items()
         }
 
     def curved(self, change: Tensor) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunekit import Detailed
+from prunekit.masks import FlatIndex
 
 
 @dataclass(frozen=True)
@@ -145,5 +146,4 @@ class Factors(Detailed):
         return torch.stack(along).sum(0) if along else torch.zeros(1, 1, dtype=torch.float64)
 
     def _split(self, vector: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(vector, [shape.numel() for shape in self.shapes.values()])
-        return {n: p.view(shape) for (n, shape), p in zip(self.shapes.items(), parts, strict=True)}
+        return FlatIndex(self.shapes).split(vector)

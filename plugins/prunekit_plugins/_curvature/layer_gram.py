@@ -12,7 +12,7 @@ from prunekit_plugins._curvature.blocks import Blocks, Family
 from prunekit_plugins._linalg.inversion import inverse
 
 
-class Shared(Family):
+class LayerGram(Family):
     """A layer's outputs, each with its inputs: ``C_r = H[K_r, K_r]``, H that of the output's group.
 
     Outputs that have all their inputs share one inverse, computed once. An input that is always zero has a zero row
@@ -128,7 +128,7 @@ class Shared(Family):
 
 
 class LayerBlocks(Blocks):
-    """:class:`Blocks` of :class:`Shared` families.
+    """:class:`Blocks` of :class:`LayerGram` families.
 
     Attributes:
         live: By parameter, False at weights whose input is always zero: they cost and change nothing.
@@ -138,7 +138,7 @@ class LayerBlocks(Blocks):
         self,
         statistic: str,
         shapes: Mapping[str, torch.Size],
-        families: Sequence[Shared],
+        families: Sequence[LayerGram],
         damping: float,
         memory: int,
     ) -> None:
@@ -148,7 +148,7 @@ class LayerBlocks(Blocks):
             live = family.live.unsqueeze(1).expand(-1, shapes[name][0] // len(family.gram), -1)
             self.live[name] = live.reshape(shapes[name])
 
-    def family(self, layer: str) -> Shared:
+    def family(self, layer: str) -> LayerGram:
         """That of a parameter."""
         return next(f for f in self.families if f.layer == layer)  # type: ignore[return-value]
 

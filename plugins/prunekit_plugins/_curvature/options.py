@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from prunekit import Options, Statistic
+from prunekit.masks import FlatIndex
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,10 +72,9 @@ def hessian_columns(batch: ForwardPass, kept: Tensor) -> Iterator[tuple[int, Ten
 
     product = batch.hessian_products()
     parameters = batch.problem.parameters
-    sizes = [p.numel() for p in parameters.values()]
-    for number, index in enumerate(kept.tolist()):
-        unit = torch.zeros(sum(sizes), dtype=torch.float64, device=kept.device)
-        unit[index] = 1
-        parts = torch.split(unit, sizes)
-        vector = {n: part.view(p.shape).to(p) for (n, p), part in zip(parameters.items(), parts, strict=True)}
-        yield number, torch.cat([h.flatten().double() for h in product(vector).values()])
+    index = FlatIndex.of(parameters)
+    for number, place in enumerate(kept.tolist()):
+        unit = torch.zeros(index.total, dtype=torch.float64, device=kept.device)
+        unit[place] = 1
+        vector = {name: part.to(parameters[name]) for name, part in index.split(unit).items()}
+        yield number, index.flat(product(vector), torch.float64)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Linear algebra that knows nothing of networks: inverses of many matrices, conjugate gradients, constrained minima."""

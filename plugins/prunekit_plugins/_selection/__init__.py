@@ -1,1 +1,5 @@
-"""TODO."""
+"""Which weights go where costs depend on each other, and what is left takes on.
+
+``elimination`` and ``greedy`` remove weights one by one, ``exchange`` swaps them, ``columns`` sweeps through a layer,
+``pattern`` keeps N of every M, ``reconstruction`` fits what is left. The package is no plugin: it registers nothing.
+"""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunekit.masks import apportion, smallest
-from prunekit_plugins._curvature.layer_gram import Shared
+from prunekit_plugins._curvature.layer_gram import LayerGram
 
 Choice = Callable[[int, int, Tensor], Tensor]
 """Given first and last column (one past) and their scores ``[groups, units, columns]``, what goes."""
@@ -86,7 +86,7 @@ class Columns:
         order: ``[columns]``, where each column stands in the parameter.
     """
 
-    def __init__(self, family: Shared, weight: Tensor, damping: float, m: int | None) -> None:
+    def __init__(self, family: LayerGram, weight: Tensor, damping: float, m: int | None) -> None:
         self._shape = len(family.gram), weight.shape[0] // len(family.gram), family.inputs
         order = torch.arange(family.inputs, device=weight.device)
         if m is not None:

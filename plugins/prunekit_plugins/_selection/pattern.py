@@ -114,11 +114,11 @@ def caps(chunk: Chunk, masks: Mapping[str, Tensor], n: int, m: int) -> Caps:
     """Limits of each group to what may still go from a layer's blocks."""
     import torch
 
-    from prunekit_plugins._curvature.layer_gram import Shared
+    from prunekit_plugins._curvature.layer_gram import LayerGram
     from prunekit_plugins._selection.elimination import Caps
 
     family = chunk.family
-    assert isinstance(family, Shared)
+    assert isinstance(family, LayerGram)
     gone = in_groups(~masks[family.layer or ""], m)
     left = (m - n - gone.sum(-1)).flatten(1)  # [units, groups]
     number = torch.arange(left.shape[1], device=left.device).view(1, *gone.shape[1:-1], 1)

@@ -1,4 +1,4 @@
-"""Layers' outputs made up for by least squares, and how far a pruned layer is from that."""
+"""Layers' outputs made up for by least squares."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from prunekit.masks import FlatIndex
 from prunekit_plugins._curvature.blocks import not_definite
-from prunekit_plugins._curvature.layer_gram import LayerBlocks, Shared
+from prunekit_plugins._curvature.layer_gram import LayerBlocks, LayerGram
 from prunekit_plugins._linalg.constrained import adjusted
 from prunekit_plugins._linalg.inversion import inverse
 
@@ -30,15 +31,14 @@ def refitted(blocks: LayerBlocks, weights: Tensors, masks: Tensors) -> dict[str,
     Returns:
         New values in the weights' dtypes.
     """
-    left = torch.cat([m.flatten() for m in masks.values()])
-    values = torch.cat([w.flatten().double() for w in weights.values()])
-    found = values.clone()
+    index = FlatIndex.of(weights)
+    left, values = index.flat(masks), index.flat(weights, torch.float64)
+    fitted = values.clone()
     for chunk in blocks.chunks():
         gone = chunk.there & ~left[chunk.index]
         part = adjusted(chunk.inverse, chunk.at(values), gone)
-        found[chunk.index[chunk.there]] = part[chunk.there]
-    parts = torch.split(found, [w.numel() for w in weights.values()])
-    return {n: p.view(w.shape).to(w.dtype) for (n, w), p in zip(weights.items(), parts, strict=True)}
+        fitted[chunk.index[chunk.there]] = part[chunk.there]
+    return {name: v.to(weights[name].dtype) for name, v in index.split(fitted).items()}
 
 
 def least_squares(blocks: LayerBlocks, weights: Tensors, masks: Tensors) -> dict[str, Tensor]:
@@ -52,47 +52,18 @@ def least_squares(blocks: LayerBlocks, weights: Tensors, masks: Tensors) -> dict
     Returns:
         New values in the weights' dtypes.
     """
-    left = torch.cat([m.flatten() for m in masks.values()])
-    values = torch.cat([w.flatten().double() for w in weights.values()])
-    found, start = {}, 0
-    for name, w in weights.items():
-        family = blocks.family(name)
-        best = _least_squares(family, values, left, blocks.damping + _LITTLE * family.mean, blocks.memory)
-        found[name] = best[start : start + w.numel()].view(w.shape).to(w.dtype)
-        start += w.numel()
-    return found
+    index = FlatIndex.of(weights)
+    left, values = index.flat(masks), index.flat(weights, torch.float64)
+    best = {}
+    for layer in index.layers:
+        family, w = blocks.family(layer.name), weights[layer.name]
+        damping = blocks.damping + _LITTLE * family.mean
+        fitted = solve_layer(family, values, left, damping, blocks.memory)
+        best[layer.name] = fitted[layer.part].view(w.shape).to(w.dtype)
+    return best
 
 
-def layer_errors(
-    blocks: LayerBlocks, before: Tensors, after: Tensors, masks: Tensors
-) -> dict[str, tuple[float, float]]:
-    """Each layer's error ``Σ_r Δ_rᵀ H Δ_r``, and the least one that its mask allows; both without damping.
-
-    Their relative difference is the gap of an update to least squares.
-
-    Args:
-        blocks: Of the statistic ``inverse_layer``, at the weights before.
-        before: By parameter; zero where pruned already.
-        after: By parameter; what stands where a weight goes counts as zero.
-        masks: What is kept after.
-
-    Returns:
-        By parameter, both in squared units of the layer's outputs per loss normaliser.
-    """
-    old = torch.cat([w.flatten().double() for w in before.values()])
-    left = torch.cat([m.flatten() for m in masks.values()])
-    new = torch.cat([w.flatten().double() for w in after.values()]).masked_fill(~left, 0.0)
-    found = {}
-    for name in before:
-        family = blocks.family(name)
-        # Above the rounding of a factorisation, so that a singular problem has a solution: one of the best.
-        rounding = family.inputs**2 * torch.finfo(torch.float64).eps * family.mean
-        best = _least_squares(family, old, left, rounding, blocks.memory)
-        found[name] = family.curved(new - old), family.curved(best - old)
-    return found
-
-
-def _least_squares(family: Shared, values: Tensor, left: Tensor, damping: float, memory: int) -> Tensor:
+def solve_layer(family: LayerGram, values: Tensor, left: Tensor, damping: float, memory: int) -> Tensor:
     """Over all weights, those of other layers unchanged: solve ``A[K,K] ŵ_K = (A w)_K`` in each row, A = H + αI."""
     out = values.clone()
     for start, stop in family.pieces(min(_PIECE, memory // _MATRICES)):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from prunekit import UnsupportedError
 from prunekit.units import memory_option, readable_bytes
-from prunekit_plugins._curvature.cost import told
+from prunekit_plugins._curvature.cost import cost_notice
 from prunekit_plugins._curvature.options import InverseOptions
 from prunekit_plugins._curvature.summed_blocks import SummedBlocks, refuse_large_blocks
 
@@ -57,7 +57,7 @@ class InverseBlock(SummedBlocks):
                 f"{readable_bytes(memory)}. Raise it (memory: {memory_option(needed)}), or use smaller blocks "
                 f"(size: {max(1, memory * 9 // (40 * weights))} fits)"
             )
-        return told(self.name, needed, sum(layer.size * widths[layer.name] ** 2 for layer in layers))
+        return cost_notice(self.name, needed, sum(layer.size * widths[layer.name] ** 2 for layer in layers))
 
     def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
         """Runs of kept weights."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
-from prunekit_plugins._curvature.cost import told
+from prunekit_plugins._curvature.cost import cost_notice
 from prunekit_plugins._curvature.options import InverseOptions, columns, derived, hessian_columns
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class InverseFull(Estimator):
         """Refuse matrices that do not fit."""
         weights = sum(layer.size for layer in layers)
         self._check(weights, memory)
-        return told(self.name, _MATRICES * 8 * weights**2, weights**3)
+        return cost_notice(self.name, _MATRICES * 8 * weights**2, weights**3)
 
     def _check(self, weights: int, memory: int) -> None:
         needed = _MATRICES * 8 * weights**2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
-from prunekit_plugins._curvature.cost import told
+from prunekit_plugins._curvature.cost import cost_notice
 from prunekit_plugins._curvature.layers_only import refuse_other_uses
 from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns, derived
 
@@ -80,7 +80,7 @@ class InverseKroneckerFactored(Estimator):
         self._check(sizes, memory)
         needed = sum(_FACTORS * groups * (b**2 + a**2) for _, groups, b, a in sizes)
         # An eigendecomposition takes some ten times as many operations as an inverse.
-        return told(self.name, needed, sum(10 * groups * (b**3 + a**3) for _, groups, b, a in sizes))
+        return cost_notice(self.name, needed, sum(10 * groups * (b**3 + a**3) for _, groups, b, a in sizes))
 
     def _check(self, sizes: Sequence[tuple[str, int, int, int]], memory: int) -> None:
         """With name, groups, outputs and inputs of each layer."""

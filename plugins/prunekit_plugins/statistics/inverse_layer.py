@@ -10,7 +10,7 @@ from pydantic import Field
 
 from prunekit import Estimator, Options, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
-from prunekit_plugins._curvature.cost import told
+from prunekit_plugins._curvature.cost import cost_notice
 from prunekit_plugins._curvature.layers_only import refuse_other_uses
 from prunekit_plugins._curvature.options import derived
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prunekit import Statistics, Tensors
     from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem, Use
-    from prunekit_plugins._curvature.layer_gram import LayerBlocks, Shared
+    from prunekit_plugins._curvature.layer_gram import LayerBlocks, LayerGram
 
 _MATRICES = 6  # of one layer in work, beside the sums and the inverse of each
 
@@ -69,7 +69,7 @@ class InverseLayer(Estimator):
         needed = 8 * (2 * sum(size**2 for size in sizes.values()) + _MATRICES * sizes[largest] ** 2)
         if needed > memory:
             raise UnsupportedError(self._too_much(needed, largest, sizes[largest], memory))
-        return told(self.name, needed, sum(size**3 for size in sizes.values()))
+        return cost_notice(self.name, needed, sum(size**3 for size in sizes.values()))
 
     def derive(self, known: Statistics) -> Tensors | None:
         """From the same curvature with another damping."""
@@ -110,11 +110,11 @@ class InverseLayer(Estimator):
             found[name] = torch.where(self._keep(name), value, 0.0)
         return found
 
-    def _families(self) -> Iterator[Shared]:
+    def _families(self) -> Iterator[LayerGram]:
         import torch
 
         from prunekit_plugins._curvature.block_families import packed
-        from prunekit_plugins._curvature.layer_gram import Shared
+        from prunekit_plugins._curvature.layer_gram import LayerGram
 
         offset = 0
         for name, p in self._problem.parameters.items():
@@ -123,7 +123,7 @@ class InverseLayer(Estimator):
             if self.options.inputs == "all":
                 keep = torch.ones_like(keep)
             index = torch.arange(offset, offset + p.numel(), device=p.device).view(len(p), each)
-            yield Shared(name, *packed(index, keep), gram, self.options.relative_damping, p.shape, offset)
+            yield LayerGram(name, *packed(index, keep), gram, self.options.relative_damping, p.shape, offset)
             offset += p.numel()
 
     def _keep(self, name: str) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from prunekit_plugins._curvature.cost import told
+from prunekit_plugins._curvature.cost import cost_notice
 from prunekit_plugins._curvature.options import InverseOptions
 from prunekit_plugins._curvature.summed_blocks import SummedBlocks, refuse_large_blocks
 
@@ -56,7 +56,7 @@ class InverseRows(SummedBlocks):
         largest = max(layers, key=row)
         refuse_large_blocks(self.name, (largest.name, row(largest)), memory)
         kept = min(memory // 2, sum(8 * layer.size * row(layer) for layer in layers))
-        return told(
+        return cost_notice(
             self.name, kept + 8 * 6 * row(largest) ** 2, sum(layer.size * row(layer) ** 2 for layer in layers)
         )
 
