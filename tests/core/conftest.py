@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import adaptive
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.func import jacrev
 from torch.nn.utils import parametrizations
 from torch.utils._pytree import tree_map
+
+from prunekit.plugins.host import default_manager
 
 EXAMPLES = 7
 CLASSES = 3
@@ -508,3 +511,12 @@ def _prune(
 def naive() -> SimpleNamespace:
     """The naive twins."""
     return SimpleNamespace(statistics=_statistics, prune=_prune, prunable=_prunable, loss=_loss)
+
+
+@pytest.fixture
+def adaptive_plugins() -> Iterator[None]:
+    """The components of ``adaptive``, for this test alone."""
+    default_manager.cache_clear()
+    default_manager().register(adaptive.plugin)
+    yield
+    default_manager.cache_clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import adaptive
@@ -14,21 +14,29 @@ from torch import Tensor, nn
 import prunekit as pk
 from prunekit.observing.moment import Surroundings
 from prunekit.plugins.build import as_loss, component, estimators
-from prunekit.plugins.host import default_manager
 from prunekit.pruning import sample as sampling
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.step import Pruner
+
+
+def counted_passes(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """What is asked of each pass over the data from now on."""
+    passes: list[list[Any]] = []
+    original = sampling.estimate
+
+    def counted(*arguments: Any) -> Any:
+        passes.append(list(arguments[2]))
+        return original(*arguments)
+
+    monkeypatch.setattr(sampling, "estimate", counted)
+    return passes
+
 
 SURVIVORS_STAY = ("lm", "qm", "magnitude", "random")
 SURVIVORS_MOVE = ("obs", "obs_rows", "combinatorial", "obc", "sparsegpt")
 
 
-@pytest.fixture(autouse=True)
-def plugins() -> Iterator[None]:
-    default_manager.cache_clear()
-    default_manager().register(adaptive.plugin)
-    yield
-    default_manager.cache_clear()
+pytestmark = pytest.mark.usefixtures("adaptive_plugins")
 
 
 def network() -> nn.Module:
@@ -96,14 +104,7 @@ def test_a_run_with_attempts_taken_back_ends_as_one_without(criterion: str) -> N
 def test_attempts_of_a_step_share_its_sample_and_statistics(
     criterion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes = []
-    original = sampling.estimate
-
-    def counted(*arguments: Any) -> Any:
-        passes.append(list(arguments[2]))
-        return original(*arguments)
-
-    monkeypatch.setattr(sampling, "estimate", counted)
+    passes = counted_passes(monkeypatch)
     drawn: list[int] = []
 
     def fresh() -> list[tuple[Tensor, Tensor]]:
@@ -127,14 +128,7 @@ def test_another_lambda_changes_the_attempt_and_is_recorded() -> None:
 def test_another_lambda_of_a_damped_criterion_needs_no_new_pass_and_gives_what_one_would(
     criterion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes = []
-    original = sampling.estimate
-
-    def counted(*arguments: Any) -> Any:
-        passes.append(list(arguments[2]))
-        return original(*arguments)
-
-    monkeypatch.setattr(sampling, "estimate", counted)
+    passes = counted_passes(monkeypatch)
     trying, once = network(), network()
     found = pk.prune(trying, batches(), criterion, scheduler=adaptive.Tightening(steps=1))
     assert len(passes) == 1

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import adaptive
 import pytest
 import running
 import torch
@@ -16,17 +15,10 @@ import prunekit as pk
 from prunekit.observing.moment import Moment, Surroundings
 from prunekit.observing.probe import Moments
 from prunekit.plugins.build import as_loss, component, estimators
-from prunekit.plugins.host import default_manager
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.step import Pruner
 
-
-@pytest.fixture(autouse=True)
-def plugins() -> Iterator[None]:
-    default_manager.cache_clear()
-    default_manager().register(adaptive.plugin)
-    yield
-    default_manager.cache_clear()
+pytestmark = pytest.mark.usefixtures("adaptive_plugins")
 
 
 def network() -> nn.Module:

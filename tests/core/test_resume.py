@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import adaptive
 import h5py
 import pytest
 import running
@@ -19,7 +18,6 @@ import torch
 
 import prunekit as pk
 from prunekit.observing.listener import Listener
-from prunekit.plugins.host import default_manager
 from prunekit.pruning.step import Pruner
 from prunekit.runs.state import State
 from prunekit.training.loop import Trainer
@@ -173,12 +171,11 @@ PROBED = MASKING | {
 }
 
 
+@pytest.mark.usefixtures("adaptive_plugins")
 @pytest.mark.parametrize("changes", [ADAPTIVE, MASKING, PROBED], ids=["updates", "masks", "fixed"])
 def test_a_run_killed_among_attempts_and_probes_of_steps_resumes_bit_equal(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    default_manager.cache_clear()
-    default_manager().register(adaptive.plugin)
     running.write_data(tmp_path / "data.npz")
     spec = running.mapping(tmp_path, **changes)
     pk.run(spec, tmp_path / "whole.h5").close()
@@ -207,7 +204,6 @@ def test_a_run_killed_among_attempts_and_probes_of_steps_resumes_bit_equal(
         pk.run(spec, out, resume=True).close()
         assert running.contents(out) == whole
     assert killed > 15
-    default_manager.cache_clear()
 
 
 def test_a_run_interrupted_after_any_event_says_so_and_resumes_bit_equal(

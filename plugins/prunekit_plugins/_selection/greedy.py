@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prunekit.masks import apportion, kth_smallest, smallest
+from prunekit import Context
+from prunekit.masks import FlatIndex, apportion, kth_smallest, smallest
 from prunekit_plugins._curvature.blocks import Blocks, Chunk
 from prunekit_plugins._selection.elimination import Caps, Traces, eliminate
 
@@ -52,6 +53,41 @@ def layer_budgets(masks: Mapping[str, Tensor], budget: int) -> dict[str | None, 
     sizes = [mask.numel() for mask in masks.values()]
     gone = [mask.numel() - int(mask.count_nonzero()) for mask in masks.values()]
     return dict(zip(masks, apportion(budget, sizes, lower=gone), strict=True))
+
+
+def eliminated(
+    context: Context,
+    blocks: Blocks,
+    minimum: Callable[[Chunk], Tensor],
+    saliency: Mapping[str, Tensor],
+    scope: str,
+    refresh: int,
+    damps: bool,
+    caps: Callable[[Chunk], Caps] | None = None,
+) -> dict[str, Tensor]:
+    """The masks of a step by greedy elimination; see :func:`greedy`.
+
+    Args:
+        context: The step.
+        blocks: With their inverses, over all kept weights.
+        minimum: The model's, at a chunk's blocks.
+        saliency: The cost of each weight before any goes.
+        scope: ``global``, one budget for all layers, or ``layerwise``, a share for each.
+        refresh: After so many removals from a block its inverse is computed anew.
+        damps: Whether λ is damping; where it is not, ½λθ² is added to each weight's cost.
+        caps: See :func:`greedy`.
+    """
+    index = FlatIndex.of(context.weights)
+    penalty = None
+    if context.lam and not damps:
+        penalty = 0.5 * context.lam * index.flat(context.weights, torch.float64).square()
+    budgets: dict[str | None, int] = {None: context.budget}
+    if scope == "layerwise":
+        budgets = layer_budgets(context.masks, context.budget)
+    costs = index.flat(saliency, torch.float64)
+    left = index.flat(context.masks)
+    left[greedy(blocks, minimum, costs, context.masks, budgets, refresh, caps, penalty)] = False
+    return index.split(left)
 
 
 def greedy(

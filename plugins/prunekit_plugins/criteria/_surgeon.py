@@ -157,31 +157,17 @@ class Surgeon(Criterion):
 
     def _eliminated(self, context: Context) -> dict[str, Tensor]:
         """Masks after greedy elimination down to the budget."""
-        import torch
+        from prunekit_plugins._selection.greedy import eliminated
 
-        from prunekit_plugins._selection.greedy import greedy, layer_budgets
-
-        weights, statistics, masks = context.weights, context.statistics, context.masks
-        index = FlatIndex.of(weights)
-        penalty = None
-        if context.lam and not self.damps:
-            penalty = 0.5 * context.lam * index.flat(weights, torch.float64).square()
-        budgets: dict[str | None, int] = {None: context.budget}
-        if self.options.scope == "layerwise":
-            budgets = layer_budgets(masks, context.budget)
-        left = index.flat(masks)
-        left[
-            greedy(
-                self._blocks(statistics),
-                self._minimum(weights, statistics),
-                index.flat(self.saliency(weights, statistics), torch.float64),
-                masks,
-                budgets,
-                self.options.refresh,
-                penalty=penalty,
-            )
-        ] = False
-        return index.split(left)
+        return eliminated(
+            context,
+            self._blocks(context.statistics),
+            self._minimum(context.weights, context.statistics),
+            self.saliency(context.weights, context.statistics),
+            self.options.scope,
+            self.options.refresh,
+            self.damps,
+        )
 
     def _adjusted(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor]:
         """Block by block."""

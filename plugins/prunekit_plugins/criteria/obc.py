@@ -109,38 +109,25 @@ class ExactOBS(Criterion):
         """Masks after greedy elimination down to the budget."""
         from functools import partial
 
-        import torch
-
-        from prunekit_plugins._selection.greedy import greedy, layer_budgets
+        from prunekit_plugins._selection.greedy import eliminated
         from prunekit_plugins._selection.pattern import caps, refuse_more
 
         n, m = self.options.n, self.options.m
-        weights, statistics, masks = context.weights, context.statistics, context.masks
         limits = None
         if n is not None and m is not None:
-            refuse_more(masks, context.budget, n, m, "prune.criterion")
-            limits = partial(caps, masks=masks, n=n, m=m)
-        index, values = FlatIndex.of(weights), _live(weights, statistics)
-        penalty = None
-        if context.lam and not self.damps:
-            penalty = 0.5 * context.lam * index.flat(weights, torch.float64).square()
-        budgets: dict[str | None, int] = {None: context.budget}
-        if self.options.scope == "layerwise":
-            budgets = layer_budgets(masks, context.budget)
-        left = index.flat(masks)
-        left[
-            greedy(
-                _blocks(statistics),
-                lambda chunk: chunk.at(values),
-                index.flat(self.saliency(weights, statistics), torch.float64),
-                masks,
-                budgets,
-                self.options.refresh,
-                limits,
-                penalty,
-            )
-        ] = False
-        return index.split(left)
+            refuse_more(context.masks, context.budget, n, m, "prune.criterion")
+            limits = partial(caps, masks=context.masks, n=n, m=m)
+        values = _live(context.weights, context.statistics)
+        return eliminated(
+            context,
+            _blocks(context.statistics),
+            lambda chunk: chunk.at(values),
+            self.saliency(context.weights, context.statistics),
+            self.options.scope,
+            self.options.refresh,
+            self.damps,
+            limits,
+        )
 
 
 def _blocks(statistics: Statistics) -> LayerBlocks:
