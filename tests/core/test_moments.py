@@ -216,3 +216,13 @@ def test_a_moment_knows_only_the_phases_so_far(tmp_path: Path) -> None:
         found = results.summary["probes"]["everywhere"]
         assert "finetuned" not in found
         assert found["phases"] == 2
+
+
+def test_a_steps_moment_ends_with_the_step_so_that_its_statistics_do_not_pile_up() -> None:
+    outcomes = steps(network(), "qm")
+    moment = next(outcomes).moment
+    assert set(moment.statistics)
+    next(outcomes)
+    assert not moment.statistics
+    with pytest.raises(pk.RunError, match="is over"):
+        moment.change()

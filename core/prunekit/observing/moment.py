@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Generator, Tensor, nn
 
 from prunekit.data import Split, Splits
-from prunekit.errors import DataError
+from prunekit.errors import DataError, RunError
 from prunekit.losses.base import Loss
 from prunekit.network.call import Batch
 from prunekit.network.measure import measure, own_part
@@ -200,6 +200,11 @@ class StepMoment(Moment):
         self.predicted_delta_loss = predicted_delta_loss
         self._before, self._after = before, after
 
+    def close(self) -> None:
+        """Let go of what the step holds, which may be much; nothing can be asked of it any more."""
+        self.statistics, self.sample = Estimates(), ()
+        self._before = self._after = _over
+
     def before(self) -> dict[str, Tensor]:
         """Copies of parameters and buffers before the step."""
         return {**self.weights(), **self._before()}
@@ -211,3 +216,7 @@ class StepMoment(Moment):
 
     def _batches(self, data: Data | None) -> Batches:
         return self.sample if data is None else super()._batches(data)
+
+
+def _over() -> dict[str, Tensor]:
+    raise RunError("the moment of this step is over: a probe may keep what it measured, not the moment")

@@ -53,7 +53,9 @@ class Sample:
             self.statistics.update(found.statistics)
             if self._loss is None:
                 self._loss = found.loss
-        return Estimates({request: self.statistics[request] for request in estimators})
+        # An attempt with another λ has other inverses: those of the one before need not lie beside them.
+        self.statistics = Estimates({request: self.statistics[request] for request in estimators})
+        return self.statistics
 
     def loss(self, model: nn.Module, loss: Loss) -> float:
         """The loss before the step: measured once, unless a pass over the data has brought it."""

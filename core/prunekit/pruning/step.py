@@ -130,6 +130,8 @@ class Pruner:
             if outcome.attempt.accepted:
                 done, sample = done + 1, None
             yield outcome
+            if outcome.moment is not None:
+                outcome.moment.close()  # its statistics must not lie beside those of the next step
 
     def _target(self, attempts: Sequence[Attempt], done: int) -> Target | None:
         if self.levels is not None:
