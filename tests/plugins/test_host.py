@@ -371,3 +371,15 @@ def test_listing_the_built_ins_imports_no_torch() -> None:
     code = "import sys, prunekit; prunekit.PluginManager(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def test_a_module_that_is_registered_twice_is_told_so_and_supplies_its_components_once() -> None:
+    class Twice:
+        @pk.hookimpl
+        def prunekit_register_schedulers(self) -> list[type[pk.Scheduler]]:
+            return []
+
+    manager, module = pk.PluginManager(load_entry_points=False), Twice()
+    assert manager.register(module).status == "loaded"
+    again = manager.register(module)
+    assert (again.status, again.error) == ("broken", "is registered already: Twice")

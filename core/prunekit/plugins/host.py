@@ -134,6 +134,9 @@ class PluginManager:
             if wrong:
                 _mark_broken(plugin, wrong)
                 return
+            if self._pluggy.is_registered(module):
+                _mark_broken(plugin, f"is registered already: {plugin.module}")
+                return
             self._pluggy.register(module, name=key)
             self._pluggy.check_pending()
             for kind, known in KINDS.items():
