@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -42,3 +43,10 @@ class Selector(Component, ABC):
         Returns:
             ``[n]`` bool, True for what stays: items that are open now, all but as many as the budget asks for.
         """
+
+
+def old_form(cls: type[Selector]) -> str:
+    """What a selector has of prunekit 0.1, in words; empty if nothing."""
+    if len(inspect.signature(cls.select).parameters) == 4:  # self, saliency, masks, budget
+        return "has `select(saliency, masks, budget)`: since 0.2 it is `select(items, budget)` (see «From 0.1» in docs/plugins.md)"
+    return ""
