@@ -244,6 +244,17 @@ def test_a_criterion_of_the_old_form_is_refused_by_name_with_where_to_read_on() 
         pk.prune(network(), batches(), Old(), 0.5)
 
 
+def test_a_selector_of_the_old_form_is_refused_by_name_with_where_to_read_on() -> None:
+    class Old(pk.Selector):
+        name = "old"
+
+        def select(self, saliency: Any, masks: Any, budget: int) -> Any:
+            return masks
+
+    with pytest.raises(pk.SpecError, match=r"selector 'old' has `select\(saliency.*docs/plugins.md"):
+        pk.prune(network(), batches(), "lm", 0.5, selector=Old())
+
+
 def test_a_proposal_that_breaks_its_promises_is_refused_before_it_is_applied() -> None:
     class Broken(pk.Criterion):
         name = "broken"

@@ -15,8 +15,10 @@ from prunekit.losses.base import Loss
 from prunekit.observing.probe import Probe
 from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
 from prunekit.plugins.kinds import KINDS
+from prunekit.pruning import selector
 from prunekit.pruning.criterion import Criterion, locality_weight, old_form
 from prunekit.pruning.scheduler import Scheduler
+from prunekit.pruning.selector import Selector
 from prunekit.seeds import generator
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.request import Statistic
@@ -52,9 +54,13 @@ def component(
             raise SpecError(
                 f"{kind}: must be a name, a mapping with a name, or a {base.__name__}; got {value!r}"
             )
-        wrong = old_form(type(value)) if isinstance(value, Criterion) else ""
+        wrong = ""
+        if isinstance(value, Criterion):
+            wrong = old_form(type(value))
+        elif isinstance(value, Selector):
+            wrong = selector.old_form(type(value))
         if wrong:
-            raise SpecError(f"criterion {value.name!r} {wrong}")
+            raise SpecError(f"{kind} {value.name!r} {wrong}")
         if arguments:
             raise SpecError(
                 f"{kind}: {', '.join(arguments)} given twice: the {kind} is an object and has its own options"

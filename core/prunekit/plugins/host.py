@@ -21,8 +21,10 @@ from prunekit.errors import PluginError
 from prunekit.plugins import hookspecs
 from prunekit.plugins.hookspecs import PROJECT
 from prunekit.plugins.kinds import KINDS
+from prunekit.pruning import selector
 from prunekit.pruning.criterion import Criterion, old_form
 from prunekit.pruning.scheduler import Scheduler
+from prunekit.pruning.selector import Selector
 
 GROUP = "prunekit.plugins"
 
@@ -308,6 +310,8 @@ def _incomplete(component: type[Component]) -> str:
         if component.saliency is Criterion.saliency and component.propose is Criterion.propose:
             return old_form(component) or "does not define saliency (or propose)"
         return old_form(component)
+    if issubclass(component, Selector):
+        return selector.old_form(component)
     if (
         issubclass(component, Scheduler)
         and component.levels is Scheduler.levels

@@ -48,5 +48,6 @@ class Selector(Component, ABC):
 def old_form(cls: type[Selector]) -> str:
     """What a selector has of prunekit 0.1, in words; empty if nothing."""
     if len(inspect.signature(cls.select).parameters) == 4:  # self, saliency, masks, budget
-        return "has `select(saliency, masks, budget)`: since 0.2 it is `select(items, budget)` (see «From 0.1» in docs/plugins.md)"
+        now = "since 0.2 it is `select(items, budget)` (see «From 0.1» in docs/plugins.md)"
+        return f"has `select(saliency, masks, budget)`: {now}"
     return ""
