@@ -147,20 +147,27 @@ def _probe(name: str, found: Row) -> Iterator[RenderableType]:
     steps = found.get("steps")
     if isinstance(steps, list):
         yield from _probe_steps(name, steps)
-    rows = []
-    for key, value in found.items():
-        if key == "steps" and isinstance(value, list):
-            continue
-        if isinstance(value, dict):
-            for label, inner in value.items():
-                shown = number(inner) if isinstance(inner, int | float) else inner
-                rows.append([key.replace("_", " "), label.replace("_", " "), shown])
-        else:
-            rows.append(
-                [key.replace("_", " "), "", number(value) if isinstance(value, int | float) else value]
-            )
+    rows = [
+        [", ".join(path[:-1]) or path[-1], path[-1] if len(path) > 1 else "", _shown(value)]
+        for path, value in _leaves(found)
+        if path[0] != "steps"
+    ]
     if rows:
         yield table(f"Probe {name}", ["where", "what", "value"], rows, left=2)
+
+
+def _leaves(found: Row, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """What a summary holds, at any depth, and where."""
+    for key, value in found.items():
+        place = (*path, key.replace("_", " "))
+        if isinstance(value, dict):
+            yield from _leaves(value, place)
+        else:
+            yield place, value
+
+
+def _shown(value: object) -> str:
+    return number(value) if isinstance(value, int | float) else str(value)
 
 
 def _probe_steps(name: str, steps: list[Row]) -> Iterator[RenderableType]:

@@ -34,7 +34,7 @@ def draw(results: Results, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    line = results.probe("line") if "line" in results.summary["probes"] else {}
+    line = results.probe("line", "end") if "end" in results.moments("line") else {}
     count = 3 + len(line)
     columns = 2 if count == 4 else 3
     rows = -(-count // columns)
