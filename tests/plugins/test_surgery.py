@@ -413,6 +413,7 @@ def test_lambda_is_a_penalty_where_survivors_are_not_adjusted() -> None:
         "obs_block",
         "obs_kfac",
         "combinatorial",
+        {"name": "combinatorial", "selection": "saliency"},
         "obc",
         "sparsegpt",
         "wanda",

@@ -64,16 +64,21 @@ class Criterion(Component, ABC):
         return Proposal(masks, values, predicted)
 
     def scores(self, context: Context) -> dict[str, Tensor]:
-        """Saliencies with the λ term ½·λ·θ², unless λ is damping; checked.
+        """Saliencies with the λ term ½·λ·θ², unless λ is damping; :meth:`checked`."""
+        saliency = self.saliency(context.weights, context.statistics)
+        return self.checked(saliency, context, 0.0 if self.damps else context.lam)
+
+    def checked(
+        self, saliency: Mapping[str, Tensor], context: Context, lam: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Saliencies with ½·λ·θ² added, fit for a selector; for a criterion that overrides :meth:`scores`.
 
         Raises:
             RunError: Naming the first parameter whose saliency is missing, misshapen, or not finite where it is kept.
         """
-        found = self.saliency(context.weights, context.statistics)
-        lam = 0.0 if self.damps else context.lam
         scores = {}
         for name, w in context.weights.items():
-            value = found.get(name)
+            value = saliency.get(name)
             if value is None or value.shape != w.shape:
                 got = "missing" if value is None else f"of shape {tuple(value.shape)}"
                 raise RunError(

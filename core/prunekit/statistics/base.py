@@ -22,8 +22,6 @@ class Estimator(Component, ABC):
     kind = "statistic"
     captures: ClassVar[bool] = False
     """True if :attr:`ForwardPass.uses` is needed: what entered and left every use of a weight."""
-    second_order: ClassVar[bool] = False
-    """True if the graph is differentiated twice: slices are smaller, and attention takes its plain kernel."""
     needs_data: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     """True if what several processes find, each on its examples and over everyone's normaliser, may be summed.
@@ -31,6 +29,11 @@ class Estimator(Component, ABC):
     A process may get no batch: :meth:`finish` then returns zeros. A statistic that is not additive is refused
     where there are several processes; without data it is process 0's.
     """
+
+    @property
+    def second_order(self) -> bool:
+        """True if the graph is differentiated twice: slices are smaller, and attention takes its plain kernel."""
+        return False
 
     def check(self, layers: Sequence[Layer], memory: int) -> str | None:
         """Refuse, before anything is computed, what cannot be had for such layers in so many bytes.

@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from prunekit.errors import UnsupportedError
-from prunekit.masks.weights import FlatIndex
+from prunekit.masks.prunable import layers_of
+from prunekit.masks.weights import FlatIndex, Layer
 from prunekit.network.call import Inputs, call
 from prunekit.statistics.capture import Capture, Use
 
@@ -37,6 +38,10 @@ class Problem:
     generator: Generator
     memory: int
     masks: Mapping[str, Tensor] | None = None
+
+    def layers(self) -> list[Layer]:
+        """The parameters as layers: where each stands among all weights, and which axis its inputs are on."""
+        return layers_of(self.model, self.parameters)
 
     def kept(self) -> Tensor:
         """Flat indices of the kept weights, parameters one after another."""

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from prunekit.network.call import Inputs, few_examples
 from prunekit.statistics.capture import Signature, Use
 from prunekit.statistics.contraction import gradient
-from prunekit.statistics.problem import Problem, forward
+from prunekit.statistics.problem import ForwardPass, Problem, forward
 from prunekit.statistics.square_sums import STACKED, merges_pairs
 
 Shapes: TypeAlias = tuple[tuple[torch.Size, torch.dtype], ...]
@@ -161,47 +161,51 @@ def examine(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) ->
     size = (2 * saved + products * batch.outputs.element_size()) // examples + 1
     if not capture:
         return Layout({}, size)
-
-    names = list(problem.parameters)
-    generator = torch.Generator().manual_seed(0)
-    column = torch.randn(batch.outputs.shape, generator=generator, dtype=torch.float64)
-    column = column.to(batch.outputs)
-    truth = dict(
-        zip(
-            names,
-            torch.autograd.grad(
-                (batch.outputs * column).sum(),
-                list(problem.parameters.values()),
-                retain_graph=True,
-                allow_unused=True,
-            ),
-            strict=True,
-        )
-    )
     batch.uses = _by_name(uses)
-    full = batch.backward(column)
-    mixed = set()  # parameters of which a row of some use gets another example's gradient
+    return Layout(_trusted(batch), size, Graph(batch.outputs).shape)
+
+
+def _trusted(batch: ForwardPass) -> dict[str, tuple[Signature, ...]]:
+    """The signatures of the uses of each parameter whose captured products give autograd's own gradient."""
+    generator = torch.Generator().manual_seed(0)
+    column = torch.randn(batch.outputs.shape, generator=generator, dtype=torch.float64).to(batch.outputs)
+    parameters = batch.problem.parameters
+    expected = torch.autograd.grad(
+        (batch.outputs * column).sum(), list(parameters.values()), retain_graph=True, allow_unused=True
+    )
+    returned, mixed = batch.backward(column), _mixed(batch, column)
+    return {
+        name: tuple(use.signature for use in batch.uses[name])
+        for name, truth in zip(parameters, expected, strict=True)
+        if truth is not None
+        and name in batch.uses
+        and name not in mixed
+        and _agrees(batch.uses[name], returned[name], truth)
+    }
+
+
+def _mixed(batch: ForwardPass, column: Tensor) -> set[str]:
+    """Parameters of which a row of some use gets another example's gradient."""
+    mixed = set()
     for example in range(_EXAMPLES):
         alone = torch.zeros_like(column)
         alone[example] = column[example]
+        rest = [i for i in range(_EXAMPLES) if i != example]
         for name, returned in batch.backward(alone).items():
-            rest = [i for i in range(_EXAMPLES) if i != example]
             if any(len(g) != _EXAMPLES or bool(g[rest].any()) for g in returned):
                 mixed.add(name)
-    trusted = {}
-    for name, found in batch.uses.items():
-        expected = truth[name]
-        if expected is not None and not expected.numel():
-            continue  # a layer of width zero: sort leaves it out
-        example_first = name not in mixed and all(len(use.input) == _EXAMPLES for use in found)
-        same_kind = len({(u.geometry.transposed, u.geometry.groups, u.geometry.bias) for u in found}) == 1
-        if expected is None or not example_first or not same_kind:
-            continue
-        got = gradient(found, full[name], expected.shape)
-        tolerance = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
-        if float((got - expected).abs().max()) <= tolerance:
-            trusted[name] = tuple(use.signature for use in found)
-    return Layout(trusted, size, Graph(batch.outputs).shape)
+    return mixed
+
+
+def _agrees(uses: Sequence[Use], returned: Sequence[Tensor], expected: Tensor) -> bool:
+    """Whether a parameter's uses give the gradient that autograd gives, examples on the first axis."""
+    same_kind = len({(u.geometry.transposed, u.geometry.groups, u.geometry.bias) for u in uses}) == 1
+    if not expected.numel():  # a layer of width zero: sort leaves it out
+        return False
+    if not same_kind or any(len(use.input) != _EXAMPLES for use in uses):
+        return False
+    tolerance: float = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
+    return float((gradient(uses, returned, expected.shape) - expected).abs().max()) <= tolerance
 
 
 def _room(use: Use, columns: int) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prunekit import Statistics, Tensors
+    from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem
-    from prunekit_plugins._curvature.blocks import Family
+    from prunekit_plugins._curvature.block_sums import BlockSums, Places
 
 _MOST_PRODUCTS = 20_000  # Hessian products per batch
-_TOGETHER = 512  # rows of a parameter that are added up at once
-_STRIPE = 8 << 20  # bytes of rows that are formed at once
 
 
 class SummedBlocks(Estimator):
@@ -27,20 +26,25 @@ class SummedBlocks(Estimator):
 
     The sums are kept in the weights' dtype (float32 at least) and inverted in float64, block by block, when the
     inverse is asked for. For the Hessian, one Hessian product per kept weight and batch.
+
+    Attributes:
+        by_unit: Whether each block's weights feed one unit, so that the columns of a loss's factor merge.
     """
 
     Options = InverseOptions
+    options: InverseOptions
     captures = True
     additive = False
+    by_unit: ClassVar[bool] = False
 
     @property
-    def second_order(self) -> bool:  # type: ignore[override]
+    def second_order(self) -> bool:
         """Only the Hessian's graph is differentiated twice."""
-        return bool(self.options.curvature == "hessian")
+        return self.options.curvature == "hessian"
 
     @abstractmethod
-    def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Blocks of a parameter: flat positions in it, which are there, and the row that each belongs to."""
+    def blocks(self, layer: Layer, keep: Tensor) -> Places:
+        """The blocks of a parameter's kept weights; ``keep`` has its shape."""
 
     def derive(self, known: Statistics) -> Tensors | None:
         """From the same curvature with another damping."""
@@ -50,22 +54,21 @@ class SummedBlocks(Estimator):
         """Lay out the blocks of the kept weights."""
         import torch
 
-        from prunekit.masks import input_axes
+        from prunekit_plugins._curvature.block_sums import BlockSums, MergedColumns
 
-        self._problem = problem
-        axes, offset = input_axes(problem.model), 0
-        self._offsets: dict[str, int] = {}
-        self._blocks: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for name, p in problem.parameters.items():
-            mask = None if problem.masks is None else problem.masks[name].to(p.device)
+        self._problem, self._held = problem, 0
+        self._sums: dict[str, BlockSums] = {}
+        of_parameter = MergedColumns if self.by_unit else BlockSums
+        widest = "", 0
+        for layer in problem.layers():
+            p = problem.parameters[layer.name]
+            mask = None if problem.masks is None else problem.masks[layer.name].to(p.device)
             keep = torch.ones(p.shape, dtype=torch.bool, device=p.device) if mask is None else mask
-            self._blocks[name] = self.blocks(tuple(p.shape), keep, axes.get(id(p), 1))
-            self._offsets[name] = offset
-            offset += p.numel()
-        widths = {name: index.shape[1] for name, (index, _, _) in self._blocks.items()}
-        refuse_large_blocks(self.name, max(widths.items(), key=lambda item: item[1]), problem.memory)
+            places = self.blocks(layer, keep)
+            room = partial(self._room, p, places)
+            self._sums[layer.name] = of_parameter(layer.name, layer.start, layer.size, places, room)
+            widest = max(widest, (layer.name, places.index.shape[1]), key=lambda item: item[1])
+        refuse_large_blocks(self.name, widest, problem.memory)
         if self.second_order and (count := len(problem.kept())) > _MOST_PRODUCTS:
             raise UnsupportedError(
                 f"{self.name}: the Hessian takes a product for each of {count:,} kept weights and batch, and at most "
@@ -85,149 +88,73 @@ class SummedBlocks(Estimator):
             returned = batch.backward(column)
             for name, u in inputs.items():
                 v = outward(batch.uses[name][0], returned[name][0])[:, 0, :, 0]
-                self.add_factors(name, u, v.to(u.dtype))
+                self._sums[name].add_factors(u, v.to(u.dtype))
             for name, parts in rows_by_parameter(batch, column, returned, self._problem.memory // 8, inputs):
-                self.add_rows(name, parts)
+                self._sums[name].add_rows(parts)
+        for sums in self._sums.values():
+            sums.end_batch()
+        if sum(sums.held for sums in self._sums.values()) > self._problem.memory // 2:
+            for sums in self._sums.values():
+                sums.settle()
 
-    def add_factors(self, name: str, inputs: Tensor, returned: Tensor) -> None:
-        """Add the outer products of the rows ``v uᵀ``: u ``[examples, inputs]``, v ``[examples, outputs]``.
+    def finish(self, normaliser: float) -> dict[str, Tensor]:
+        """Divide; the inverse of each block follows when it is asked for."""
+        from prunekit_plugins._curvature.blocks import Blocks
 
-        They wait until there are many: the sums are far larger than the factors, and are then read and written once.
-        """
-        waiting = self._waiting.setdefault(name, [])
-        waiting.append((inputs, returned))
-        if sum(len(u) for u, _ in waiting) >= _TOGETHER:
-            self._sum_waiting(name)
-
-    def add_rows(self, name: str, parts: Iterator[Tensor]) -> None:
-        """Add the outer products of the rows ``[examples, weights]`` of a parameter."""
-        import torch
-
-        index, there, _ = self._blocks[name]
-        if not len(index):
-            return
-        sums = self.room(name)
-        width, order = index.shape[1], index.flatten()
-        # Nothing pruned, nothing padded, and units not apart in memory as those of a transposed convolution are.
-        plain = bool(there.all()) and torch.equal(
-            order, torch.arange(self._problem.parameters[name].numel(), device=order.device)
-        )
-        for rows in parts:
-            if plain:
-                picked = rows.view(len(rows), -1, width)
-            else:
-                picked = rows[:, order].view(len(rows), -1, width)
-                picked = picked.masked_fill_(~there, 0.0)
-            picked = picked.to(sums.dtype)
-            sums.baddbmm_(picked.permute(1, 2, 0), picked.transpose(0, 1))
-
-    def _sum_waiting(self, name: str) -> None:
-        import torch
-
-        index, there, _ = self._blocks[name]
-        # A weight's entries of all rows side by side: picking weights then copies runs of memory.
-        u, v = (torch.cat(parts).t().contiguous() for parts in zip(*self._waiting.pop(name), strict=True))
-        if not len(index):
-            return
-        sums, (inputs, count) = self.room(name), u.shape
-        blocks = max(1, _STRIPE // (count * index.shape[1] * u.element_size()))
-        # Fresh memory would cost more than what is written to it.
-        room = u.new_empty(2, min(blocks, len(index)) * index.shape[1], count)
-        for start in range(0, len(index), blocks):
-            part, some = index[start : start + blocks], there[start : start + blocks]
-            flat = part.flatten()
-            rows, other = room[:, : len(flat)]
-            torch.index_select(v, 0, flat // inputs, out=rows)
-            torch.index_select(u, 0, flat % inputs, out=other)
-            rows = rows.mul_(other).view(*part.shape, count)
-            if not bool(some.all()):
-                rows.masked_fill_(~some.unsqueeze(2), 0.0)
-            sums[start : start + blocks].baddbmm_(rows, rows.transpose(1, 2))
+        families = [sums.divided(normaliser, not self.second_order) for sums in self._sums.values()]
+        shapes = {name: p.shape for name, p in self._problem.parameters.items()}
+        blocks = [family for family in families if family is not None]
+        return Blocks(self.name, shapes, blocks, self.options.damping, self._problem.memory)
 
     def _single_positions(self, batch: ForwardPass) -> dict[str, Tensor]:
         """What entered linear layers that see one position per example, ``[examples, inputs]``."""
         from prunekit.statistics import inward
 
-        found = {}
+        entered = {}
         for name, uses in batch.uses.items():
             if len(uses) == 1 and uses[0].geometry.dims == 0 and not uses[0].geometry.bias:
                 u = inward(uses[0])
                 if u.shape[3] == 1:
                     # A copy: what entered may be the caller's own memory, filled again with the next batch.
                     dtype = self._problem.dtype(self._problem.parameters[name])
-                    found[name] = u[:, 0, :, 0].to(dtype, copy=True)
-        return found
-
-    def families(self) -> Iterator[Family]:
-        """The blocks, as sums over the batches."""
-        from prunekit_plugins._curvature.block_families import Summed
-
-        for name, (index, there, _) in self._blocks.items():
-            if len(index) and (name in self._sums or not self.merged(name)):
-                yield Summed(name, index + self._offsets[name], there, self.room(name))
-
-    def finish(self, normaliser: float) -> dict[str, Tensor]:
-        """Divide; the inverse of each block follows when it is asked for."""
-        from prunekit_plugins._curvature.blocks import Blocks
-
-        self.divide(normaliser)
-        shapes = {name: p.shape for name, p in self._problem.parameters.items()}
-        families = list(self.families())
-        return Blocks(self.name, shapes, families, self.options.damping, self._problem.memory)
-
-    def merged(self, name: str) -> bool:
-        """Whether a subclass keeps the parameter's blocks in another form."""
-        return False
-
-    def divide(self, normaliser: float) -> None:
-        """Divide the sums by the loss's normaliser."""
-        for name in list(self._waiting):
-            self._sum_waiting(name)
-        for sums in self._sums.values():
-            if self.second_order:  # rounding makes its columns differ from its rows
-                sums.copy_((sums + sums.transpose(1, 2)) / 2)
-            sums.div_(normaliser)
-
-    def room(self, name: str) -> Tensor:
-        """A parameter's sums, made when they are first needed."""
-        import torch
-
-        if name not in self._sums:
-            index, _, _ = self._blocks[name]
-            p = self._problem.parameters[name]
-            held = sum(s.nbytes for s in self._sums.values())
-            dtype = self._problem.dtype(p)
-            blocks, width = index.shape
-            needed = blocks * width**2 * dtype.itemsize
-            if held + needed > self._problem.memory:
-                raise UnsupportedError(self.too_much(name, held + needed, width))
-            self._sums[name] = torch.zeros(blocks, width, width, dtype=dtype, device=p.device)
-        return self._sums[name]
-
-    def too_much(self, name: str, needed: int, width: int) -> str:
-        """The message for blocks that do not fit."""
-        memory = self._problem.memory
-        smaller = max(1, int(width * memory / needed))
-        return (
-            f"{self.name}: blocks of {width:,} weights take {readable_bytes(needed)} up to {name}; the memory budget "
-            f"is {readable_bytes(memory)}. Raise it (memory), or use smaller blocks (size: {smaller} would fit)"
-        )
+                    entered[name] = u[:, 0, :, 0].to(dtype, copy=True)
+        return entered
 
     def _add_hessian(self, batch: ForwardPass) -> None:
         import torch
 
-        kept, places = [], []
-        for name, (index, there, _) in self._blocks.items():
-            kept.append((index + self._offsets[name])[there])
-            places += [(name, int(row), int(column)) for row, column in there.nonzero()]
+        kept, entries = [], []
+        for sums in self._sums.values():
+            there = sums.places.there
+            kept.append((sums.places.index + sums.start)[there])
+            entries += [(sums, int(row), int(place)) for row, place in there.nonzero()]
         if not kept:
             return
         for number, column in hessian_columns(batch, torch.cat(kept)):
-            name, row, place = places[number]
-            index, there, _ = self._blocks[name]
-            sums = self.room(name)
-            found = column[index[row] + self._offsets[name]].masked_fill(~there[row], 0.0)
-            sums[row, place] += found.to(sums.dtype)
+            sums, row, place = entries[number]
+            sums.add_column(row, place, column)
+
+    def _room(self, parameter: Tensor, places: Places) -> Tensor:
+        """A parameter's sums, zero."""
+        import torch
+
+        memory, dtype = self._problem.memory, self._problem.dtype(parameter)
+        blocks, width = places.index.shape
+        needed = self._held + blocks * width**2 * dtype.itemsize
+        if needed > memory:
+            raise UnsupportedError(self._too_much(parameter, needed, width))
+        self._held = needed
+        return torch.zeros(blocks, width, width, dtype=dtype, device=parameter.device)
+
+    def _too_much(self, parameter: Tensor, needed: int, width: int) -> str:
+        """The message for blocks that do not fit."""
+        memory = self._problem.memory
+        name = next(name for name, p in self._problem.parameters.items() if p is parameter)
+        return (
+            f"{self.name}: blocks of {width:,} weights take {readable_bytes(needed)} up to {name}; the memory budget "
+            f"is {readable_bytes(memory)}. Raise it (memory), or use smaller blocks "
+            f"(size: {max(1, int(width * memory / needed))} would fit)"
+        )
 
 
 def largest_block_that_fits(memory: int) -> int:
@@ -235,7 +162,7 @@ def largest_block_that_fits(memory: int) -> int:
     return int((memory / (8 * 6)) ** 0.5)
 
 
-def refuse_large_blocks(statistic: str, largest: Any, memory: int) -> None:
+def refuse_large_blocks(statistic: str, largest: tuple[str, int], memory: int) -> None:
     """Refuse a block that cannot be inverted within the memory.
 
     Args:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from prunekit import Context
+from prunekit import Tensors
 from prunekit.masks import FlatIndex, apportion, kth_smallest, smallest
 from prunekit_plugins._curvature.blocks import Blocks, Chunk
 from prunekit_plugins._selection.elimination import Caps, Traces, eliminate
@@ -55,135 +56,103 @@ def layer_budgets(masks: Mapping[str, Tensor], budget: int) -> dict[str | None, 
     return dict(zip(masks, apportion(budget, sizes, lower=gone), strict=True))
 
 
-def eliminated(
-    context: Context,
-    blocks: Blocks,
-    minimum: Callable[[Chunk], Tensor],
-    saliency: Mapping[str, Tensor],
-    scope: str,
-    refresh: int,
-    damps: bool,
-    caps: Callable[[Chunk], Caps] | None = None,
-) -> dict[str, Tensor]:
-    """The masks of a step by greedy elimination; see :func:`greedy`.
+def locality(weights: Tensors, lam: float) -> Tensor | None:
+    """``½λθ²`` over all weights, in the loss's units; ``None`` without λ."""
+    return 0.5 * lam * FlatIndex.of(weights).flat(weights, torch.float64).square() if lam else None
 
-    Args:
-        context: The step.
+
+@dataclass(frozen=True)
+class GreedyElimination:
+    """Eliminates a step's cheapest weights, one after another, each block's inverse brought up to date in between.
+
+    Attributes:
         blocks: With their inverses, over all kept weights.
         minimum: The model's, at a chunk's blocks.
-        saliency: The cost of each weight before any goes.
-        scope: ``global``, one budget for all layers, or ``layerwise``, a share for each.
         refresh: After so many removals from a block its inverse is computed anew.
-        damps: Whether λ is damping; where it is not, ½λθ² is added to each weight's cost.
-        caps: See :func:`greedy`.
-    """
-    index = FlatIndex.of(context.weights)
-    penalty = None
-    if context.lam and not damps:
-        penalty = 0.5 * context.lam * index.flat(context.weights, torch.float64).square()
-    budgets: dict[str | None, int] = {None: context.budget}
-    if scope == "layerwise":
-        budgets = layer_budgets(context.masks, context.budget)
-    costs = index.flat(saliency, torch.float64)
-    left = index.flat(context.masks)
-    left[greedy(blocks, minimum, costs, context.masks, budgets, refresh, caps, penalty)] = False
-    return index.split(left)
-
-
-def greedy(
-    blocks: Blocks,
-    values: Callable[[Chunk], Tensor],
-    saliency: Tensor,
-    masks: Mapping[str, Tensor],
-    budgets: Mapping[str | None, int],
-    refresh: int,
-    caps: Callable[[Chunk], Caps] | None = None,
-    penalty: Tensor | None = None,
-) -> Tensor:
-    """Eliminate the cheapest weights, one after another, each block's inverse brought up to date in between.
-
-    Args:
-        blocks: With their inverses, over all kept weights.
-        values: The model's minimum at a chunk's blocks.
-        saliency: The cost of each weight before any goes, over all weights.
-        masks: What is kept now.
-        budgets: How many weights are pruned afterwards, by layer, or in all (``None``).
-        refresh: See :func:`eliminate`.
-        caps: Fresh limits to what may go from a chunk's blocks, which must leave room for the budgets; for blocks
-            of one layer each.
         penalty: Added to the cost of each weight, over all weights.
-
-    Returns:
-        Flat indices of what goes, over all weights.
+        caps: Fresh limits to what may go from a chunk's blocks, which must leave room for the budgets; for blocks of
+            one layer each.
     """
-    left = torch.cat([mask.flatten() for mask in masks.values()])
-    gone = [left.new_empty(0, dtype=torch.long)]
-    if None not in budgets and any(family.layer is None for family in blocks.families):
-        return _shared(blocks, values, masks, budgets, refresh, penalty)
-    if penalty is not None:
-        saliency = saliency + penalty
-    start = 0
-    for layer, budget in budgets.items():
-        stop = start + (len(left) if layer is None else masks[layer].numel())
-        kept = left[start:stop]
-        count = budget - int((~kept).sum())
-        if count:
-            single = sum(len(f.sizes) for f in blocks.families if layer in (None, f.layer)) == 1
-            # With one block nothing is gained by stopping early elsewhere.
-            highest = kth_smallest(saliency[start:stop][kept], count)
-            guess = torch.inf if single else _FIRST_GUESS * float(highest)
-            gone.append(_cheapest(blocks, values, count, guess, refresh, layer, caps, penalty))
-        start = stop
-    return torch.cat(gone)
 
+    blocks: Blocks
+    minimum: Callable[[Chunk], Tensor]
+    refresh: int
+    penalty: Tensor | None = None
+    caps: Callable[[Chunk], Caps] | None = None
 
-def _shared(
-    blocks: Blocks,
-    values: Callable[[Chunk], Tensor],
-    masks: Mapping[str, Tensor],
-    budgets: Mapping[str | None, int],
-    refresh: int,
-    penalty: Tensor | None,
-) -> Tensor:
-    """One block over several layers, each with a budget of its own."""
-    numbers = [torch.full((m.numel(),), i, device=m.device) for i, m in enumerate(masks.values())]
-    layer = torch.cat(numbers)
-    quota = [budgets[name] - int((~mask).sum()) for name, mask in masks.items()]
-    remaining = torch.tensor([quota], device=layer.device)
+    def masks(self, masks: Tensors, budget: int, saliency: Tensors, scope: str) -> dict[str, Tensor]:
+        """The masks after the step.
 
-    def caps(chunk: Chunk) -> Caps:
-        return Caps(layer[chunk.index], remaining.clone())
+        Args:
+            masks: Before it.
+            budget: How many weights are pruned afterwards.
+            saliency: The cost of each weight before any goes.
+            scope: ``global``, one budget for all layers, or ``layerwise``, a share for each.
+        """
+        index = FlatIndex.of(masks)
+        left, costs = index.flat(masks), index.flat(saliency, torch.float64)
+        if self.penalty is not None:
+            costs = costs + self.penalty
+        if scope == "global":
+            gone = [self._cheapest_of(None, left, costs, budget - int((~left).sum()))]
+        else:
+            budgets = layer_budgets(masks, budget)
+            counts = {n: budgets[n] - int((~mask).sum()) for n, mask in masks.items()}
+            if any(family.layer is None for family in self.blocks.families):
+                gone = [self._cheapest_by_layer(index, list(counts.values()))]
+            else:
+                parts = {layer.name: layer.part for layer in index.layers}
+                gone = [self._cheapest_of(n, left[parts[n]], costs[parts[n]], counts[n]) for n in masks]
+        left[torch.cat(gone)] = False
+        return index.split(left)
 
-    return _cheapest(blocks, values, sum(quota), torch.inf, refresh, None, caps, penalty)
+    def _cheapest_of(self, layer: str | None, left: Tensor, costs: Tensor, count: int) -> Tensor:
+        """Flat indices of so many weights of a layer, or of all, with what is kept of it and the costs there."""
+        if not count:
+            return left.new_empty(0, dtype=torch.long)
+        single = sum(len(f.sizes) for f in self.blocks.families if layer in (None, f.layer)) == 1
+        # With one block nothing is gained by stopping early elsewhere.
+        guess = torch.inf if single else _FIRST_GUESS * float(kth_smallest(costs[left], count))
+        return self._cheapest(layer, count, guess, self.caps)
 
+    def _cheapest_by_layer(self, index: FlatIndex, counts: list[int]) -> Tensor:
+        """Where one block is over several layers, each with a budget of its own."""
+        device = self.blocks.families[0].index.device
+        layer = torch.cat([torch.full((e.size,), i, device=device) for i, e in enumerate(index.layers)])
+        remaining = torch.tensor([counts], device=device)
 
-def _cheapest(
-    blocks: Blocks,
-    values: Callable[[Chunk], Tensor],
-    budget: int,
-    guess: float,
-    refresh: int,
-    layer: str | None,
-    caps: Callable[[Chunk], Caps] | None,
-    penalty: Tensor | None,
-) -> Tensor:
-    limit = guess
-    while True:
-        cut = Cut(budget, limit)
-        found: list[tuple[Tensor, Traces]] = []
-        for chunk in blocks.chunks(layer):
-            damped = partial(chunk.family.damped, chunk.start, chunk.stop, blocks.damping)
-            limits = None if caps is None else caps(chunk)
-            extra = None if penalty is None else chunk.at(penalty)
-            traces = eliminate(chunk.inverse, values(chunk), chunk.there, cut, damped, refresh, limits, extra)
-            found.append((chunk.index, traces))
-        if cut.enough or limit == torch.inf:
-            break
-        limit = 16 * limit if 0 < limit < 1e6 * guess else torch.inf
-    chosen = smallest(torch.cat([traces.level.flatten() for _, traces in found]), budget)
-    gone, start = [], 0
-    for index, traces in found:
-        part = chosen[start : start + traces.level.numel()].view_as(traces.level)
-        start += part.numel()
-        gone.append(index.gather(1, traces.order.clamp(min=0))[part])
-    return torch.cat(gone)
+        def caps(chunk: Chunk) -> Caps:
+            return Caps(layer[chunk.index], remaining.clone())
+
+        return self._cheapest(None, sum(counts), torch.inf, caps)
+
+    def _cheapest(
+        self, layer: str | None, count: int, guess: float, caps: Callable[[Chunk], Caps] | None
+    ) -> Tensor:
+        """Flat indices of what goes, the highest cost found by trying guesses."""
+        limit = guess
+        while True:
+            cut = Cut(count, limit)
+            tried = [(chunk.index, self._traces(chunk, cut, caps)) for chunk in self.blocks.chunks(layer)]
+            if cut.enough or limit == torch.inf:
+                break
+            limit = 16 * limit if 0 < limit < 1e6 * guess else torch.inf
+        chosen = smallest(torch.cat([traces.level.flatten() for _, traces in tried]), count)
+        gone, start = [], 0
+        for positions, traces in tried:
+            part = chosen[start : start + traces.level.numel()].view_as(traces.level)
+            start += part.numel()
+            gone.append(positions.gather(1, traces.order.clamp(min=0))[part])
+        return torch.cat(gone)
+
+    def _traces(self, chunk: Chunk, cut: Cut, caps: Callable[[Chunk], Caps] | None) -> Traces:
+        return eliminate(
+            chunk.inverse,
+            self.minimum(chunk),
+            chunk.there,
+            cut,
+            partial(chunk.family.damped, chunk.start, chunk.stop, self.blocks.damping),
+            self.refresh,
+            None if caps is None else caps(chunk),
+            None if self.penalty is None else chunk.at(self.penalty),
+        )

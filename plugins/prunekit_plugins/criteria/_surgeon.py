@@ -157,17 +157,14 @@ class Surgeon(Criterion):
 
     def _eliminated(self, context: Context) -> dict[str, Tensor]:
         """Masks after greedy elimination down to the budget."""
-        from prunekit_plugins._selection.greedy import eliminated
+        from prunekit_plugins._selection.greedy import GreedyElimination, locality
 
-        return eliminated(
-            context,
-            self._blocks(context.statistics),
-            self._minimum(context.weights, context.statistics),
-            self.saliency(context.weights, context.statistics),
-            self.options.scope,
-            self.options.refresh,
-            self.damps,
-        )
+        weights, statistics = context.weights, context.statistics
+        penalty = None if self.damps else locality(weights, context.lam)
+        minimum = self._minimum(weights, statistics)
+        elimination = GreedyElimination(self._blocks(statistics), minimum, self.options.refresh, penalty)
+        saliency = self.saliency(weights, statistics)
+        return elimination.masks(context.masks, context.budget, saliency, self.options.scope)
 
     def _adjusted(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor]:
         """Block by block."""

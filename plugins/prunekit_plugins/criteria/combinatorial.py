@@ -92,7 +92,7 @@ class Combinatorial(Criterion):
 
     def scores(self, context: Context) -> dict[str, Tensor]:
         """What each weight's removal costs the model by itself, λ in the damping: where the exchange begins."""
-        return self._costs(context.weights, context.statistics, context.lam)
+        return self.checked(self._costs(context.weights, context.statistics, context.lam), context)
 
     def saliency(self, weights: Tensors, statistics: Statistics) -> dict[str, Tensor]:
         """What each weight's removal costs the model by itself, by the diagonal."""

@@ -109,25 +109,21 @@ class ExactOBS(Criterion):
         """Masks after greedy elimination down to the budget."""
         from functools import partial
 
-        from prunekit_plugins._selection.greedy import eliminated
+        from prunekit_plugins._selection.greedy import GreedyElimination, locality
         from prunekit_plugins._selection.pattern import caps, refuse_more
 
-        n, m = self.options.n, self.options.m
+        options, masks = self.options, context.masks
+        weights, statistics = context.weights, context.statistics
         limits = None
-        if n is not None and m is not None:
-            refuse_more(context.masks, context.budget, n, m, "prune.criterion")
-            limits = partial(caps, masks=context.masks, n=n, m=m)
-        values = _live(context.weights, context.statistics)
-        return eliminated(
-            context,
-            _blocks(context.statistics),
-            lambda chunk: chunk.at(values),
-            self.saliency(context.weights, context.statistics),
-            self.options.scope,
-            self.options.refresh,
-            self.damps,
-            limits,
+        if options.n is not None and options.m is not None:
+            refuse_more(masks, context.budget, options.n, options.m, "prune.criterion")
+            limits = partial(caps, masks=masks, n=options.n, m=options.m)
+        values = _live(weights, statistics)
+        penalty = None if self.damps else locality(weights, context.lam)
+        elimination = GreedyElimination(
+            _blocks(statistics), lambda chunk: chunk.at(values), options.refresh, penalty, limits
         )
+        return elimination.masks(masks, context.budget, self.saliency(weights, statistics), options.scope)
 
 
 def _blocks(statistics: Statistics) -> LayerBlocks:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prunekit.masks import Layer
+    from prunekit_plugins._curvature.block_sums import Places
 
 
 class BlockOptions(InverseOptions):
@@ -43,6 +44,7 @@ class InverseBlock(SummedBlocks):
 
     name = "inverse_block"
     Options = BlockOptions
+    options: BlockOptions
 
     def check(self, layers: Sequence[Layer], memory: int) -> str | None:
         """Refuse blocks that do not fit."""
@@ -59,9 +61,11 @@ class InverseBlock(SummedBlocks):
             )
         return cost_notice(self.name, needed, sum(layer.size * widths[layer.name] ** 2 for layer in layers))
 
-    def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    def blocks(self, layer: Layer, keep: Tensor) -> Places:
         """Runs of kept weights."""
         import torch
+
+        from prunekit_plugins._curvature.block_sums import Places
 
         kept = keep.flatten().nonzero().squeeze(1)
         width = min(self.options.size, max(1, len(kept)))
@@ -69,4 +73,4 @@ class InverseBlock(SummedBlocks):
         index = torch.nn.functional.pad(kept, (0, extra)).view(-1, width)
         there = torch.ones_like(kept, dtype=torch.bool)
         there = torch.nn.functional.pad(there, (0, extra)).view(-1, width)
-        return index, there, torch.zeros(len(index), dtype=torch.long, device=index.device)
+        return Places(index, there, torch.zeros(len(index), dtype=torch.long, device=index.device))

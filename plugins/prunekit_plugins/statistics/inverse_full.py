@@ -34,13 +34,14 @@ class InverseFull(Estimator):
 
     name = "inverse_full"
     Options = InverseOptions
+    options: InverseOptions
     captures = True
     additive = False
 
     @property
-    def second_order(self) -> bool:  # type: ignore[override]
+    def second_order(self) -> bool:
         """Only the Hessian's graph is differentiated twice."""
-        return bool(self.options.curvature == "hessian")
+        return self.options.curvature == "hessian"
 
     def check(self, layers: Sequence[Layer], memory: int) -> str | None:
         """Refuse matrices that do not fit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prunekit.masks import Layer
-    from prunekit.statistics import ForwardPass, Problem
-    from prunekit_plugins._curvature.block_families import Weighted
-    from prunekit_plugins._curvature.blocks import Family
+    from prunekit_plugins._curvature.block_sums import Places
 
 
 class RowOptions(InverseOptions):
@@ -45,6 +43,8 @@ class InverseRows(SummedBlocks):
 
     name = "inverse_rows"
     Options = RowOptions
+    options: RowOptions
+    by_unit = True
 
     def check(self, layers: Sequence[Layer], memory: int) -> str | None:
         """Refuse rows that cannot be inverted."""
@@ -60,70 +60,10 @@ class InverseRows(SummedBlocks):
             self.name, kept + 8 * 6 * row(largest) ** 2, sum(layer.size * row(layer) ** 2 for layer in layers)
         )
 
-    def blocks(self, shape: Sequence[int], keep: Tensor, input_axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    def blocks(self, layer: Layer, keep: Tensor) -> Places:
         """Kept weights of each unit."""
         from prunekit_plugins._curvature.block_families import packed, units_first
+        from prunekit_plugins._curvature.block_sums import Places
 
-        index = units_first(shape, input_axis).to(keep.device)
-        return packed(index, keep.flatten()[index], self.options.size)
-
-    def start(self, problem: Problem) -> None:
-        """Lay out the blocks."""
-        super().start(problem)
-        self._factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def add(self, batch: ForwardPass) -> None:
-        """Add the batch: factors where the columns merge, outer products elsewhere."""
-        self._merging: dict[str, tuple[Tensor, Tensor]] = {}
-        super().add(batch)
-        for name, pair in self._merging.items():
-            self._factors.setdefault(name, []).append(pair)
-        held = sum(t.nbytes for parts in self._factors.values() for pair in parts for t in pair)
-        if held > self._problem.memory // 2:
-            for name in list(self._factors):
-                self._sum_up(name)
-
-    def add_factors(self, name: str, inputs: Tensor, returned: Tensor) -> None:
-        """Merge the columns of an example."""
-        if name in self._merging:
-            self._merging[name][1].addcmul_(returned, returned)
-        else:
-            self._merging[name] = inputs, returned.square()
-
-    def families(self) -> Iterator[Family]:
-        """Factors and sums."""
-        for name in self._factors:
-            yield self._weighted(name)
-        yield from super().families()
-
-    def merged(self, name: str) -> bool:
-        """Those with factors."""
-        return name in self._factors
-
-    def divide(self, normaliser: float) -> None:
-        """Divide."""
-        for name in set(self._factors) & set(self._sums):  # tokens: one in some batches, several in others
-            self._sum_up(name)
-        super().divide(normaliser)
-        for parts in self._factors.values():
-            for _, weights in parts:
-                weights.div_(normaliser)
-
-    def _weighted(self, name: str) -> Weighted:
-        import torch
-
-        from prunekit_plugins._curvature.block_families import Weighted
-
-        index, there, units = self._blocks[name]
-        inputs, weights = (torch.cat(parts) for parts in zip(*self._factors[name], strict=True))
-        offset = self._offsets[name]
-        return Weighted(name, index + offset, there, units, inputs, weights, offset)
-
-    def _sum_up(self, name: str) -> None:
-        """Form the Gram matrices of the factors so far, and forget these."""
-        family = self._weighted(name)
-        del self._factors[name]
-        sums = self.room(name)
-        for row in range(len(family.sizes)):
-            k = family.sizes[row]
-            sums[family.order[row], :k, :k] += family.curvature(row, row + 1)[0].to(sums.dtype)
+        index = units_first(layer.shape, layer.input_axis).to(keep.device)
+        return Places(*packed(index, keep.flatten()[index], self.options.size))
