@@ -44,6 +44,7 @@ Row = Mapping[str, Any]
 
 _ROOM = 1 << 20  # bytes set aside for a change besides its arrays
 _ROOM_PER_ARRAY = 1 << 13  # headers and chunk indices
+_KEPT = 1 << 24  # bytes of a mask history that stay in memory between steps
 
 
 @dataclass
@@ -58,6 +59,29 @@ class Written:
     """Label, moment, and the step where the moment is ``step``."""
 
 
+@dataclass
+class _Known:
+    """What the file holds of its steps: read before a step is added, and kept for the next where it is small.
+
+    Attributes:
+        places: Of the prunable tensors.
+        gone: The mask history.
+        holes: Where it lies in the file.
+        compressed: Whether it cannot be overwritten there.
+        steps: How many there are.
+        indices: How many example indices are stored.
+        last: Where those of the last step begin, and they themselves.
+    """
+
+    places: list[history.Place]
+    gone: np.ndarray
+    holes: list[Extent]
+    compressed: bool
+    steps: int
+    indices: int
+    last: tuple[int, np.ndarray] | None
+
+
 class ResultsWriter:
     """Edits one results file.
 
@@ -69,6 +93,7 @@ class ResultsWriter:
         self.path = path
         self._notes: dict[str, str] = {}
         self._noted: dict[str, str] = {}
+        self._known: _Known | None = None
 
     def create(
         self,
@@ -99,6 +124,7 @@ class ResultsWriter:
             spec_hash: Of the resolved spec; empty if there is none.
             inputs: File to digest, of what the run reads.
         """
+        self._known = None
         with self._created() as file:
             root = {"format": FORMAT, "format_version": FORMAT_VERSION, "prunekit_version": version}
             file.attrs.update({name: storing.attribute(value) for name, value in root.items()})
@@ -152,32 +178,52 @@ class ResultsWriter:
         Raises:
             RunError: If the file cannot be written, or a mask revives a weight.
         """
-        with self._opened() as file:
-            places = _places(file)
-            step = len(file["steps/step"]) + 1
-            gone = storing.read(file, history.GONE)
-            holes = history.extents(file)
-            compressed = file[history.GONE].compression is not None
-            indices = examples.size + _length(file, "examples/indices")
-        if step > np.iinfo(gone.dtype).max or compressed:
-            self._rebuild(gone.astype(np.promote_types(gone.dtype, history.smallest(step))), compress=False)
-            with self._opened() as file:
-                gone, holes = storing.read(file, history.GONE), history.extents(file)
-        history.advance(gone, places, masks, step)
+        known = self._known or self._read_known()
+        self._known = None  # until it is true again
+        step = known.steps + 1
+        if step > np.iinfo(known.gone.dtype).max or known.compressed:
+            dtype = np.promote_types(known.gone.dtype, history.smallest(step))
+            self._rebuild(known.gone.astype(dtype), compress=False)
+            known = self._read_known()
+        history.advance(known.gone, known.places, masks, step)
+        same = known.last is not None and (same_examples or np.array_equal(known.last[1], examples))
         # Indices may have to be stored anew, in a larger type.
-        room = (0 if holes else 2 * gone.nbytes) + 16 * len(places) + 16 * indices
-        room += sum(_room_of(record) for _, record in found)
-        with self._edit(room, holes) as file:
-            history.write(file, gone)
+        room = (0 if known.holes else 2 * known.gone.nbytes) + 16 * len(known.places)
+        room += 16 * (known.indices + examples.size) + sum(_room_of(record) for _, record in found)
+        with self._edit(room, known.holes) as file:
+            history.write(file, known.gone)
             for attempt in attempts:
                 _add_attempt(file, attempt)
             for label, record in found:
                 probes.write(file, label, record)
             steps = file["steps"]
-            for column in steps:
+            for column in storing.members(file, "steps"):
                 value = list(row["layers"].values()) if column == "layers" else row.get(column)
                 storing.append(steps, column, np.nan if value is None else value)
-            _add_examples(file, examples, same_examples and step > 1)
+            _add_examples(file, examples, known.last[0] if known.last and same else None)
+        if step > 1 and known.gone.nbytes <= _KEPT:  # the first step has made the room of the history
+            known.steps = step
+            if not same:
+                known.last = known.indices, np.array(examples)
+                known.indices += examples.size
+            self._known = known
+
+    def _read_known(self) -> _Known:
+        with self._opened() as file:
+            last, indices = None, _length(file, "examples/indices")
+            if _length(file, "examples/start"):
+                group = file["examples"]
+                start, count = int(group["start"][-1]), int(group["count"][-1])
+                last = start, group["indices"][start : start + count]
+            return _Known(
+                _places(file),
+                storing.read(file, history.GONE),
+                history.extents(file),
+                file[history.GONE].compression is not None,
+                _length(file, "steps/step"),
+                indices,
+                last,
+            )
 
     def add_attempt(self, row: Row) -> None:
         """Add what a scheduler that can take steps back has tried.
@@ -406,8 +452,8 @@ def _room_of(record: ProbeRecord) -> int:
     return 2 * _size(np.asarray(s.values) for group in record.groups.values() for s in group.values())
 
 
-def _add_examples(file: h5py.File, examples: np.ndarray, same: bool) -> None:
-    """Note which examples a step has used: those of the step before are not stored again."""
+def _add_examples(file: h5py.File, examples: np.ndarray, known: int | None) -> None:
+    """Note which examples a step has used, and store them unless they are known to begin somewhere already."""
     needed = np.min_scalar_type(int(examples.max()) if examples.size else 0)
     if not storing.has(file, "examples"):
         group = file.create_group("examples")
@@ -415,20 +461,17 @@ def _add_examples(file: h5py.File, examples: np.ndarray, same: bool) -> None:
         for name in ("start", "count"):
             storing.growing(group, name, (), np.int64, ("step",), "examples")
     group = file["examples"]
-    start, count = len(group["indices"]), examples.size
-    if len(group["start"]):
-        before, length = int(group["start"][-1]), int(group["count"][-1])
-        if same or np.array_equal(group["indices"][before : before + length], examples):
-            start, count = before, length
-    if start == len(group["indices"]):
-        if needed.itemsize > group["indices"].dtype.itemsize:
+    if known is None:
+        indices = group["indices"]
+        known = len(indices)
+        if needed.itemsize > indices.dtype.itemsize:
             earlier = storing.read(group, "indices")
             del group["indices"]
             _create_indices(group, needed, examples.size)
             storing.append(group, "indices", earlier)
         storing.append(group, "indices", examples)
-    storing.append(group, "start", start)
-    storing.append(group, "count", count)
+    storing.append(group, "start", known)
+    storing.append(group, "count", examples.size)
 
 
 def _create_indices(group: h5py.Group, dtype: np.dtype[Any], count: int) -> None:
