@@ -383,7 +383,7 @@ def _complete(
     if not masks:
         return None
     return {
-        name: torch.as_tensor(masks[name]).to(p.device)
+        name: torch.as_tensor(masks[name], device=p.device)
         if name in masks
         else torch.ones_like(p, dtype=torch.bool)
         for name, p in parameters.items()

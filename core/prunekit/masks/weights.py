@@ -74,3 +74,24 @@ class FlatIndex:
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """Undo :meth:`flat`: a view for each layer, in its shape."""
         return {layer.name: values[layer.part].view(layer.shape) for layer in self.layers}
+
+
+def pruned_counts(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many weights are gone, by parameter; a GPU is waited for once, however many there are.
+
+    Example:
+        >>> import torch
+        >>> pruned_counts({"w": torch.tensor([True, False, False])})
+        {'w': 2}
+    """
+    kept = read_together(mask.count_nonzero() for mask in masks.values())
+    return {name: mask.numel() - int(k) for (name, mask), k in zip(masks.items(), kept, strict=True)}
+
+
+def read_together(scalars: Iterable[Tensor]) -> list[float]:
+    """The values of tensors without axes and of one type, in one transfer where they lie on a GPU."""
+    import torch
+
+    parts = list(scalars)
+    values: list[float] = torch.stack([part.to(parts[0].device) for part in parts]).tolist() if parts else []
+    return values

@@ -112,7 +112,7 @@ def rows(data: T, start: int, stop: int) -> T:
 
 def few_examples(data: T, number: int = 3) -> T:
     """Copies of the first examples, again from the start where there are fewer."""
-    picked = torch.arange(number)
+    picked = torch.arange(number, device="cpu")
 
     def pick(leaf: Any) -> Any:
         return leaf[(picked % len(leaf)).to(leaf.device)] if _has_examples(leaf) else leaf

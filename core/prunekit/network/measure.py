@@ -18,6 +18,8 @@ from prunekit.records import Metrics
 SLICE = 500
 """Examples per forward pass; results do not depend on it beyond rounding."""
 
+_ROOM = 1 << 24  # numbers of a slice's inputs on a GPU, where small slices leave it idle between kernels
+
 
 def measure(
     model: nn.Module,
@@ -45,7 +47,7 @@ def measure(
             batch_inputs, batch_targets = unpack(batch)
             if count(batch_inputs) == 0:
                 continue
-            for inputs, targets in pieces(batch_inputs, batch_targets, SLICE):
+            for inputs, targets in pieces(batch_inputs, batch_targets, _at_once(batch_inputs)):
                 outputs = call(model, inputs, weights)
                 total = total + loss.total(outputs, targets).double()
                 normaliser += loss.normaliser(outputs, targets)
@@ -59,6 +61,13 @@ def measure(
     if normaliser == 0:
         raise DataError("nothing to measure: the batches hold no examples that count for the loss")
     return loss_sum / normaliser, wrong_sum / predictions_sum if predictions_sum else None
+
+
+def _at_once(inputs: Inputs) -> int:
+    """How many examples go through the network together; of numbers on a GPU more, of tokens no more than elsewhere."""
+    if not isinstance(inputs, Tensor) or not inputs.is_cuda or not inputs.is_floating_point():
+        return SLICE
+    return max(SLICE, _ROOM // max(1, inputs[0].numel()))
 
 
 def own_part(split: Split) -> list[tuple[Inputs, Tensor]]:

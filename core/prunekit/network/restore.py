@@ -48,6 +48,18 @@ def _preserved_rng() -> Iterator[None]:
 
 
 @contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Make new tensors on the CPU and in float32, whatever the process has set as its defaults."""
+    with taking_turns(), torch.device("cpu"):
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
 def full_float32() -> Iterator[None]:
     """Form products of float32 in float32: no TF32 on a GPU, no bfloat16 on a CPU, whatever is allowed outside."""
     with taking_turns(), _full_float32():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from prunekit.component import Component, Tensors
 from prunekit.errors import RunError, UnsupportedError
-from prunekit.masks.weights import Layer
+from prunekit.masks.weights import Layer, read_together
 from prunekit.pruning.proposal import Context, Proposal
 from prunekit.statistics.request import Request
 
@@ -86,8 +86,8 @@ class Criterion(Component, ABC):
                 )
             if lam:
                 value = value + 0.5 * lam * w.square()
-            refuse_non_finite(value, context.masks[name], f"criterion {self.name!r}: the saliency of {name}")
             scores[name] = value
+        refuse_non_finite(scores, context.masks, f"criterion {self.name!r}: the saliency of")
         return scores
 
     def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> Mapping[str, Tensor]:
@@ -111,22 +111,24 @@ class Criterion(Component, ABC):
         return None
 
 
-def refuse_non_finite(value: Tensor, mask: Tensor, what: str) -> None:
+def refuse_non_finite(values: Mapping[str, Tensor], masks: Mapping[str, Tensor], what: str) -> None:
     """Refuse values that are not finite where they count.
 
     Raises:
-        RunError: Saying of what, and how many.
+        RunError: Saying of what, of which parameter, and how many.
     """
     import torch
 
-    if bool(value.sum().isfinite()):  # one pass; a sum of finite values may overflow, so not the verdict
-        return
-    bad = int((~torch.isfinite(value) & mask).sum())
-    if bad:
-        raise RunError(
-            f"{what} is not finite for {bad} of {int(mask.sum())} kept weights; "
-            "the loss or its statistics overflow at these weights"
-        )
+    finite = read_together(value.sum().isfinite() for value in values.values())
+    for (name, value), fine in zip(values.items(), finite, strict=True):
+        if fine:  # one pass; a sum of finite values may overflow, so not the verdict
+            continue
+        bad = int((~torch.isfinite(value) & masks[name]).sum())
+        if bad:
+            raise RunError(
+                f"{what} {name} is not finite for {bad} of {int(masks[name].sum())} kept weights; "
+                "the loss or its statistics overflow at these weights"
+            )
 
 
 def locality_weight(value: object) -> float:

@@ -15,6 +15,7 @@ from prunekit.errors import RunError, SpecError
 from prunekit.masks.apportion import pruned_count
 from prunekit.masks.prunable import layers_of, prunable_parameters
 from prunekit.masks.settings import Prunable
+from prunekit.masks.weights import pruned_counts, read_together
 from prunekit.network.measure import measure
 from prunekit.network.restore import taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings
@@ -144,7 +145,7 @@ class Pruner:
             lam = None if target.lam is None else locality_weight(target.lam)
         except ValueError as error:
             raise RunError(f"scheduler {self.scheduler.name!r}: {error}") from None
-        gone = sum(m.numel() - int(m.count_nonzero()) for m in self.masks.values())
+        gone = sum(pruned_counts(self.masks).values())
         if pruned_count(level, self.total) < gone:
             raise RunError(
                 f"scheduler {self.scheduler.name!r} asks for sparsity {level}, and {gone} of {self.total} weights are "
@@ -231,7 +232,8 @@ class Pruner:
             predicted_delta_loss=attempt.predicted_delta_loss,
             delta_loss=attempt.delta_loss,
             layers={
-                n: (m.numel() - int(m.count_nonzero())) / max(1, m.numel()) for n, m in self.masks.items()
+                name: count / max(1, self.masks[name].numel())
+                for name, count in pruned_counts(self.masks).items()
             },
             seconds=attempt.seconds,
         )
@@ -256,8 +258,8 @@ class Pruner:
                 raise RunError(
                     f"{who} proposes values of {name} of shape {tuple(value.shape)}, which do not fit"
                 )
-            refuse_non_finite(value, masks[name], f"{who}: the update of {name}")
             values[name] = value.detach()
+        refuse_non_finite(values, masks, f"{who}: the update of")
         if distributed.world() > 1:
             values = {name: value.clone() for name, value in values.items()}  # they may be lent
             distributed.take_first(values)
@@ -277,7 +279,6 @@ def checked_masks(who: str, masks: Mapping[str, Tensor], context: Context) -> di
     Raises:
         RunError: If not, naming the parameter.
     """
-    pruned = 0
     for name, old in context.masks.items():
         new = masks.get(name)
         if new is None:
@@ -286,9 +287,11 @@ def checked_masks(who: str, masks: Mapping[str, Tensor], context: Context) -> di
             raise RunError(
                 f"{name}: the mask selected is {new.dtype} {tuple(new.shape)}, not bool {tuple(old.shape)}"
             )
-        if bool((new & ~old).any()):
+    revived = read_together((masks[name] & ~old).any() for name, old in context.masks.items())
+    for name, revives in zip(context.masks, revived, strict=True):
+        if revives:
             raise RunError(f"{name}: the mask selected revives pruned weights; masks must be nested")
-        pruned += new.numel() - int(new.count_nonzero())
+    pruned = sum(pruned_counts({name: masks[name] for name in context.masks}).values())
     if pruned != context.budget:
         raise RunError(f"the selection prunes {pruned} weights, and {context.budget} were asked for")
     return {name: masks[name].to(old.device) for name, old in context.masks.items()}

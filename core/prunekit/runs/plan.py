@@ -14,7 +14,7 @@ from prunekit.data import Split, Splits
 from prunekit.errors import DataError, DeviceError, SpecError
 from prunekit.losses.base import Loss
 from prunekit.network.call import call
-from prunekit.network.restore import evaluating, preserved_rng
+from prunekit.network.restore import evaluating, preserved_rng, usual_defaults
 from prunekit.plugins.build import component, estimators
 from prunekit.plugins.host import PluginManager
 from prunekit.pruning.criterion import Criterion
@@ -90,13 +90,14 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     device, dtype = choose_device(spec.settings.device), getattr(torch, spec.settings.dtype)
     if device.type == "cuda" and distributed.world() > 1:
         torch.cuda.set_device(device)
-    loaded: Splits = _part(spec, "dataset").build().load(spec.settings.seed)
+    with usual_defaults():
+        loaded: Splits = _part(spec, "dataset").build().load(spec.settings.seed)
     _check_tensors(loaded, str(spec.data["dataset"]["name"]))
     splits = loaded.to(device, dtype)
     _check_data(splits, str(spec.data["dataset"]["name"]))
     info = splits.info
     part = _part(spec, "model")
-    with preserved_rng():
+    with preserved_rng(), usual_defaults():
         torch.manual_seed(derived(spec.settings.seed, "model"))
         model: nn.Module = part.build().build(info)
     model = model.to(dtype)  # before the checkpoint, whose values may need more digits than float32 has

@@ -325,8 +325,8 @@ class _Execution:
     def _draw(self, count: int | None, *labels: str | int) -> Tensor:
         total = len(self.splits.train)
         if count is None or count >= total:
-            return torch.arange(total)
-        return torch.randperm(total, generator=generator(self.seed, *labels))[:count]
+            return torch.arange(total, device="cpu")
+        return torch.randperm(total, generator=generator(self.seed, *labels), device="cpu")[:count]
 
     def _metrics(self) -> Metrics:
         return metrics(self.model, self.splits, self.loss, self.settings.evaluate.train_examples)

@@ -179,7 +179,7 @@ def _plain_record(record: ProbeRecord) -> dict[str, Plain]:
     data["groups"] = {
         group: {
             key: {
-                "values": torch.tensor(np.asarray(series.values)),
+                "values": torch.from_numpy(np.array(series.values)),
                 "axes": list(series.axes),
                 "units": series.units,
             }

@@ -119,7 +119,8 @@ class _Pass:
         self._layouts: dict[Shapes, Layout] = {}
         # Shapes examined now, because the network took another way than it was known for.
         self._fresh: set[Shapes] = set()
-        self._normaliser = self._total = 0.0
+        self._normaliser = 0.0
+        self._total: Tensor | float = 0.0  # on the device until the end, which need not be waited for
         self._examples = 0
 
     def read(self, inputs: Inputs, targets: Any) -> None:
@@ -149,7 +150,7 @@ class _Pass:
                 estimator.add(replace(batch, problem=self.problems[key]))
             self._examples += count(some)
             self._normaliser += batch.normaliser
-            self._total += float(batch.total.detach())
+            self._total = self._total + batch.total.detach().double()
 
     def _find(self, shapes: Shapes, inputs: Inputs, targets: Any) -> Layout:
         """The layout for inputs of a shape that this pass has not met."""
@@ -170,7 +171,7 @@ class _Pass:
         """
         if not self.working:
             return 0.0, 0.0
-        normaliser, total, examples = distributed.sums(self._normaliser, self._total, self._examples)
+        normaliser, total, examples = distributed.sums(self._normaliser, float(self._total), self._examples)
         if not examples:
             raise DataError(
                 "the batches hold no examples; a re-iterable or a callable is needed, not a spent iterator"

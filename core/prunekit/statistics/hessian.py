@@ -82,7 +82,7 @@ def refuse_wrong_second_derivatives(problem: Problem, inputs: Inputs, targets: T
         generator = torch.Generator().manual_seed(seed)
         for name, p in problem.parameters.items():
             if name in names:
-                yield name, torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
+                yield name, torch.randn(p.shape, generator=generator, dtype=torch.float32, device="cpu").to(p)
             else:
                 yield name, torch.zeros_like(p)
 

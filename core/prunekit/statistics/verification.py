@@ -168,7 +168,9 @@ def examine(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) ->
 def _trusted(batch: ForwardPass) -> dict[str, tuple[Signature, ...]]:
     """The signatures of the uses of each parameter whose captured products give autograd's own gradient."""
     generator = torch.Generator().manual_seed(0)
-    column = torch.randn(batch.outputs.shape, generator=generator, dtype=torch.float64).to(batch.outputs)
+    column = torch.randn(batch.outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+        batch.outputs
+    )
     parameters = batch.problem.parameters
     expected = torch.autograd.grad(
         (batch.outputs * column).sum(), list(parameters.values()), retain_graph=True, allow_unused=True

@@ -532,7 +532,7 @@ def _values_fit(found: Mapping[str, Tensor], given: Situation, masks: Mapping[st
             value.shape == w.shape, f"{name} has shape {tuple(w.shape)}, its new values {tuple(value.shape)}"
         )
         demand(value.device == w.device, f"{name} is on {w.device}, its new values on {value.device}")
-        refuse_non_finite(value, masks[name], f"the new value of {name}")
+        refuse_non_finite({name: value}, masks, "the new value of")
 
 
 def _saliency(criterion: Criterion, given: Situation) -> dict[str, Tensor]:

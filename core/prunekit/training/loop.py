@@ -68,7 +68,9 @@ class Trainer:
         rate = learning_rate(settings.lr_scheduler, settings.optimizer.lr, index, settings.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        order = torch.randperm(len(train), generator=generator(self.seed, self.phase, "order", index))
+        order = torch.randperm(
+            len(train), generator=generator(self.seed, self.phase, "order", index), device="cpu"
+        )
         order = order.to(train.y.device)
         augment = self.splits.augment if settings.augment else None
         noise = generator(self.seed, self.phase, "augment", index)

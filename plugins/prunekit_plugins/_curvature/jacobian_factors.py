@@ -143,7 +143,7 @@ class Factors(Detailed):
     def _along(self, part: Mapping[str, LayerFactors | LayerRows], given: Mapping[str, Tensor]) -> Tensor:
         """``J v`` of one batch, summed over the layers, float64."""
         along = [layer.along(given[name]).double() for name, layer in part.items()]
-        return torch.stack(along).sum(0) if along else torch.zeros(1, 1, dtype=torch.float64)
+        return torch.stack(along).sum(0) if along else torch.zeros(1, 1, dtype=torch.float64, device="cpu")
 
     def _split(self, vector: Tensor) -> dict[str, Tensor]:
         return FlatIndex(self.shapes).split(vector)

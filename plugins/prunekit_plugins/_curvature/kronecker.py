@@ -164,8 +164,13 @@ def weight_positions(shape: Sequence[int], groups: int, transposed: bool) -> Ten
     """
     size = torch.Size(shape)
     if not transposed:
-        return torch.arange(size.numel()).view(groups, size[0] // groups, -1)
-    return torch.arange(size.numel()).view(groups, size[0] // groups, -1).transpose(1, 2).contiguous()
+        return torch.arange(size.numel(), device="cpu").view(groups, size[0] // groups, -1)
+    return (
+        torch.arange(size.numel(), device="cpu")
+        .view(groups, size[0] // groups, -1)
+        .transpose(1, 2)
+        .contiguous()
+    )
 
 
 def _eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,5 +42,5 @@ def _invert(matrices: Tensor, out: Tensor, failed: Tensor) -> None:
     factor, info = torch.linalg.cholesky_ex(matrices)
     failed.copy_(info)
     if bool(info.any()):
-        factor[info > 0] = torch.eye(factor.shape[1]).to(factor)
+        factor[info > 0] = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
     torch.cholesky_inverse(factor, out=out)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunekit import Tensors
-from prunekit.masks import FlatIndex, apportion, kth_smallest, smallest
+from prunekit.masks import FlatIndex, apportion, kth_smallest, pruned_counts, smallest
 from prunekit_plugins._curvature.blocks import Blocks, Chunk
 from prunekit_plugins._selection.elimination import Caps, Traces, eliminate
 
@@ -52,7 +52,7 @@ class Cut:
 def layer_budgets(masks: Mapping[str, Tensor], budget: int) -> dict[str | None, int]:
     """Each layer's part of a budget of pruned weights: the same share of its weights, by largest remainder."""
     sizes = [mask.numel() for mask in masks.values()]
-    gone = [mask.numel() - int(mask.count_nonzero()) for mask in masks.values()]
+    gone = list(pruned_counts(masks).values())
     return dict(zip(masks, apportion(budget, sizes, lower=gone), strict=True))
 
 
@@ -97,7 +97,7 @@ class GreedyElimination:
             gone = [self._cheapest_of(None, left, costs, budget - int((~left).sum()))]
         else:
             budgets = layer_budgets(masks, budget)
-            counts = {n: budgets[n] - int((~mask).sum()) for n, mask in masks.items()}
+            counts = {n: budgets[n] - gone for n, gone in pruned_counts(masks).items()}
             if any(family.layer is None for family in self.blocks.families):
                 gone = [self._cheapest_by_layer(index, list(counts.values()))]
             else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 from prunekit import Options, SpecError
-from prunekit.masks import Layer
+from prunekit.masks import Layer, pruned_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +93,7 @@ def refuse_more(masks: Mapping[str, Tensor], budget: int, n: int, m: int, where:
         SpecError: Saying what the pattern allows.
     """
     refuse_other_layers([Layer(name, tuple(mask.shape)) for name, mask in masks.items()], m, where)
-    gone = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
+    gone = sum(pruned_counts(masks).values())
     left = sum(int((m - n - in_groups(~mask, m).sum(-1)).clamp(min=0).sum()) for mask in masks.values())
     if budget - gone > left:
         raise SpecError(f"{where}: {n}:{m} lets {gone + left} weights go, and {budget} are asked for")

@@ -43,7 +43,8 @@ class Taylor(Criterion):
 
         # A fill and a sum: picking the dropped ones out first takes several times as long.
         changes = self._changes(weights, statistics)
-        return sum(float(c.masked_fill(masks[n], 0.0).sum(dtype=torch.float64)) for n, c in changes.items())
+        sums = [c.masked_fill(masks[n], 0.0).sum(dtype=torch.float64) for n, c in changes.items()]
+        return float(sum(torch.stack(sums).tolist()))
 
     def _changes(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """−gθ + ½dθ² per weight."""

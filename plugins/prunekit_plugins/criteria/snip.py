@@ -26,7 +26,9 @@ class SNIP(Criterion):
 
     def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """|gθ| per weight, divided by their sum."""
+        import torch
+
         gradient = statistics["gradient"]
         sensitivity = {k: (gradient[k] * w).abs() for k, w in weights.items()}
-        total = sum(float(s.double().sum()) for s in sensitivity.values())
+        total = float(sum(torch.stack([s.double().sum() for s in sensitivity.values()]).tolist()))
         return {k: s / total if total else s for k, s in sensitivity.items()}

@@ -155,7 +155,7 @@ class SparseGPT(Criterion):
 
     def _budgets(self, context: Context) -> dict[str, int]:
         """How many weights of each layer are pruned afterwards."""
-        from prunekit.masks import prune_smallest
+        from prunekit.masks import prune_smallest, pruned_counts
         from prunekit_plugins._selection.greedy import layer_budgets
 
         if self.options.scope == "layerwise":
@@ -163,7 +163,7 @@ class SparseGPT(Criterion):
             return {name: budgets[name] for name in context.masks}
         scores = self.saliency(context.weights, context.statistics)
         left = prune_smallest(scores, context.masks, context.budget)
-        return {name: mask.numel() - int(mask.count_nonzero()) for name, mask in left.items()}
+        return pruned_counts(left)
 
     @property
     def _width(self) -> int:

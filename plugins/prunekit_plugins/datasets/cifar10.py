@@ -62,8 +62,8 @@ class CIFAR10(Dataset):
         train = [self._read(folder / name) for name in _TRAIN]
         x, y = np.concatenate([a for a, _ in train]), np.concatenate([b for _, b in train])
         test_x, test_y = self._read(folder / _TEST)
-        mean = torch.tensor(_MEAN).view(3, 1, 1)
-        deviation = torch.tensor(_DEVIATION).view(3, 1, 1)
+        mean = torch.tensor(_MEAN, device="cpu").view(3, 1, 1)
+        deviation = torch.tensor(_DEVIATION, device="cpu").view(3, 1, 1)
 
         def split(images: np.ndarray, labels: np.ndarray) -> Split:
             # In place, piece by piece: 50,000 float images are 600 MB, and no second copy is needed.
@@ -124,8 +124,8 @@ def crop_and_flip(x: Tensor, generator: Generator, black: Sequence[float]) -> Te
     import torch.nn.functional as F
 
     n, channels, height, width = x.shape
-    shift = torch.randint(0, 9, (2, n), generator=generator).to(x.device)
-    flip = torch.rand(n, generator=generator).to(x.device) < 0.5
+    shift = torch.randint(0, 9, (2, n), generator=generator, device="cpu").to(x.device)
+    flip = torch.rand(n, generator=generator, device="cpu").to(x.device) < 0.5
     rows = shift[0].unsqueeze(1) + torch.arange(height, device=x.device)
     columns = torch.arange(width, device=x.device).expand(n, width)
     columns = torch.where(flip.unsqueeze(1), width - 1 - columns, columns) + shift[1].unsqueeze(1)

@@ -43,8 +43,8 @@ class Digits(Dataset):
         from prunekit_plugins.datasets._images import split_and_standardise
 
         found = load_digits()
-        x = torch.tensor(found.images, dtype=torch.float32).unsqueeze(1)
-        y = torch.tensor(found.target, dtype=torch.long)
+        x = torch.tensor(found.images, dtype=torch.float32, device="cpu").unsqueeze(1)
+        y = torch.tensor(found.target, dtype=torch.long, device="cpu")
         held_out = self.options.valid + self.options.test
         if held_out >= len(x):
             raise DataError(
@@ -53,6 +53,7 @@ class Digits(Dataset):
         options = self.options
         order = torch.randperm(
             len(x),
+            device="cpu",
             generator=torch.Generator().manual_seed(
                 seed if options.split_seed is None else options.split_seed
             ),

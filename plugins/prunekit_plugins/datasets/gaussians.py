@@ -64,8 +64,11 @@ def _draw(count: int, generator: Generator) -> Split:
 
     from prunekit import Split
 
-    label = torch.randint(2, (count,), generator=generator)
-    component = torch.randint(2, (count,), generator=generator)
-    noise = torch.randn(count, 5, generator=generator)
-    means, variances = torch.tensor(_MEANS)[label, component], torch.tensor(_VARIANCES)[label, component]
+    label = torch.randint(2, (count,), generator=generator, device="cpu")
+    component = torch.randint(2, (count,), generator=generator, device="cpu")
+    noise = torch.randn(count, 5, generator=generator, device="cpu")
+    means, variances = (
+        torch.tensor(_MEANS, device="cpu")[label, component],
+        torch.tensor(_VARIANCES, device="cpu")[label, component],
+    )
     return Split(means + noise * variances.sqrt(), label.float().unsqueeze(1))

@@ -70,7 +70,7 @@ class MNIST(Dataset):
         x = torch.from_numpy(arrays["train_x"]).unsqueeze(1)
         y = torch.from_numpy(arrays["train_y"]).long()
         draw = seed if self.options.split_seed is None else self.options.split_seed
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(draw))
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(draw), device="cpu")
         train = len(x) - self.options.valid
         if train <= 0:
             raise DataError(

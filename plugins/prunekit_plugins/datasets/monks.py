@@ -84,6 +84,6 @@ def _read(path: Path) -> Split:
         rows.append(numbers)
     if not rows:
         raise DataError(f"dataset 'monks': {path}: holds no examples")
-    table = torch.tensor(rows)
+    table = torch.tensor(rows, device="cpu")
     columns: list[Tensor] = [one_hot(table[:, 1 + i] - 1, most) for i, most in enumerate(_VALUES)]
     return Split(torch.cat(columns, 1).float(), table[:, :1].float())

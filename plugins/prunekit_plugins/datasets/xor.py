@@ -25,6 +25,6 @@ class XOR(Dataset):
 
         from prunekit import Split, Splits
 
-        x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], device="cpu")
         split = Split(x, (x[:, :1] != x[:, 1:]).float())
         return Splits(split, test=split, outputs=1)

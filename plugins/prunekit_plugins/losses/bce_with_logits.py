@@ -61,7 +61,9 @@ class BinaryCrossEntropy(Loss):
         """σ(o) − y with y drawn from a Bernoulli distribution of mean σ(o)."""
         import torch
 
-        uniform = torch.rand(outputs.shape, generator=generator, dtype=torch.float64).to(outputs.device)
+        uniform = torch.rand(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+            outputs.device
+        )
         # Where σ rounds to 1, σ − 1 is still −σ(−o).
         one = uniform < outputs.double().sigmoid()
         return torch.where(one, -(-outputs).sigmoid(), outputs.sigmoid())

@@ -135,7 +135,9 @@ class CrossEntropy(Loss):
         n, classes = outputs.shape[:2]
         p = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).softmax(1).reshape(n, classes, -1)
         head = p.double().cumsum(1)
-        uniform = torch.rand(n, 1, p.shape[2], generator=generator, dtype=torch.float64).to(p.device)
+        uniform = torch.rand(n, 1, p.shape[2], generator=generator, dtype=torch.float64, device="cpu").to(
+            p.device
+        )
         drawn = (head <= uniform * head[:, -1:]).sum(1, keepdim=True).clamp_(max=classes - 1)
         column = p.scatter_add(1, drawn, -torch.ones_like(p[:, :1]))
         column = column * self._mass(outputs, targets).to(p).sqrt().unsqueeze(1)

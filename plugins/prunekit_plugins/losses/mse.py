@@ -50,5 +50,5 @@ class MeanSquaredError(Loss):
         """√2 ε: the loss is minus the logarithm of a normal density of variance ½, up to a constant."""
         import torch
 
-        noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
         return noise.mul_(2.0**0.5).to(outputs)

@@ -44,7 +44,9 @@ class GGNMonteCarloDiagonal(SquaredColumns):
         import torch
 
         super().start(problem)
-        seeds = torch.randint(2**62, (self.options.draws,), generator=problem.generator).tolist()
+        seeds = torch.randint(
+            2**62, (self.options.draws,), generator=problem.generator, device="cpu"
+        ).tolist()
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def columns(self, batch: ForwardPass) -> tuple[int, Iterator[Tensor]]:

@@ -90,5 +90,5 @@ class HutchinsonDiagonal(Estimator):
     def _signs(self, parameter: Tensor) -> Tensor:
         import torch
 
-        drawn = torch.randint(2, parameter.shape, generator=self._generator, dtype=torch.int8)
+        drawn = torch.randint(2, parameter.shape, generator=self._generator, dtype=torch.int8, device="cpu")
         return drawn.to(parameter.device).mul_(2).sub_(1)

@@ -28,6 +28,8 @@ class Uniform(Estimator):
 
         generator = self._problem.generator
         return {
-            name: torch.rand(p.shape, generator=generator, dtype=self._problem.dtype(p)).to(p.device)
+            name: torch.rand(p.shape, generator=generator, dtype=self._problem.dtype(p), device="cpu").to(
+                p.device
+            )
             for name, p in self._problem.parameters.items()
         }

@@ -1,0 +1,149 @@
+"""What would go wrong on a GPU, or under a process's own defaults, and can be seen without a GPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from waiting import Waiting
+
+import prunekit as pk
+from prunekit.plugins.host import default_manager
+
+STATISTICS = default_manager().names("statistic")
+CRITERIA = default_manager().names("criterion")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    layers = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5), nn.Tanh()
+    return nn.Sequential(*layers, nn.Linear(5, 3))
+
+
+@pytest.fixture
+def batches() -> list[tuple[Tensor, Tensor]]:
+    x, y = torch.randn(18, 2, 6, 6), torch.randint(3, (18,))
+    return [(x[:11], y[:11]), (x[11:], y[11:])]
+
+
+@contextmanager
+def dtype(chosen: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(chosen)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+# What is made on the meta device has no values: whatever needs them fails, and so does what mixes devices.
+DEFAULTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "device meta": lambda: torch.device("meta"),
+    "dtype float64": lambda: dtype(torch.float64),
+    "dtype bfloat16": lambda: dtype(torch.bfloat16),
+}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    pairs = [(value, other[name]) for name, value in one.items()]
+    return one.keys() == other.keys() and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_a_statistic_does_not_depend_on_the_processs_defaults(statistic, default, model, batches) -> None:
+    expected = dict(pk.statistics(model, batches, [statistic], seed=3)[statistic])
+    with DEFAULTS[default]():
+        values = dict(pk.statistics(model, batches, [statistic], seed=3)[statistic])
+    assert same(values, expected)
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_criterion_does_not_depend_on_the_processs_defaults(criterion, default, model, batches) -> None:
+    def pruned() -> dict[str, Tensor]:
+        copied = copy.deepcopy(model)
+        masks = pk.prune(copied, batches, criterion, sparsity=0.5, steps=2).masks
+        return {**masks, **{f"value of {name}": p.detach() for name, p in copied.named_parameters()}}
+
+    expected = pruned()
+    with DEFAULTS[default]():
+        assert same(pruned(), expected)
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+@pytest.mark.parametrize("kind", ["ggn", "hessian", "empirical_fisher"])
+def test_a_product_does_not_depend_on_the_processs_defaults(kind, default, model, batches) -> None:
+    vector = {name: torch.ones_like(p) for name, p in model.named_parameters() if p.ndim > 1}
+    expected = pk.operator(model, batches, kind) @ vector
+    with DEFAULTS[default]():
+        assert same(pk.operator(model, batches, kind) @ vector, expected)
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+@pytest.mark.parametrize("dataset", ["digits", "xor", "gaussians"])
+def test_a_run_does_not_depend_on_the_processs_defaults(dataset, default, tmp_path: Path) -> None:
+    spec = {
+        "version": 1,
+        "device": "cpu",
+        "model": {"name": "mlp", "hidden": [5]},
+        "dataset": dataset,
+        "train": {"epochs": 2, "optimizer": {"name": "adam", "lr": 0.01}},
+        "prune": {"criterion": "qm", "scheduler": {"name": "one_shot", "sparsity": 0.5}, "examples": 4},
+        "probes": [{"name": "line", "points": 3, "examples": 4}],
+    }
+    with pk.run(spec, tmp_path / "expected.h5") as results:
+        expected = results.weights("pruned"), results.summary["steps"][0]["delta_loss"]
+    with DEFAULTS[default](), pk.run(spec, tmp_path / "out.h5") as results:
+        weights, change = results.weights("pruned"), results.summary["steps"][0]["delta_loss"]
+    assert change == expected[1]
+    assert all((weights[name] == value).all() for name, value in expected[0].items())
+
+
+# -- waiting for a GPU -----------------------------------------------------------------------------
+
+
+def waits(criterion: str, layers: int, steps: int) -> dict[str, int]:
+    """Where the steps of a pruning ask for values, how often."""
+    widths = [nn.Linear(6, 6) for _ in range(layers)]
+    model = nn.Sequential(*widths, nn.Linear(6, 3))
+    batch = torch.randn(40, 6), torch.randint(3, (40,))
+    with Waiting() as waiting:
+        pk.prune(model, [batch], criterion, sparsity=0.5, steps=steps)
+    return dict(waiting.lines)
+
+
+CORE, PLUGINS = "core/prunekit", "plugins/prunekit_plugins"
+MEASURED = {
+    f"{CORE}/masks/select.py smallest": 2,  # equal scores, and how many of them
+    # What goes is chosen; it is finite, nested, of the right number; how much is left of each layer.
+    f"{CORE}/masks/weights.py read_together": 4,
+    f"{CORE}/network/measure.py measure": 2,  # the loss after the step, and the errors
+    f"{PLUGINS}/losses/cross_entropy.py errors": 1,
+    f"{PLUGINS}/losses/cross_entropy.py normaliser": 2,
+}
+READ = {**MEASURED, f"{CORE}/statistics/estimate.py sums": 1}  # the loss before it
+# Without statistics, the loss before it is measured too.
+BEFORE = {**MEASURED, f"{CORE}/network/measure.py measure": 4, f"{PLUGINS}/losses/cross_entropy.py errors": 2}
+PREDICTED = {**READ, f"{PLUGINS}/criteria/_taylor.py predicted_delta_loss": 1}
+
+
+@pytest.mark.parametrize("layers", [1, 5])
+@pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [("lm", PREDICTED), ("qm", PREDICTED), ("obd", PREDICTED), ("magnitude", BEFORE)],
+)
+def test_a_step_waits_for_the_device_where_the_design_says_however_many_layers(
+    criterion, expected, layers
+) -> None:
+    few, many = waits(criterion, layers, 2), waits(criterion, layers, 6)
+    by_step = {where: (many[where] - few.get(where, 0)) / 4 for where in many}
+    # On a GPU a step keeps whole copies of the weights, and need not know how many go.
+    by_step.pop(f"{CORE}/pruning/change.py __init__")
+    assert {where: number for where, number in by_step.items() if number} == expected
