@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from prunekit.distributed import from_first, rank, started, together
 from prunekit.errors import DataError
 from prunekit.masks.settings import Prunable
+from prunekit.network.devices import device_errors
 from prunekit.results import Results, open_results
 from prunekit.statistics.request import Estimates, Statistic
 
@@ -35,6 +36,7 @@ Batches: TypeAlias = "Iterable[Batch]"
 
 
 @together()
+@device_errors()
 def statistics(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
@@ -130,6 +132,7 @@ def operator(
 
 
 @together()
+@device_errors()
 def saliency(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
@@ -226,6 +229,7 @@ class Pruning:
 
 
 @together()
+@device_errors()
 def prune(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
@@ -345,7 +349,7 @@ def run(
     from prunekit.runs.run import execute
     from prunekit.spec import load
 
-    with started(), together():
+    with started(), together(), device_errors():
         blocked = list(block)
         manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
         resolved = load(spec, overrides, manager)

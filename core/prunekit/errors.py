@@ -38,7 +38,7 @@ class CheckpointError(PrunekitError, ValueError):
 
 
 class DeviceError(PrunekitError, RuntimeError):
-    """The device asked for is not there."""
+    """The device asked for is not there, or what belongs together lies on several."""
 
 
 class ResultsError(PrunekitError, OSError):
@@ -50,7 +50,7 @@ class UnsupportedError(PrunekitError, NotImplementedError):
 
 
 class RunError(PrunekitError, RuntimeError):
-    """The run itself failed: a loss or a saliency that is not finite, a full disk."""
+    """The run itself failed: a loss or a saliency that is not finite, a full disk, a full memory."""
 
     exit_code = 1
 

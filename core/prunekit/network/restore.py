@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import RLock
 from typing import Any
 
@@ -15,6 +15,8 @@ from prunekit.errors import UnsupportedError
 _BatchNorm = nn.modules.batchnorm._BatchNorm  # no public name covers the 1d, 2d, 3d and Sync classes
 
 _TURN = RLock()
+
+_REDUCED = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
 
 
 @contextmanager
@@ -61,7 +63,10 @@ def usual_defaults() -> Iterator[None]:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Form products of float32 in float32: no TF32 on a GPU, no bfloat16 on a CPU, whatever is allowed outside."""
+    """Form products of float32 in float32, whatever is allowed outside: no TF32, no bfloat16, no autocast.
+
+    A model that casts by itself, inside its forward, still does. Products of half precision are added up in float32.
+    """
     with taking_turns(), _full_float32():
         yield
 
@@ -72,6 +77,7 @@ def _full_float32() -> Iterator[None]:
     cpu = _settings(backends.mkldnn, "matmul", "conv")
     new = [*_settings(backends.cuda, "matmul"), *_settings(backends.cudnn, "conv"), *cpu]
     held = [(place, place.fp32_precision) for place in new]
+    sums = [key for key in _REDUCED if getattr(backends.cuda.matmul, key) is True]
     older: tuple[str, bool] | None
     try:
         older = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
@@ -89,8 +95,13 @@ def _full_float32() -> Iterator[None]:
             for place in cpu:
                 if place.fp32_precision not in ("none", "ieee"):
                     place.fp32_precision = "ieee"
-        yield
+        for key in sums:
+            setattr(backends.cuda.matmul, key, False)
+        with without_autocast():
+            yield
     finally:
+        for key in sums:
+            setattr(backends.cuda.matmul, key, True)
         if older is not None:
             if older[0] != "highest":
                 torch.set_float32_matmul_precision(older[0])
@@ -99,6 +110,16 @@ def _full_float32() -> Iterator[None]:
         for place, value in held:
             if place.fp32_precision != value:
                 place.fp32_precision = value
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Cast nothing because of an autocast around the call; a model's own, inside its forward, still does."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _settings(backend: Any, *operations: str) -> list[Any]:

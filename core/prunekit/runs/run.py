@@ -15,6 +15,7 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.errors import PrunekitError, RunError
 from prunekit.masks.apply import apply_masks
+from prunekit.network.devices import device_errors
 from prunekit.network.measure import measure, metric_names, metrics, own_part
 from prunekit.observing.listener import Listener
 from prunekit.observing.moment import Moment, Surroundings
@@ -153,7 +154,8 @@ class _Execution:
             self._tell("started")
             self._call("prunekit_run_started", refreshed(self.view, self.state))
             for name in order[order.index(self.state.phase) :]:
-                phases[name]()
+                with device_errors():
+                    phases[name]()
             self.view.status = "complete"
             self._finish()
         except BaseException as error:

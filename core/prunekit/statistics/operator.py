@@ -14,6 +14,7 @@ from prunekit import distributed
 from prunekit.errors import DataError, SpecError
 from prunekit.losses.base import Loss
 from prunekit.network.call import Batch, Inputs, call, count, pieces, unpack
+from prunekit.network.devices import device_errors
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.problem import ForwardPass, Problem, forward
@@ -66,6 +67,7 @@ class Operator:
         return {name: p.shape for name, p in self._problem.parameters.items()}
 
     @distributed.together()
+    @device_errors()
     def __matmul__(self, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply.
 

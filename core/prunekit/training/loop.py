@@ -14,7 +14,7 @@ from prunekit.errors import RunError
 from prunekit.losses.base import Loss
 from prunekit.masks.apply import attach
 from prunekit.network.call import Inputs, call, count
-from prunekit.network.restore import preserved_rng
+from prunekit.network.restore import preserved_rng, without_autocast
 from prunekit.seeds import derived, generator
 from prunekit.training.captured_step import CapturedStep
 from prunekit.training.optimizers import learning_rate, optimizer
@@ -78,7 +78,7 @@ class Trainer:
         batches = 0
         was_training = self.model.training
         try:
-            with preserved_rng(), torch.enable_grad():
+            with preserved_rng(), without_autocast(), torch.enable_grad():
                 torch.manual_seed(derived(self.seed, self.phase, "model", index))
                 self.model.train()
                 # Captured anew each epoch: the learning rate is part of the graph.
