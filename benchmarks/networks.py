@@ -28,6 +28,10 @@ class Case:
     x: Tensor
     y: Tensor
 
+    def to(self, device: torch.device) -> Case:
+        """The same there; the network is moved, not copied."""
+        return Case(self.model.to(device), self.x.to(device), self.y.to(device))
+
     @property
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         return [(self.x, self.y)]

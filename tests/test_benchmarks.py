@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 def load(name):
     found = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses look themselves up there
     found.loader.exec_module(module)
     return module
 
@@ -94,3 +96,43 @@ def test_a_criterion_that_does_not_fit_says_what_it_would_take():
     assert done.returncode == 0, done.stderr
     # (64·300 + 300·10)² numbers of 8 bytes, eight times
     assert json.loads(done.stdout) == {"refused": "refused: 29.4 GiB"}
+
+
+def gpu_check(folder, *options):
+    command = ["bash", BENCHMARKS / "gpu.sh", "--cpu", *options]
+    place = {**os.environ, "OUT": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=place)
+    return done, json.loads((folder / "figures.json").read_text())
+
+
+def test_the_gpu_check_runs_without_a_gpu_as_far_as_that_goes(tmp_path):
+    done, figures = gpu_check(tmp_path, "--only", "selection")
+
+    assert done.returncode == 0, done.stderr
+    assert "faster than topk" in done.stdout
+    (part,) = figures["parts"]
+    assert (figures["passed"], part["how"], len(part["figures"])) == (True, "passed", 2)
+
+
+def test_a_part_of_the_gpu_check_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+    module = load("gpu/run")
+    (tmp_path / "fails.py").write_text("print('no figure')\nraise SystemExit('broken')\n")
+    (tmp_path / "lasts.py").write_text(
+        'import time\nprint(\'{"what": "early", "value": 2.0, "most": 1.0}\', flush=True)\ntime.sleep(60)\n'
+    )
+    (tmp_path / "works.py").write_text('print(\'{"what": "late", "value": 2.0, "least": 1.0}\')\n')
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(module, "PARTS", {"fails": 9, "lasts": 2, "works": 9})
+    monkeypatch.setattr(sys, "argv", ["run.py", "--cpu", "--out", str(tmp_path / "out")])
+
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+
+    assert ended.value.code == 1
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert [part["how"] for part in figures["parts"]] == ["failed", "stopped", "passed"]
+    assert [f["what"] for part in figures["parts"] for f in part["figures"]] == ["early", "late"]
+    assert "broken" in (tmp_path / "out" / "log.txt").read_text()
+    shown = capfd.readouterr().out
+    assert all(word in shown for word in ("missed", "met", "stopped", "failed"))
