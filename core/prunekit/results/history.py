@@ -36,12 +36,12 @@ class Place:
 
 def places(shapes: Mapping[str, Sequence[int]]) -> list[Place]:
     """Tensors one after the other, each in C order."""
-    found, start = [], 0
+    tensors, start = [], 0
     for name, shape in shapes.items():
         stop = start + math.prod(shape)
-        found.append(Place(name, tuple(shape), start, stop))
+        tensors.append(Place(name, tuple(shape), start, stop))
         start = stop
-    return found
+    return tensors
 
 
 def smallest(steps: int) -> np.dtype[Any]:
@@ -77,15 +77,15 @@ def extents(file: h5py.File) -> list[Extent]:
     The last chunk may reach beyond the last weight. HDF5 reads such a one before it writes into it.
     """
     data = h5py.h5d.open(file.id, GONE.encode())
-    found: list[Extent] = []
+    spans: list[Extent] = []
     (count,), (chunk,) = data.shape, data.get_create_plist().get_chunk()
 
     def note(info: Any) -> None:
         if info.chunk_offset[0] + chunk <= count:
-            found.append((info.byte_offset, info.byte_offset + info.size))
+            spans.append((info.byte_offset, info.byte_offset + info.size))
 
     data.chunk_iter(note)
-    return found
+    return spans
 
 
 def advance(gone: np.ndarray, tensors: Sequence[Place], masks: Mapping[str, np.ndarray], step: int) -> None:

@@ -43,7 +43,7 @@ def write(file: h5py.File, label: str, record: ProbeRecord) -> None:
     where = f"probe {label!r} at {moment}" + ("" if step is None else f" {step}")
     if (step is not None) != (moment == STEP) or moment not in MOMENTS:
         raise RunError(f"{where}: there is no such moment")
-    found = {
+    measured = {
         (g, k): _values(where, g, k, s) for g, arrays in record.groups.items() for k, s in arrays.items()
     }
     attributes = _attributes(where, record)
@@ -52,9 +52,9 @@ def write(file: h5py.File, label: str, record: ProbeRecord) -> None:
         if name not in probe.attrs:
             probe.attrs[name] = storing.attribute(value)
     if step is None:
-        _write_once(probe.create_group(moment), record, found, attributes)
+        _write_once(probe.create_group(moment), record, measured, attributes)
     else:
-        _append(probe.require_group(moment), step, record, found, attributes, where)
+        _append(probe.require_group(moment), step, record, measured, attributes, where)
 
 
 def _values(where: str, group: str, key: str, series: Series) -> np.ndarray:
@@ -67,23 +67,23 @@ def _values(where: str, group: str, key: str, series: Series) -> np.ndarray:
 
 
 def _attributes(where: str, record: ProbeRecord) -> dict[str, np.ndarray]:
-    found = {}
+    attributes = {}
     for name, value in record.attributes.items():
         try:
-            found[name] = storing.attribute(value)
+            attributes[name] = storing.attribute(value)
         except TypeError as error:
             raise RunError(f"{where}: attribute {name!r}: {error}") from None
-    return found
+    return attributes
 
 
 def _write_once(
-    moment: h5py.Group, record: ProbeRecord, found: Found, attributes: Mapping[str, np.ndarray]
+    moment: h5py.Group, record: ProbeRecord, measured: Found, attributes: Mapping[str, np.ndarray]
 ) -> None:
     moment.attrs.update(attributes)
     storing.store_text(moment, SUMMARY, json.dumps(record.summary, indent=1))
     for group in record.groups:
         moment.create_group(group)
-    for (group, key), values in found.items():
+    for (group, key), values in measured.items():
         series = record.groups[group][key]
         storing.store(moment[group], key, values)
         storing.describe(moment[group][key], series.axes, series.units)
@@ -93,7 +93,7 @@ def _append(
     moment: h5py.Group,
     step: int,
     record: ProbeRecord,
-    found: Found,
+    measured: Found,
     attributes: Mapping[str, np.ndarray],
     where: str,
 ) -> None:
@@ -101,27 +101,27 @@ def _append(
         storing.growing(moment, STEP, (), np.int64, (STEP,), "")
         storing.store_text(moment, SUMMARY, "")
         moment.attrs.update(attributes)
-        for (group, key), values in found.items():
+        for (group, key), values in measured.items():
             series = record.groups[group][key]
             inside = moment.require_group(group)
             storing.growing(inside, key, values.shape, values.dtype, (STEP, *series.axes), series.units)
-    _check(moment, found, attributes, where)
+    _check(moment, measured, attributes, where)
     storing.append(moment, STEP, step)
     storing.append_text(moment, SUMMARY, json.dumps(record.summary) + "\n")
-    for (group, key), values in found.items():
+    for (group, key), values in measured.items():
         storing.append(moment[group], key, values[np.newaxis])
 
 
-def _check(moment: h5py.Group, found: Found, attributes: Mapping[str, np.ndarray], where: str) -> None:
+def _check(moment: h5py.Group, measured: Found, attributes: Mapping[str, np.ndarray], where: str) -> None:
     """A row is added to every array of the steps before or to none."""
     before = {(group, key) for group in _groups(moment) for key in moment[group]}
-    for group, key in sorted(before ^ set(found)):
+    for group, key in sorted(before ^ set(measured)):
         which = "was not" if (group, key) in before else "was"
         raise RunError(
             f"{where}: array {group}/{key} {which} measured at this step, unlike at the first one; "
             "a probe of steps must find the same arrays at each"
         )
-    for (group, key), values in found.items():
+    for (group, key), values in measured.items():
         data = moment[group][key]
         if data.shape[1:] != values.shape or not np.can_cast(values.dtype, data.dtype, "same_kind"):
             raise RunError(
@@ -152,15 +152,15 @@ def _read(group: h5py.Group, key: str) -> np.ndarray:
 
 def summary(probe: h5py.Group) -> dict[str, Any]:
     """What ``inspect --json`` shows of a probe: its ``end`` at the top, the other moments by name."""
-    found: dict[str, Any] = storing.read_json(probe["end"], SUMMARY) if storing.has(probe, "end") else {}
+    shown: dict[str, Any] = storing.read_json(probe["end"], SUMMARY) if storing.has(probe, "end") else {}
     for moment in moments(probe):
         group = probe[moment]
         if moment == STEP:
             rows = zip(steps(probe), storing.read_json_lines(group, SUMMARY), strict=True)
-            found["steps"] = [{STEP: step, **row} for step, row in rows]
+            shown["steps"] = [{STEP: step, **row} for step, row in rows]
         elif moment != "end":
-            found[moment] = storing.read_json(group, SUMMARY)
-    return found
+            shown[moment] = storing.read_json(group, SUMMARY)
+    return shown
 
 
 def moments(probe: h5py.Group) -> dict[str, int]:
@@ -171,8 +171,8 @@ def moments(probe: h5py.Group) -> dict[str, int]:
 
 def steps(probe: h5py.Group) -> list[int]:
     """Steps at which a probe measured."""
-    found: list[int] = storing.read(probe[STEP], STEP).tolist() if storing.has(probe, STEP) else []
-    return found
+    numbers: list[int] = storing.read(probe[STEP], STEP).tolist() if storing.has(probe, STEP) else []
+    return numbers
 
 
 def _groups(moment: h5py.Group) -> list[str]:

@@ -203,8 +203,8 @@ def _open(path: Path) -> h5py.File:
 
 def _check_format(path: Path, file: h5py.File) -> int:
     """The format's version, if this prunekit reads it."""
-    found = plain(file.attrs.get("format", b""))
-    if found != FORMAT:
+    file_format = plain(file.attrs.get("format", b""))
+    if file_format != FORMAT:
         raise ResultsError(f"{path}: HDF5, but not a prunekit results file (no attribute format={FORMAT!r})")
     version = int(file.attrs["format_version"])
     if version > FORMAT_VERSION:
@@ -221,17 +221,17 @@ def _check_format(path: Path, file: h5py.File) -> int:
 
 def _summary(file: h5py.File, version: int, layout: Layout) -> dict[str, Any]:
     """The summary in its order; what older versions do not have is there and says so."""
-    found = layout.summary()
+    stored = layout.summary()
     order = ("spec", "origins", "environment", "prunable", "dense", "steps", "pruned", "finetuned", "probes")
     return {
         "format": FORMAT,
         "format_version": version,
         "prunekit_version": plain(file.attrs["prunekit_version"]),
         "status": plain(file.attrs["status"]),
-        **{key: found[key] for key in order},
-        "spec_hash": found.get("spec_hash"),
-        "inputs": found.get("inputs", {}),
-        "warnings": found.get("warnings", []),
-        "resumptions": found.get("resumptions", []),
-        "attempts": found.get("attempts", []),
+        **{key: stored[key] for key in order},
+        "spec_hash": stored.get("spec_hash"),
+        "inputs": stored.get("inputs", {}),
+        "warnings": stored.get("warnings", []),
+        "resumptions": stored.get("resumptions", []),
+        "attempts": stored.get("attempts", []),
     }

@@ -24,8 +24,8 @@ STEP_COLUMNS = (
 
 def number(value: Any) -> float | None:
     """A float, or None for NaN (not measured, or not finite): JSON has neither NaN nor infinity."""
-    found = float(value)
-    return found if math.isfinite(found) else None
+    as_float = float(value)
+    return as_float if math.isfinite(as_float) else None
 
 
 def step_rows(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -33,14 +33,14 @@ def chunks(shape: Sequence[int], itemsize: int, limit: int = CHUNK) -> tuple[int
         >>> chunks((10, 100), 1, limit=400), chunks((3, 1000), 1, limit=400)
         ((4, 100), (1, 334))
     """
-    found = []
+    chunk = []
     room = max(1, limit // itemsize)  # elements
     for axis, length in enumerate(shape):
         most = max(1, min(length, room // max(1, math.prod(shape[axis + 1 :]))))
         parts = max(1, -(-length // most))
-        found.append(max(1, -(-length // parts)))  # equal ones: the last chunk takes its whole space too
-        room = max(1, room // found[-1])
-    return tuple(found)
+        chunk.append(max(1, -(-length // parts)))  # equal ones: the last chunk takes its whole space too
+        room = max(1, room // chunk[-1])
+    return tuple(chunk)
 
 
 def store(
@@ -119,10 +119,10 @@ def append(group: h5py.Group, name: str, rows: Any) -> None:
 def read(group: h5py.Group, name: str) -> np.ndarray:
     """Everything in a data set."""
     data = h5py.h5d.open(group.id, name.encode())
-    found = np.empty(data.shape, data.dtype)
-    if found.size:
-        data.read(h5py.h5s.ALL, h5py.h5s.ALL, found)
-    return found
+    array = np.empty(data.shape, data.dtype)
+    if array.size:
+        data.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+    return array
 
 
 def has(group: h5py.Group, path: str) -> bool:

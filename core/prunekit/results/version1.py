@@ -35,16 +35,16 @@ class Version1:
 
     def masks(self, step: int) -> dict[str, np.ndarray]:
         """Masks after a step, True = kept; step 0 is before the first."""
-        found = {}
+        masks = {}
         for name in self._names():
             data = self._file["masks"][name]
             shape = tuple(data.attrs["shape"])
             if step == 0:
-                found[name] = np.ones(shape, dtype=bool)
+                masks[name] = np.ones(shape, dtype=bool)
             else:
                 bits = np.unpackbits(data[step - 1], count=math.prod(shape))
-                found[name] = bits.astype(bool).reshape(shape)
-        return found
+                masks[name] = bits.astype(bool).reshape(shape)
+        return masks
 
     def weights(self, phase: str) -> dict[str, np.ndarray]:
         """Parameters and buffers of a phase that is there."""
@@ -59,8 +59,8 @@ class Version1:
     def examples(self, step: int) -> np.ndarray:
         """Indices of a step's examples."""
         data = self._file["examples"]
-        found: np.ndarray = data[0 if data.attrs["sample"] == "fixed" else step - 1]
-        return found
+        indices: np.ndarray = data[0 if data.attrs["sample"] == "fixed" else step - 1]
+        return indices
 
     def history(self, phase: str) -> dict[str, np.ndarray]:
         """Columns over a phase's epochs."""

@@ -23,7 +23,7 @@ class Version2:
     def summary(self) -> dict[str, Any]:
         """What the file's own version adds to the keys that every version has."""
         file = self._file
-        found = {
+        summary = {
             "spec": storing.read_json(file, "spec/resolved"),
             "origins": storing.read_json(file, "spec/origins"),
             "environment": storing.read_json(file, "environment"),
@@ -36,11 +36,11 @@ class Version2:
             },
         }
         if storing.has(file, "spec/hash"):
-            found["spec_hash"] = storing.read_text(file, "spec/hash")
+            summary["spec_hash"] = storing.read_text(file, "spec/hash")
         for name in ("inputs", "warnings", "resumptions"):
             if storing.has(file, name):
-                found[name] = storing.read_json(file, name)
-        return found
+                summary[name] = storing.read_json(file, name)
+        return summary
 
     def masks(self, step: int) -> dict[str, np.ndarray]:
         """Masks after a step, True = kept; step 0 is before the first."""
@@ -60,8 +60,8 @@ class Version2:
         """Indices of a step's examples."""
         group = self._file["examples"]
         start, count = group["start"][step - 1], group["count"][step - 1]
-        found: np.ndarray = group["indices"][start : start + count].astype(np.int64)
-        return found
+        indices: np.ndarray = group["indices"][start : start + count].astype(np.int64)
+        return indices
 
     def history(self, phase: str) -> dict[str, np.ndarray]:
         """Columns over a phase's epochs."""
@@ -110,8 +110,8 @@ class Version2:
         columns = {name: storing.read(group, name).tolist() for name in ATTEMPT_COLUMNS}
         measured = storing.read_json_lines(group, "measured")
         rows = []
-        for *values, found in zip(*columns.values(), measured, strict=True):
+        for *values, measurement in zip(*columns.values(), measured, strict=True):
             row = dict(zip(columns, values, strict=True))
             numbers = {n: number(v) for n, v in row.items() if ATTEMPT_COLUMNS[n] == "float64"}
-            rows.append(row | numbers | {"accepted": bool(row["accepted"]), "measured": found})
+            rows.append(row | numbers | {"accepted": bool(row["accepted"]), "measured": measurement})
         return rows

@@ -301,7 +301,7 @@ class ResultsWriter:
         with self._opened() as file:
             check_version(self.path, int(file.attrs["format_version"]))
             phases = storing.members(file, "training")
-            found = Written(
+            written = Written(
                 steps=_length(file, "steps/step"),
                 attempts=_length(file, "attempts/step"),
                 epochs={phase: _length(file, f"training/{phase}/epoch") for phase in phases},
@@ -310,12 +310,12 @@ class ResultsWriter:
             for label in storing.members(file, "probes"):
                 probe = file["probes"][label]
                 once = set(probes.moments(probe)) - {probes.STEP}
-                found.probes |= {(label, moment, None) for moment in once}
-                found.probes |= {(label, probes.STEP, step) for step in probes.steps(probe)}
+                written.probes |= {(label, moment, None) for moment in once}
+                written.probes |= {(label, probes.STEP, step) for step in probes.steps(probe)}
             for name in ("warnings", "resumptions"):
                 if storing.has(file, name):
                     self._noted[name] = storing.read_text(file, name)
-            return found
+            return written
 
     # -- making a change -------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class Problems:
         for item in error.errors(include_url=False):
             path, owner = self._place(item, prefix, model)
             kind = item["type"]
-            found = item.get("input")
+            value = item.get("input")
             if kind == "extra_forbidden":
                 names = [*extra, *(owner.model_fields if owner else ())]
                 key = str(path[-1])
@@ -81,9 +81,9 @@ class Problems:
                 what = f"unknown name {tag!r}{near}" if tag else "has no name."
                 self.say((*path, "name"), f"{what} Accepted: {', '.join(names)}.")
             elif kind == "value_error":
-                self.say(path, f"{item['ctx']['error']!s}; found {shown(found)}")
+                self.say(path, f"{item['ctx']['error']!s}; found {shown(value)}")
             else:
-                self.say(path, f"{_must(item['msg'])}; found {shown(found)}")
+                self.say(path, f"{_must(item['msg'])}; found {shown(value)}")
 
     def _place(self, item: Plain, prefix: Key, model: type[BaseModel]) -> tuple[Key, type[BaseModel] | None]:
         """Map pydantic's location, which also names union branches, to a path in the data."""
@@ -116,13 +116,13 @@ def at(data: Plain, path: Key) -> Plain:
 def _model_at(owner: type[BaseModel] | None, part: str | int, value: Plain) -> type[BaseModel] | None:
     if owner is None or not isinstance(part, str) or part not in owner.model_fields:
         return None if isinstance(part, str) else owner
-    found = [m for m in _models(owner.model_fields[part].annotation)]
+    models = [m for m in _models(owner.model_fields[part].annotation)]
     name = value.get("name") if isinstance(value, dict) else None
-    for model in found:
+    for model in models:
         tag = model.model_fields.get("name")
         if tag is not None and name in get_args(tag.annotation):
             return model
-    return found[0] if len(found) == 1 else None
+    return models[0] if len(models) == 1 else None
 
 
 def _models(annotation: Plain) -> Iterator[type[BaseModel]]:

@@ -96,8 +96,8 @@ class Spec:
     @property
     def data(self) -> dict[str, Plain]:
         """Everything, with defaults filled in, as JSON data; a copy."""
-        found: dict[str, Plain] = json.loads(self._data)
-        return found
+        data: dict[str, Plain] = json.loads(self._data)
+        return data
 
     @property
     def origins(self) -> Mapping[str, str]:
@@ -111,12 +111,12 @@ class Spec:
     @property
     def sources(self) -> list[Path]:
         """Files that the run reads: the spec, the checkpoint, whatever a plugin's options name."""
-        found = [Path(self.source)]
+        files = [Path(self.source)]
         for part in self.parts.values():
-            found += [part.base / path for path in part.paths.values()]
+            files += [part.base / path for path in part.paths.values()]
             if part.engine.get("checkpoint") is not None:
-                found.append(part.base / part.engine["checkpoint"])
-        return found
+                files.append(part.base / part.engine["checkpoint"])
+        return files
 
     def listed(self, field: str) -> list[Part]:
         """The plugins of a list, in order."""
@@ -190,14 +190,14 @@ def _parts(data: Plain, base: Path, manager: PluginManager, problems: Problems) 
             entries = [] if node is None else [(path, node)]
         names: list[str] = []
         for place, entry in entries:
-            found = _part(place, kind, entry, base, manager, problems)
-            if found is not None:
-                name = found.engine.get("label") or found.cls.name
+            plugin = _part(place, kind, entry, base, manager, problems)
+            if plugin is not None:
+                name = plugin.engine.get("label") or plugin.cls.name
                 if name in names:
                     cure = ", or give each its own label" if kind == "probe" else ""
                     problems.say(place, f"{kind} {name!r} is listed twice; once is enough{cure}")
                 names.append(name)
-                yield place, found
+                yield place, plugin
 
 
 def _part(

@@ -63,8 +63,8 @@ def required_statistics_exist(subject: Under) -> None:
 
 def damps_is_yes_or_no(subject: Under) -> None:
     """λ goes either into the damping or into the saliency."""
-    found = subject.component.damps
-    demand(isinstance(found, bool), f"damps must be True or False; it is {found!r}")
+    damps = subject.component.damps
+    demand(isinstance(damps, bool), f"damps must be True or False; it is {damps!r}")
 
 
 # -- saliency ---------------------------------------------------------------------------------------------------
@@ -73,13 +73,13 @@ def damps_is_yes_or_no(subject: Under) -> None:
 def saliency_has_the_weights_names_shapes_and_device(subject: Under) -> None:
     """One floating-point tensor per weight tensor."""
     for given in _situations(subject):
-        found = _saliency(subject.component, given)
+        saliencies = _saliency(subject.component, given)
         demand(
-            set(found) == set(given.weights),
-            f"saliencies for {sorted(found)}; there are {sorted(given.weights)}",
+            set(saliencies) == set(given.weights),
+            f"saliencies for {sorted(saliencies)}; there are {sorted(given.weights)}",
         )
         for name, w in given.weights.items():
-            value = found[name]
+            value = saliencies[name]
             demand(
                 value.shape == w.shape,
                 f"{name} has shape {tuple(w.shape)}, its saliency {tuple(value.shape)}",
@@ -102,8 +102,8 @@ def saliency_is_finite_where_a_whole_layer_is_zero(subject: Under) -> None:
         _finite(_saliency(subject.component, given), given)
 
 
-def _finite(found: Mapping[str, Tensor], given: Situation) -> None:
-    for name, value in found.items():
+def _finite(saliencies: Mapping[str, Tensor], given: Situation) -> None:
+    for name, value in saliencies.items():
         kept = given.masks.get(name)
         if kept is not None and kept.shape == value.shape:
             value = value[kept]
@@ -144,14 +144,15 @@ def predicted_delta_loss_is_a_finite_number_or_none(subject: Under) -> None:
     _defines(subject, "predicted_delta_loss")
     for given in _situations(subject):
         with untouched(mappings=given.mappings()):
-            found = _predicted(subject.component, given, given.proposed)
-        if found is not None:
+            prediction = _predicted(subject.component, given, given.proposed)
+        if prediction is not None:
             demand(
-                isinstance(found, float | int) and not isinstance(found, bool), f"is no number but {found!r}"
+                isinstance(prediction, float | int) and not isinstance(prediction, bool),
+                f"is no number but {prediction!r}",
             )
-            demand(math.isfinite(found), f"is {found}")
+            demand(math.isfinite(prediction), f"is {prediction}")
         again = _predicted(subject.component, given, given.proposed)
-        demand(same(again, found), f"is {found} and, asked again, {again}")
+        demand(same(again, prediction), f"is {prediction} and, asked again, {again}")
 
 
 def predicted_delta_loss_of_no_change_is_zero(subject: Under) -> None:
@@ -161,8 +162,8 @@ def predicted_delta_loss_of_no_change_is_zero(subject: Under) -> None:
         criterion = subject.component
         if criterion.update(given.weights, given.statistics, given.masks) is not None:
             not_applicable("an update can change the surviving weights even if none goes")
-        found = _predicted(criterion, given, given.masks)
-        demand(found is None or abs(found) <= 1e-12, f"is {found} where no weight goes")
+        prediction = _predicted(criterion, given, given.masks)
+        demand(prediction is None or abs(prediction) <= 1e-12, f"is {prediction} where no weight goes")
 
 
 def update_gives_finite_values_for_the_surviving_weights(subject: Under) -> None:
@@ -170,8 +171,8 @@ def update_gives_finite_values_for_the_surviving_weights(subject: Under) -> None
     _defines(subject, "update")
     for given in _situations(subject):
         with untouched(mappings=given.mappings()):
-            found = subject.component.update(given.weights, given.statistics, given.proposed) or {}
-        _values_fit(found, given, given.proposed)
+            values = subject.component.update(given.weights, given.statistics, given.proposed) or {}
+        _values_fit(values, given, given.proposed)
 
 
 def update_is_deterministic(subject: Under) -> None:
@@ -218,24 +219,26 @@ def predictions_are_finite_numbers_and_fit_the_proposal(subject: Under) -> None:
     """A number or ``None``; what :meth:`predicted_delta_loss` says of these masks; nothing for no change."""
     criterion = subject.component
     for given, budget, proposal in _answers(subject):
-        found = proposal.predicted_delta_loss
-        if found is not None:
+        prediction = proposal.predicted_delta_loss
+        if prediction is not None:
             demand(
-                isinstance(found, float | int) and not isinstance(found, bool),
-                f"the prediction is no number but {found!r}",
+                isinstance(prediction, float | int) and not isinstance(prediction, bool),
+                f"the prediction is no number but {prediction!r}",
             )
-            demand(math.isfinite(found), f"the prediction is {found}")
+            demand(math.isfinite(prediction), f"the prediction is {prediction}")
             if budget == given.gone and not _changes(proposal, given):
-                demand(abs(found) <= 1e-12, f"predicts a change by {found} where nothing changes")
+                demand(abs(prediction) <= 1e-12, f"predicts a change by {prediction} where nothing changes")
         if type(criterion).predicted_delta_loss is Criterion.predicted_delta_loss:
             continue
         said = _predicted(criterion, given, proposal.masks)
         close = (
             said is None
-            if found is None
-            else said is not None and math.isclose(said, found, rel_tol=1e-4, abs_tol=1e-7)
+            if prediction is None
+            else said is not None and math.isclose(said, prediction, rel_tol=1e-4, abs_tol=1e-7)
         )
-        demand(close, f"proposes a change by {found}, and predicted_delta_loss says {said} of these masks")
+        demand(
+            close, f"proposes a change by {prediction}, and predicted_delta_loss says {said} of these masks"
+        )
 
 
 def proposals_leave_their_inputs_and_the_process_alone(subject: Under) -> None:
@@ -288,8 +291,10 @@ def proposes_the_same_from_nothing_but_what_it_requires(subject: Under) -> None:
         for request in ("gradient", "uniform", "ggn_diagonal"):  # what a criterion may come across
             if request not in given.statistics:
                 more[request] = {k: torch.ones_like(w) for k, w in given.weights.items()}
-        found = _parts(_propose(subject.component, _with(given, given.weights, more), budget, selector))
-        _alike(expected, found, "proposes something else when there are statistics that it does not require")
+        with_more = _parts(_propose(subject.component, _with(given, given.weights, more), budget, selector))
+        _alike(
+            expected, with_more, "proposes something else when there are statistics that it does not require"
+        )
 
 
 def reads_every_statistic_that_it_requires(subject: Under) -> None:
@@ -313,13 +318,13 @@ def proposals_are_the_same_on_cuda(subject: Under) -> None:
     there = here.to("cuda")
     budget = _budgets(subject, here)[-1]
     expected = _propose(criterion, here, budget, selector)
-    found = _propose(criterion, there, budget, selector)
+    on_cuda = _propose(criterion, there, budget, selector)
     for name, mask in expected.masks.items():
-        demand(found.masks[name].device.type == "cuda", f"the mask of {name} is not on the weights' device")
-        demand(torch.equal(found.masks[name].cpu(), mask), f"the mask of {name} differs on CUDA")
+        demand(on_cuda.masks[name].device.type == "cuda", f"the mask of {name} is not on the weights' device")
+        demand(torch.equal(on_cuda.masks[name].cpu(), mask), f"the mask of {name} differs on CUDA")
     for name, value in (expected.values or {}).items():
         kept = expected.masks[name]
-        other = (found.values or {})[name].cpu()
+        other = (on_cuda.values or {})[name].cpu()
         demand(
             torch.allclose(other[kept], value[kept], rtol=1e-6, atol=1e-9), f"{name}: other values on CUDA"
         )
@@ -365,8 +370,8 @@ def _copes(subject: Under, case: str) -> None:
                 proposal = _propose(criterion, given, budget, selector)
                 checked_masks("", proposal.masks, given.context(budget, selector))
                 _values_fit(proposal.values or {}, given, proposal.masks)
-                found = proposal.predicted_delta_loss
-                demand(found is None or math.isfinite(found), f"{case}: predicts {found}")
+                prediction = proposal.predicted_delta_loss
+                demand(prediction is None or math.isfinite(prediction), f"{case}: predicts {prediction}")
 
 
 # -- all of it --------------------------------------------------------------------------------------------------
@@ -475,23 +480,23 @@ def _answers(subject: Under) -> list[tuple[Situation, int, Proposal]]:
 
 
 def _selector(subject: Under) -> Selector:
-    found: Selector = component("selector", "global", subject.manager)
-    return found
+    selector: Selector = component("selector", "global", subject.manager)
+    return selector
 
 
 def _budgets(subject: Under, given: Situation) -> list[int]:
     """Those that the criterion does not refuse beforehand."""
-    found = []
+    budgets = []
     for budget in given.budgets():
         try:
             subject.component.check(given.layers, [budget])
         except SpecError as error:
             refused = error
         else:
-            found.append(budget)
-    if not found:
+            budgets.append(budget)
+    if not budgets:
         not_applicable(f"refuses every budget that is tried here: {refused}")
-    return found
+    return budgets
 
 
 def _propose(criterion: Criterion, given: Situation, budget: int, selector: Selector) -> Proposal:
@@ -523,8 +528,8 @@ def _changes(proposal: Proposal, given: Situation) -> bool:
     )
 
 
-def _values_fit(found: Mapping[str, Tensor], given: Situation, masks: Mapping[str, Tensor]) -> None:
-    for name, value in found.items():
+def _values_fit(values: Mapping[str, Tensor], given: Situation, masks: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
         w = given.weights.get(name)
         demand(w is not None, f"new values for {name!r}, which is no prunable weight")
         assert w is not None
@@ -554,7 +559,7 @@ def _defines(subject: Under, method: str) -> None:
 
 
 def _failing(statistics: Estimates) -> Estimates:
-    return Estimates({request: Failing(found) for request, found in statistics.items()})
+    return Estimates({request: Failing(tensors) for request, tensors in statistics.items()})
 
 
 def _with(given: Situation, weights: Mapping[str, Tensor], statistics: Estimates) -> Situation:

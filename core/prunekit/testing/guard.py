@@ -35,7 +35,7 @@ def _held(what: str, get: Callable[[], T], put: Callable[[T], object] | None = N
 def process() -> list[Held]:
     """The global state that a component could disturb, as it is now."""
     drawn = random.getstate()  # compared as a whole: it has 625 numbers
-    found = [
+    pieces = [
         _held("torch's random state", torch.get_rng_state, torch.set_rng_state),
         _held("numpy's random state", np.random.get_state, np.random.set_state),
         Held("Python's random state", lambda: random.getstate() != drawn, lambda: random.setstate(drawn)),
@@ -57,10 +57,10 @@ def process() -> list[Held]:
     ]
     with suppress(RuntimeError):  # the process uses torch's newer settings, and torch refuses a mixture
         get, put = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
-        found.append(_held("the precision of products", get, put))
+        pieces.append(_held("the precision of products", get, put))
     if torch.cuda.is_available():
-        found.append(_held("CUDA's random state", torch.cuda.get_rng_state, torch.cuda.set_rng_state))
-    return found
+        pieces.append(_held("CUDA's random state", torch.cuda.get_rng_state, torch.cuda.set_rng_state))
+    return pieces
 
 
 def _set_benchmark(value: bool) -> None:
@@ -163,10 +163,10 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def hooks(model: nn.Module) -> list[int]:
     """The hooks of a model's modules and parameters, by identity."""
-    found = [h for m in model.modules() for name, table in vars(m).items() for h in _values(name, table)]
+    attached = [h for m in model.modules() for name, table in vars(m).items() for h in _values(name, table)]
     for parameter in model.parameters():
-        found += list((parameter._backward_hooks or {}).values())
-    return [id(hook) for hook in found]
+        attached += list((parameter._backward_hooks or {}).values())
+    return [id(hook) for hook in attached]
 
 
 def _global_hooks() -> list[int]:

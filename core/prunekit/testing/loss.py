@@ -48,8 +48,10 @@ def total_and_normaliser_add_up_over_batches(subject: Under) -> None:
     for given in _given(subject):
         parts = [(given.outputs[a:b], given.targets[a:b]) for a, b in ((0, 1), (1, 5), (5, 12))]
         total = float(loss.total(given.outputs, given.targets))
-        found = sum(float(loss.total(*part)) for part in parts)
-        demand(_close(total, found, given), f"{given.what}: total is {total}, and over three batches {found}")
+        summed = sum(float(loss.total(*part)) for part in parts)
+        demand(
+            _close(total, summed, given), f"{given.what}: total is {total}, and over three batches {summed}"
+        )
         normaliser = loss.normaliser(given.outputs, given.targets)
         added = sum(loss.normaliser(*part) for part in parts)
         demand(
@@ -105,9 +107,9 @@ def the_engine_builds_the_same_loss_from_the_options(subject: Under) -> None:
     rebuilt = type(subject.component).from_options(subject.component.options)
     for given in _given(subject):
         expected = float(subject.component.total(given.outputs, given.targets))
-        found = float(rebuilt.total(given.outputs, given.targets))
+        total = float(rebuilt.total(given.outputs, given.targets))
         demand(
-            found == expected, f"{given.what}: total is {expected}, and {found} when built from the options"
+            total == expected, f"{given.what}: total is {expected}, and {total} when built from the options"
         )
 
 
@@ -125,13 +127,13 @@ def ggn_factor_gives_the_hessian_in_the_outputs(subject: Under) -> None:
             f"{given.what}: a column has not the outputs' shape",
         )
         expected = _hessian(loss, given)
-        found = torch.zeros_like(expected)
+        ggn = torch.zeros_like(expected)
         for column in columns:
             flat = column.detach().flatten(1)
-            found += flat.unsqueeze(2) * flat.unsqueeze(1)
+            ggn += flat.unsqueeze(2) * flat.unsqueeze(1)
         demand(
-            torch.allclose(found, expected, rtol=1e-6, atol=1e-8),
-            f"{given.what}: Σ S Sᵀ differs from the Hessian of total by {float((found - expected).abs().max()):.2g}",
+            torch.allclose(ggn, expected, rtol=1e-6, atol=1e-8),
+            f"{given.what}: Σ S Sᵀ differs from the Hessian of total by {float((ggn - expected).abs().max()):.2g}",
         )
 
 
@@ -146,9 +148,9 @@ def term_gradients_sum_to_the_gradient(subject: Under) -> None:
         demand(
             len(columns) == count, f"{given.what}: {len(columns)} columns, where term_count promises {count}"
         )
-        found = torch.stack(columns).sum(0)
+        gradient = torch.stack(columns).sum(0)
         demand(
-            found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-6, atol=1e-9),
+            gradient.shape == expected.shape and torch.allclose(gradient, expected, rtol=1e-6, atol=1e-9),
             f"{given.what}: the terms' gradients do not sum to the gradient of total",
         )
 
@@ -183,10 +185,10 @@ def _unbiased(draws: Tensor, expected: Tensor, what: str) -> None:
 def errors_are_counts_in_range(subject: Under) -> None:
     """Wrong predictions, of all predictions; or ``None`` for a regression task."""
     for given in _given(subject):
-        found = subject.component.errors(given.outputs, given.targets)
-        if found is None:
+        errors = subject.component.errors(given.outputs, given.targets)
+        if errors is None:
             continue
-        wrong, count = int(found[0]), found[1]
+        wrong, count = int(errors[0]), errors[1]
         demand(
             isinstance(count, int) and 0 <= wrong <= count,
             f"{given.what}: {wrong} of {count!r} predictions are wrong",
@@ -252,7 +254,7 @@ def _has_curvature(loss: Loss, given: Examples) -> bool:
 
 def _hessian(loss: Loss, given: Examples) -> Tensor:
     """Of :meth:`total` in the outputs of each example."""
-    found = torch.zeros(
+    hessian = torch.zeros(
         len(given.outputs), given.outputs[0].numel(), given.outputs[0].numel(), dtype=torch.float64
     )
     for i in range(len(given.outputs)):
@@ -263,8 +265,8 @@ def _hessian(loss: Loss, given: Examples) -> Tensor:
             if slope.requires_grad:
                 (row,) = torch.autograd.grad(slope, one, retain_graph=True, allow_unused=True)
                 if row is not None:
-                    found[i, j] = row.flatten()
-    return found
+                    hessian[i, j] = row.flatten()
+    return hessian
 
 
 def _close(a: float, b: float, given: Examples) -> bool:

@@ -110,9 +110,9 @@ def a_state_restores_the_network(subject: Under) -> None:
         for one in (network, other):
             one.eval()
         with torch.no_grad():
-            expected, found = call(network, inputs), call(other, inputs)
+            expected, restored = call(network, inputs), call(other, inputs)
         network.train()
-        demand(same(found, expected), f"{data}: another network with the same state gives other outputs")
+        demand(same(restored, expected), f"{data}: another network with the same state gives other outputs")
 
 
 def building_leaves_the_process_alone(subject: Under) -> None:
@@ -136,31 +136,31 @@ CHECKS = (
 
 
 def _built(subject: Under) -> Iterator[tuple[DataInfo, nn.Module]]:
-    found = _accepted(subject.component)
-    if isinstance(found, str):
-        not_applicable(f"refuses all data that are tried here: {found}")
-    yield from found
+    answer = _accepted(subject.component)
+    if isinstance(answer, str):
+        not_applicable(f"refuses all data that are tried here: {answer}")
+    yield from answer
 
 
 @lru_cache(maxsize=4)
 def _accepted(model: Model) -> list[tuple[DataInfo, nn.Module]] | str:
     """The first networks that a model builds, for all its checks; or its refusal."""
-    found: list[tuple[DataInfo, nn.Module]] = []
+    networks: list[tuple[DataInfo, nn.Module]] = []
     refusal = ""
     for data in DATA:
         try:
-            found.append((data, _build(model, data)))
+            networks.append((data, _build(model, data)))
         except SpecError as error:
             refusal = str(error)
-        if len(found) == _MOST:
+        if len(networks) == _MOST:
             break
     shapes = [
-        [p.shape for p in network.parameters()] for _, network in found if isinstance(network, nn.Module)
+        [p.shape for p in network.parameters()] for _, network in networks if isinstance(network, nn.Module)
     ]
     if len(shapes) == _MOST and shapes[0] == shapes[1]:  # one network, whatever the data: a factory's
-        found = [(data, network) for data, network in found if _fits(network, data)]
+        networks = [(data, network) for data, network in networks if _fits(network, data)]
         refusal = "builds one network for all data, and it fits none of these"
-    return found or refusal
+    return networks or refusal
 
 
 def _fits(network: nn.Module, data: DataInfo) -> bool:

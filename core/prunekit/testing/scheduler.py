@@ -289,8 +289,8 @@ def _sample(index: int) -> Sample:
 
 
 def _shuffled(count: int) -> list[int]:
-    found: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(3)).tolist()
-    return found
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(3)).tolist()
+    return order
 
 
 CHECKS = (

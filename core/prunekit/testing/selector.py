@@ -181,12 +181,12 @@ def _steps(
     budgets = _schedule(subject, layers, int((~kept).sum()))
     for i, budget in enumerate(budgets):
         dtype = (torch.float32, torch.float64)[i % 2]
-        found = torch.rand(len(kept), generator=draw, dtype=torch.float64).to(dtype)
+        saliency = torch.rand(len(kept), generator=draw, dtype=torch.float64).to(dtype)
         if values == "tied":
-            found = 2.0 ** (4 * found).floor()
+            saliency = 2.0 ** (4 * saliency).floor()
         elif values == "equal":
-            found = torch.zeros_like(found)
-        items = Items(torch.where(kept, found, torch.full_like(found, -torch.inf)), kept, layers)
+            saliency = torch.zeros_like(saliency)
+        items = Items(torch.where(kept, saliency, torch.full_like(saliency, -torch.inf)), kept, layers)
         before = kept.clone()
         chosen = subject.component.select(items, budget)
         yield Step(replace(items, open=before), budget, chosen)

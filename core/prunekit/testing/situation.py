@@ -57,7 +57,7 @@ class Situation:
         return replace(
             self,
             weights=_copied(self.weights, device),
-            statistics=Estimates({r: _copied(found, device) for r, found in self.statistics.items()}),
+            statistics=Estimates({r: _copied(tensors, device) for r, tensors in self.statistics.items()}),
             masks=_copied(self.masks, device),
             proposed=_copied(self.proposed, device),
         )
@@ -69,8 +69,8 @@ class Situation:
         statistics: Mapping[Request, Mapping[str, Tensor]] | None = None,
     ) -> Context:
         """The engine's question."""
-        found = self.statistics if statistics is None else statistics
-        return Context(self.weights, found, self.masks, budget, self.lam, selector, self.layers)
+        available = self.statistics if statistics is None else statistics
+        return Context(self.weights, available, self.masks, budget, self.lam, selector, self.layers)
 
     def mappings(self) -> list[Mapping[str, Tensor]]:
         """All that is lent."""
@@ -91,10 +91,10 @@ class Situation:
         return sorted({self.gone, self.gone + 1, (self.gone + total) // 2, total - 1})
 
 
-def _copied(found: Mapping[str, Tensor], device: str) -> Mapping[str, Tensor]:
-    if isinstance(found, Detailed):
-        return found.map(lambda t: t.to(device, copy=True))
-    return {name: t.to(device, copy=True) for name, t in found.items()}
+def _copied(tensors: Mapping[str, Tensor], device: str) -> Mapping[str, Tensor]:
+    if isinstance(tensors, Detailed):
+        return tensors.map(lambda t: t.to(device, copy=True))
+    return {name: t.to(device, copy=True) for name, t in tensors.items()}
 
 
 def situation(
@@ -135,7 +135,7 @@ def _computed(
             torch.zeros_like(masks["middle.weight"]) for _ in range(2)
         )
     apply_masks(model, masks)
-    found = estimate(
+    estimated = estimate(
         model,
         [data],
         estimators(requires, manager),
@@ -145,7 +145,7 @@ def _computed(
         masks=masks,
     )
     weights = {name: p.detach().clone() for name, p in parameters.items()}
-    return Situation(weights, found.statistics, masks, proposed, layers_of(model, parameters), 0.0)
+    return Situation(weights, estimated.statistics, masks, proposed, layers_of(model, parameters), 0.0)
 
 
 @cache
@@ -264,8 +264,8 @@ class Failing(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def __getattr__(self, name: str) -> object:
-        found: object = getattr(self._tensors, name)  # what a detailed statistic has beside its tensors
-        return found
+        attribute: object = getattr(self._tensors, name)  # what a detailed statistic has beside its tensors
+        return attribute
 
 
 class Watched(Mapping[Request, Mapping[str, Tensor]]):
@@ -276,9 +276,9 @@ class Watched(Mapping[Request, Mapping[str, Tensor]]):
         self.read: set[Request] = set()
 
     def __getitem__(self, request: Request) -> Mapping[str, Tensor]:
-        found: Mapping[str, Tensor] = self._statistics[request]
-        self.read |= {key for key, value in self._statistics.items() if value is found}
-        return found
+        statistic: Mapping[str, Tensor] = self._statistics[request]
+        self.read |= {key for key, value in self._statistics.items() if value is statistic}
+        return statistic
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._statistics)

@@ -32,11 +32,14 @@ def gives_a_tensor_of_its_shape_for_each_parameter(subject: Under) -> None:
     for dtype in DTYPES:
         for pruned in (False, True):
             model = _model(dtype, pruned)
-            found = _estimate(subject, model, [batch(dtype)], pruned)
+            statistic = _estimate(subject, model, [batch(dtype)], pruned)
             parameters = prunable_parameters(model)
-            demand(list(found) == list(parameters), f"gives {', '.join(found)} for {', '.join(parameters)}")
+            demand(
+                list(statistic) == list(parameters),
+                f"gives {', '.join(statistic)} for {', '.join(parameters)}",
+            )
             for name, p in parameters.items():
-                value = found[name]
+                value = statistic[name]
                 demand(
                     value.shape == p.shape,
                     f"{name} has shape {tuple(p.shape)}, what is found {tuple(value.shape)}",
@@ -68,8 +71,8 @@ def the_engine_builds_the_same_statistic_from_the_options(subject: Under) -> Non
 def what_an_unused_parameter_gets_is_zero(subject: Under) -> None:
     """Or, of an inverse, one number throughout: what it makes of zero."""
     _needs_data(subject)
-    found = _estimate(subject, _Idle().double(), [(torch.ones(3, 4).double(), torch.tensor([0, 1, 2]))])
-    idle = found["idle.weight"]
+    statistic = _estimate(subject, _Idle().double(), [(torch.ones(3, 4).double(), torch.tensor([0, 1, 2]))])
+    idle = statistic["idle.weight"]
     demand(bool(idle.isfinite().all()), "is not finite where a parameter is not used")
     demand(bool((idle == idle.flatten()[0]).all()), "is not zero where a parameter is not used")
 
@@ -140,15 +143,15 @@ def leaves_the_model_and_the_process_alone_when_it_fails(subject: Under) -> None
 def what_it_gives_is_its_own(subject: Under) -> None:
     """No view of the weights, which will change, nor of a batch that may be filled again."""
     model, data = network(torch.float64), batch(torch.float64)
-    found = _estimate(subject, model, [data])
-    for name, value in found.items():
+    statistic = _estimate(subject, model, [data])
+    for name, value in statistic.items():
         demand(
             not shares_memory(value, [*model.parameters(), *data]), f"{name}: lies in memory that was lent"
         )
         demand(not value.requires_grad, f"{name}: is still part of a graph")
-    kept = {name: value.clone() for name, value in found.items()}
+    kept = {name: value.clone() for name, value in statistic.items()}
     again = _estimate(subject, network(torch.float64), [data])
-    demand(same(dict(found), kept), "an estimate changes when another is made")
+    demand(same(dict(statistic), kept), "an estimate changes when another is made")
     demand(same(dict(again), kept), "differs when estimated again by the same object")
 
 
@@ -157,8 +160,8 @@ def check_tells_the_cost_in_words(subject: Under) -> None:
     model = network(torch.float64)
     layers = layers_of(model, prunable_parameters(model))
     with untouched():
-        found = subject.component.check(layers, DEFAULT_MEMORY)
-    demand(found is None or isinstance(found, str), f"check returned {found!r}, and not a text or None")
+        cost = subject.component.check(layers, DEFAULT_MEMORY)
+    demand(cost is None or isinstance(cost, str), f"check returned {cost!r}, and not a text or None")
     derived = subject.component.derive({})
     demand(derived is None or isinstance(derived, Mapping), "derive returned neither a statistic nor None")
 
@@ -232,7 +235,7 @@ def _estimate(
     memory: int | None = None,
 ) -> Found:
     loss: Loss = component("loss", "cross_entropy", subject.manager)
-    found = estimate(
+    estimated = estimate(
         model,
         batches,
         {"under test": subject.component},
@@ -242,7 +245,7 @@ def _estimate(
         memory,
         _masks(model) if pruned else None,
     )
-    statistic: Found = found.statistics["under test"]
+    statistic: Found = estimated.statistics["under test"]
     return statistic
 
 
@@ -253,10 +256,10 @@ def _same_statistic(subject: Under, batches: Sequence[Batch], what: str, memory:
     expected = estimate_it([batch(torch.float64)])
     if not same(dict(expected), dict(estimate_it([batch(torch.float64)], seed=1))):
         not_applicable("draws: batches that are cut otherwise may draw otherwise")
-    found = estimate_it(batches, memory=memory)
+    statistic = estimate_it(batches, memory=memory)
     for name, value in expected.items():
         scale = float(value.abs().max())
-        error = float((found[name] - value).abs().max())
+        error = float((statistic[name] - value).abs().max())
         demand(error <= 1e-6 * scale, f"{name}: differs by {error:.2g} of {scale:.2g} with {what}")
 
 
