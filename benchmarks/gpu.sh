@@ -9,10 +9,10 @@ cd "$(dirname "$0")/.."
 
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-if compgen -G ".gpu-wheels/*.whl" >/dev/null; then
+export PYTHONPATH="$site:$PWD/core:$PWD/plugins:$PWD/cli:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
+if ! python3 -c "import pytest, hypothesis, prunekit_cli.main" 2>/dev/null; then
   python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
     --target "$site" .gpu-wheels/*.whl
 fi
-export PYTHONPATH="$site:$PWD/core:$PWD/plugins:$PWD/cli:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 python3 benchmarks/gpu/known.py "$site" # plugins are found through an installed distribution's entry points
 python3 benchmarks/gpu/run.py --out "${OUT:-gpu-figures}" "$@"
