@@ -74,7 +74,7 @@ def statistics(
     from prunekit.statistics.estimate import estimate
 
     wanted = [requests] if isinstance(requests, str | Statistic) else list(requests)
-    found = estimate(
+    estimated = estimate(
         model,
         _fresh(batches),
         estimators(wanted),
@@ -83,7 +83,7 @@ def statistics(
         generator(seed, "statistics", 0),
         memory,
     )
-    return found.statistics
+    return estimated.statistics
 
 
 def operator(
@@ -179,7 +179,7 @@ def saliency(
         for name, p in checked(model, given).items()
     }
     with holding(model, masked):
-        found = estimate(
+        estimated = estimate(
             model,
             _fresh(batches),
             estimators(chosen.required(strength)),
@@ -196,7 +196,7 @@ def saliency(
     kept = {n: torch.ones_like(p, dtype=torch.bool) for n, p in selected.items()}
     layers = layers_of(model, selected)
     return chosen.scores(
-        Context(weights, found.statistics, kept, 0, strength, component("selector", "global"), layers)
+        Context(weights, estimated.statistics, kept, 0, strength, component("selector", "global"), layers)
     )
 
 
@@ -396,13 +396,13 @@ def _complete(
 
 def _fresh(batches: Batches | Callable[[], Batches]) -> Batches:
     """Batches that can be read more than once; an iterator is read into a list."""
-    found = batches() if callable(batches) else batches
-    if isinstance(found, Iterator):
-        return list(found)
-    if isinstance(found, tuple) and len(found) == 2 and hasattr(found[1], "shape"):
+    iterable = batches() if callable(batches) else batches
+    if isinstance(iterable, Iterator):
+        return list(iterable)
+    if isinstance(iterable, tuple) and len(iterable) == 2 and hasattr(iterable[1], "shape"):
         raise DataError("batches must be an iterable of (input, target) pairs; for a single pair use [pair]")
-    if isinstance(found, Mapping):
+    if isinstance(iterable, Mapping):
         raise DataError(
             "batches must be an iterable of mappings with labels; for a single mapping use [mapping]"
         )
-    return found
+    return iterable

@@ -59,11 +59,11 @@ class Component:
         By default those that its options name: a file itself, of a folder every file below it. Override it where a
         folder holds more than what is read, or where a file is found in another way; leave out what is not there.
         """
-        found: list[Path] = []
+        paths: list[Path] = []
         for _, value in self.options:
             if isinstance(value, Path):
-                found += sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
-        return [path for path in found if path.is_file()]
+                paths += sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
+        return [path for path in paths if path.is_file()]
 
 
 def scalar(value: Any) -> Any:

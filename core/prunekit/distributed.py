@@ -149,13 +149,13 @@ def total(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if group is None or world() == 1:
         return tensors
     _check_alike(tensors)
-    found = {}
+    totals = {}
     for name, t in tensors.items():
         # A copy: estimators may return one storage under two names.
-        found[name] = t.detach().contiguous().clone()
+        totals[name] = t.detach().contiguous().clone()
         with _connected():
-            group.all_reduce(found[name])
-    return found
+            group.all_reduce(totals[name])
+    return totals
 
 
 def take_first(tensors: Mapping[str, Tensor]) -> None:
@@ -200,15 +200,15 @@ def _check_alike(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _exchange(value: Any, error: Exception | None) -> list[Any]:
-    found: list[Any] = [None] * world()
+    outcomes: list[Any] = [None] * world()
     with _connected():
-        _group().all_gather_object(found, (value, None if error is None else _portable(error)))
-    for process, (_, failure) in enumerate(found):
+        _group().all_gather_object(outcomes, (value, None if error is None else _portable(error)))
+    for process, (_, failure) in enumerate(outcomes):
         if failure is not None and (process != rank() or error is None):
             raise _told(failure) from error
         if failure is not None:
             break  # this one's own, which whoever asked raises
-    return [value for value, _ in found]
+    return [value for value, _ in outcomes]
 
 
 def _portable(error: Exception) -> Exception:

@@ -110,5 +110,5 @@ def prune_smallest(
     if not masks:
         return {}
     items = Items.of(saliency, masks, FlatIndex.of(masks).layers)
-    found = items.masks(items.without_cheapest(budget))
-    return {name: mask.to(masks[name].device) for name, mask in found.items()}
+    new_masks = items.masks(items.without_cheapest(budget))
+    return {name: mask.to(masks[name].device) for name, mask in new_masks.items()}

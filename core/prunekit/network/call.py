@@ -136,8 +136,8 @@ def copied(data: T) -> T:
 
 
 def _each(function: Callable[[Any], Any], data: T) -> T:
-    found: T = function(data) if isinstance(data, Tensor) else tree_map(function, data)
-    return found
+    mapped: T = function(data) if isinstance(data, Tensor) else tree_map(function, data)
+    return mapped
 
 
 def _has_examples(leaf: Any) -> bool:
@@ -174,11 +174,11 @@ def _check(inputs: Any) -> None:
 
 def _logits(outputs: Any) -> Tensor:
     """The tensor among what a model returned."""
-    found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    if found is None and isinstance(outputs, tuple) and outputs:
-        found = outputs[0]
-    if isinstance(found, Tensor):
-        return found
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if logits is None and isinstance(outputs, tuple) and outputs:
+        logits = outputs[0]
+    if isinstance(logits, Tensor):
+        return logits
     raise UnsupportedError(
         f"the model returned {_described(outputs)}; needed is a tensor, an object or mapping with 'logits', or a "
         "tuple that begins with the tensor. Wrap the model in a torch.nn.Module whose forward returns the tensor "

@@ -31,7 +31,7 @@ def read(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"checkpoint {path}: not a complete safetensors file: {error}") from None
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "weights_only" in reason:  # torch goes on to advise how to run such a file
@@ -41,12 +41,14 @@ def read(path: Path) -> dict[str, Tensor]:
             f"(nothing else is loaded, since it could run code): {reason}"
         ) from None
     for key in _NESTED:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
             break
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise CheckpointError(f"checkpoint {path}: must hold names and tensors; found {type(found).__name__}")
-    return dict(found)
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(
+            f"checkpoint {path}: must hold names and tensors; found {type(content).__name__}"
+        )
+    return dict(content)
 
 
 def load_into(model: nn.Module, path: Path) -> None:
@@ -55,34 +57,36 @@ def load_into(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: Naming the tensors that are missing, unexpected, of another shape or not finite.
     """
-    found = read(path)
+    stored = read(path)
     expected = model.state_dict()
     # A file may hold a tied tensor once, under any of its names.
     aliases: dict[int, list[str]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(tensor), []).append(name)
     for names in aliases.values():
-        source = next((n for n in names if n in found), None)
+        source = next((n for n in names if n in stored), None)
         if source is not None:
             for name in names:
                 if name in expected:
-                    found.setdefault(name, found[source])
+                    stored.setdefault(name, stored[source])
     # An export also holds buffers that are not saved with a model (constants made when it is built).
     for name, _ in model.named_buffers():
         if name not in expected:
-            found.pop(name, None)
-    problems = [f"{n}: missing" for n in expected if n not in found]
-    problems += [f"{n}: not in the model" for n in found if n not in expected]
+            stored.pop(name, None)
+    problems = [f"{n}: missing" for n in expected if n not in stored]
+    problems += [f"{n}: not in the model" for n in stored if n not in expected]
     for name, tensor in expected.items():
-        if name in found and found[name].shape != tensor.shape:
+        if name in stored and stored[name].shape != tensor.shape:
             problems.append(
-                f"{name}: {list(found[name].shape)} in the file, {list(tensor.shape)} in the model"
+                f"{name}: {list(stored[name].shape)} in the file, {list(tensor.shape)} in the model"
             )
         elif (
-            name in found and found[name].is_floating_point() and not bool(torch.isfinite(found[name]).all())
+            name in stored
+            and stored[name].is_floating_point()
+            and not bool(torch.isfinite(stored[name]).all())
         ):
             problems.append(f"{name}: holds values that are not finite")
     if problems:
         shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
         raise CheckpointError(f"checkpoint {path} does not fit the model: " + "; ".join(shown))
-    model.load_state_dict(found)
+    model.load_state_dict(stored)

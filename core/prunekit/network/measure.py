@@ -84,14 +84,14 @@ def metric_names(splits: Splits) -> tuple[str, ...]:
 
 def metrics(model: nn.Module, splits: Splits, loss: Loss, train_examples: int | None) -> Metrics:
     """Loss and, for classification, error on every split; ``None`` for a split that is not there."""
-    found: Metrics = dict.fromkeys(metric_names(splits))
+    measured: Metrics = dict.fromkeys(metric_names(splits))
     for name, split in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
         if split is None or not len(split):
             continue
         if name == "train" and train_examples is not None:
             split = split.first(train_examples)
         value, error = measure(model, own_part(split), loss)
-        found[f"{name}_loss"] = value
-        if f"{name}_error" in found:
-            found[f"{name}_error"] = error
-    return found
+        measured[f"{name}_loss"] = value
+        if f"{name}_error" in measured:
+            measured[f"{name}_error"] = error
+    return measured

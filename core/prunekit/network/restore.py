@@ -124,8 +124,8 @@ def without_autocast() -> Iterator[None]:
 
 def _settings(backend: Any, *operations: str) -> list[Any]:
     """Torch's newer precision settings of a backend, where this torch has them (2.9)."""
-    found = [getattr(backend, operation, None) for operation in operations]
-    return [setting for setting in found if hasattr(setting, "fp32_precision")]
+    settings = [getattr(backend, operation, None) for operation in operations]
+    return [setting for setting in settings if hasattr(setting, "fp32_precision")]
 
 
 @contextmanager

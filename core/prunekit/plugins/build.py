@@ -94,9 +94,9 @@ def options_of(model: type[OptionsT], values: Mapping[str, Any], where: str) -> 
             elif item["type"] == "missing":
                 problems.append(f"{where}: {key} is missing")
             else:
-                found = "" if item["type"] == "value_error" else f"; found {item.get('input')!r}"
+                received = "" if item["type"] == "value_error" else f"; found {item.get('input')!r}"
                 message = item["msg"].replace("Input should be", "must be").replace("Value error, ", "")
-                problems.append(f"{where}: {key}: {message}{found}")
+                problems.append(f"{where}: {key}: {message}{received}")
         raise SpecError(problems) from None
 
 
@@ -160,8 +160,8 @@ def measures(scheduler: Scheduler, seed: int, manager: PluginManager | None = No
 
         def measure(moment: StepMoment, attempt: int) -> dict[str, float]:
             assert moment.step is not None
-            found = probe.measure(moment, generator(seed, "probe", name, "proposal", moment.step, attempt))
-            return {key: float(value) for key, value in found.summary.items()}
+            record = probe.measure(moment, generator(seed, "probe", name, "proposal", moment.step, attempt))
+            return {key: float(value) for key, value in record.summary.items()}
 
         return measure
 

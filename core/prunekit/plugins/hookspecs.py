@@ -174,11 +174,11 @@ def prunekit_register_statistics() -> list[type[Estimator]]:
                 self.sums = problem.zeros()
 
             def add(self, batch):
-                found = torch.autograd.grad(
+                gradients = torch.autograd.grad(
                     batch.outputs.sum(), list(batch.problem.parameters.values()),
                     retain_graph=True, allow_unused=True, materialize_grads=True,
                 )
-                for total, gradient in zip(self.sums.values(), found):
+                for total, gradient in zip(self.sums.values(), gradients):
                     total += gradient
 
             def finish(self, normaliser):

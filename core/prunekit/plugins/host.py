@@ -167,21 +167,23 @@ class PluginManager:
             PluginError: If there is none (with the nearest names and any plugin that failed to load), or
                 if several plugins supply it (naming all).
         """
-        found = self.providers(kind, name)
-        if len(found) == 1:
-            return found[0][1]
-        if not found:
+        providers = self.providers(kind, name)
+        if len(providers) == 1:
+            return providers[0][1]
+        if not providers:
             raise PluginError(self._unknown(kind, name))
-        lines = [f"{kind} {name!r} is provided {'twice' if len(found) == 2 else f'{len(found)} times'}:"]
-        lines += [f"  - {p.provides(c)}   (plugin {p.name!r} of {p.source})" for p, c in found]
-        lines.append(self._cure([p for p, _ in found]))
+        lines = [
+            f"{kind} {name!r} is provided {'twice' if len(providers) == 2 else f'{len(providers)} times'}:"
+        ]
+        lines += [f"  - {p.provides(c)}   (plugin {p.name!r} of {p.source})" for p, c in providers]
+        lines.append(self._cure([p for p, _ in providers]))
         raise PluginError("\n".join(lines))
 
     def versions(self, components: Iterable[type[Component]]) -> dict[str, str]:
         """The distributions whose plugins supply these components, each with its version."""
         wanted = set(components)
-        found = {p.distribution: p.version for p in self.plugins if wanted.intersection(p.components)}
-        return {name: found[name] for name in sorted(found) if name}
+        versions = {p.distribution: p.version for p in self.plugins if wanted.intersection(p.components)}
+        return {name: versions[name] for name in sorted(versions) if name}
 
     def _cure(self, providers: list[Plugin]) -> str:
         """What to do about a conflict; nobody is told to block the built-ins."""
@@ -217,15 +219,15 @@ def default_manager() -> PluginManager:
 
 def _entry_points() -> list[tuple[Distribution, EntryPoint]]:
     seen: set[str] = set()
-    found: list[tuple[Distribution, EntryPoint]] = []
+    entries: list[tuple[Distribution, EntryPoint]] = []
     for distribution in distributions():
         # As for imports, the first on the path wins: what lies behind it is a copy, perhaps an old one.
         key = _normal(_name(distribution))
         if key in seen:
             continue
         seen.add(key)
-        found += [(distribution, entry) for entry in distribution.entry_points if entry.group == GROUP]
-    return sorted(found, key=lambda pair: (_name(pair[0]), pair[1].name, pair[1].value))
+        entries += [(distribution, entry) for entry in distribution.entry_points if entry.group == GROUP]
+    return sorted(entries, key=lambda pair: (_name(pair[0]), pair[1].name, pair[1].value))
 
 
 def _name(distribution: Distribution) -> str:

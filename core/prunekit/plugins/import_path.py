@@ -40,14 +40,14 @@ def import_from(target: str, where: str) -> Any:
     module_name, _, attribute = target.partition(":")
     try:
         with _here_on_path():
-            found: Any = import_module(module_name)
+            imported: Any = import_module(module_name)
         for part in attribute.split("."):
-            found = getattr(found, part)
+            imported = getattr(imported, part)
     except (ImportError, AttributeError) as error:
         raise SpecError(f"{where}: {target!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise SpecError(f"{where}: {target!r} is {type(found).__name__}, and must be callable")
-    return found
+    if not callable(imported):
+        raise SpecError(f"{where}: {target!r} is {type(imported).__name__}, and must be callable")
+    return imported
 
 
 def call_from(target: str, kwargs: Mapping[str, Any], where: str) -> Any:

@@ -57,16 +57,16 @@ class Change:
 
     def before(self) -> dict[str, Tensor]:
         """The parameters as they were, copies."""
-        found = {name: whole.clone() for name, whole in self._whole.items()}
+        copies = {name: whole.clone() for name, whole in self._whole.items()}
         for name, (places, lost) in self._lost.items():
-            found[name] = self._parameters[name].detach().clone()
-            found[name][places] = lost
-        return {name: found[name] for name in self._parameters}
+            copies[name] = self._parameters[name].detach().clone()
+            copies[name][places] = lost
+        return {name: copies[name] for name in self._parameters}
 
     def after(self) -> dict[str, Tensor]:
         """The parameters with the change, copies; whether or not it is applied."""
-        found = {}
+        changed = {}
         for name, p in self._parameters.items():
             value = self._values[name].to(p.dtype) if name in self._values else p.detach()
-            found[name] = value.masked_fill(~self._after[name].to(p.device), 0.0)
-        return found
+            changed[name] = value.masked_fill(~self._after[name].to(p.device), 0.0)
+        return changed

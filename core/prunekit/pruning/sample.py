@@ -49,10 +49,12 @@ class Sample:
             else:
                 missing[request] = copy(estimator)
         if missing:
-            found = estimate(model, self.batches, missing, loss, parameters, self.generator, memory, masks)
-            self.statistics.update(found.statistics)
+            estimated = estimate(
+                model, self.batches, missing, loss, parameters, self.generator, memory, masks
+            )
+            self.statistics.update(estimated.statistics)
             if self._loss is None:
-                self._loss = found.loss
+                self._loss = estimated.loss
         # An attempt with another λ has other inverses: those of the one before need not lie beside them.
         self.statistics = Estimates({request: self.statistics[request] for request in estimators})
         return self.statistics

@@ -51,7 +51,7 @@ def inputs(spec: Spec) -> dict[str, str]:
     Raises:
         DataError: If one cannot be read.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for place, part in spec.parts.items():
         if place[0] in _WITHOUT_EFFECT:
             continue
@@ -60,8 +60,8 @@ def inputs(spec: Spec) -> dict[str, str]:
         if checkpoint is not None:
             files.append(part.base / checkpoint)
         for file in files:
-            found[_as_written(file, part)] = digest(file)
-    return dict(sorted(found.items()))
+            digests[_as_written(file, part)] = digest(file)
+    return dict(sorted(digests.items()))
 
 
 def digest(path: Path) -> str:
@@ -71,8 +71,8 @@ def digest(path: Path) -> str:
         DataError: If it cannot be read.
     """
     try:
-        found = path.stat()
-        return _digest(os.path.realpath(path), found.st_size, found.st_mtime_ns)
+        status = path.stat()
+        return _digest(os.path.realpath(path), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -107,10 +107,10 @@ def _paths(value: Options | Mapping[Any, Any] | Iterable[Any]) -> dict[Any, Any]
         items = value
     else:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
-    found: dict[Any, Any] = {}
+    places: dict[Any, Any] = {}
     for key, inner in items:
         if isinstance(inner, Path):
-            found[key] = True
+            places[key] = True
         elif isinstance(inner, BaseModel | Mapping | list | tuple) and (deeper := _paths(inner)):
-            found[key] = deeper
-    return found
+            places[key] = deeper
+    return places

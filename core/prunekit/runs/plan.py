@@ -145,7 +145,7 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
 def environment(plan: Plan) -> dict[str, Plain]:
     """What a result depends on besides the spec and its inputs."""
     device = plan.device
-    found: dict[str, Plain] = {
+    facts: dict[str, Plain] = {
         "prunekit": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -156,8 +156,8 @@ def environment(plan: Plan) -> dict[str, Plain]:
         "world": distributed.world(),
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

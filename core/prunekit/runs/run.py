@@ -287,15 +287,15 @@ class _Execution:
 
     def _step(self, outcome: Outcome, record: StepRecord) -> Metrics:
         settings, state = self.settings.prune, self.state
-        found = self._metrics()
+        measured = self._metrics()
         record = replace(
             record,
-            train_loss=found.get("train_loss"),
-            valid_loss=found.get("valid_loss"),
-            test_loss=found.get("test_loss"),
-            train_error=found.get("train_error"),
-            valid_error=found.get("valid_error"),
-            test_error=found.get("test_error"),
+            train_loss=measured.get("train_loss"),
+            valid_loss=measured.get("valid_loss"),
+            test_loss=measured.get("test_loss"),
+            train_error=measured.get("train_error"),
+            valid_error=measured.get("valid_error"),
+            test_error=measured.get("test_error"),
         )
         self._updated = self._updated or outcome.updated
         if settings.recalibrate_batchnorm is not None:
@@ -322,7 +322,7 @@ class _Execution:
         view = self._tell("step_finished", record)
         self._call("prunekit_step_finished", view, step=record)
         self.listener.step(record)
-        return found
+        return measured
 
     def _draw(self, count: int | None, *labels: str | int) -> Tensor:
         total = len(self.splits.train)
@@ -339,8 +339,8 @@ class _Execution:
         self.view.phase = phase
         self.listener.phase(phase, total, self.state.done)
 
-    def _close_phase(self, name: str, found: Metrics, following: str) -> None:
-        self.state.metrics[name] = found
+    def _close_phase(self, name: str, measured: Metrics, following: str) -> None:
+        self.state.metrics[name] = measured
         self.state.weights[name] = self._phases[name] = weights = setup.state_of(self.model)
         self._move_to(following, weights)
         self._tell("phase_finished", name)
@@ -380,9 +380,9 @@ class _Execution:
 
 def _probes(spec: Spec) -> dict[str, tuple[Probe, Moments]]:
     """Label to a probe and when it is asked."""
-    found = {}
+    probes = {}
     for part in spec.listed("probes"):
         probe: Probe = part.build()
         label, moments = part.engine["label"], part.engine["moments"]
-        found[label or probe.name] = probe, Moments.parse(moments or probe.moments)
-    return found
+        probes[label or probe.name] = probe, Moments.parse(moments or probe.moments)
+    return probes

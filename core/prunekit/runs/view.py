@@ -14,7 +14,7 @@ from prunekit.runs.state import State
 
 def refreshed(view: RunView, state: State) -> RunView:
     """The same view, brought up to the state."""
-    view.metrics = {name: dict(found) for name, found in state.metrics.items()}
+    view.metrics = {name: dict(metrics) for name, metrics in state.metrics.items()}
     view.steps = list(state.steps)
     view.attempts = list(state.attempts)
     view.history = {name: [dict(row) for row in rows] for name, rows in state.history.items()}

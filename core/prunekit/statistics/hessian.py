@@ -88,9 +88,9 @@ def refuse_wrong_second_derivatives(problem: Problem, inputs: Inputs, targets: T
 
     def form(left: Iterator[tuple[str, Tensor]], right: Iterator[tuple[str, Tensor]]) -> tuple[float, float]:
         """``leftᵀ H right``, and the sum of its terms' sizes."""
-        found, value, size = product(dict(right)), 0.0, 0.0
+        products, value, size = product(dict(right)), 0.0, 0.0
         for name, u in left:
-            terms = u.mul_(found.pop(name))
+            terms = u.mul_(products.pop(name))
             value += float(terms.sum(dtype=torch.float64))
             size += float(terms.abs_().sum(dtype=torch.float64))
         return value, size

@@ -25,13 +25,13 @@ def example_rows(batch: ForwardPass, column: Tensor, kept: Tensor) -> Tensor:
         ``[examples, len(kept)]`` in float64.
     """
     examples = len(batch.outputs)
-    found = {
+    rows = {
         name: torch.cat(list(parts))
         for name, parts in rows_by_parameter(batch, column, batch.backward(column))
     }
     parts = [
-        found[name].double()
-        if name in found
+        rows[name].double()
+        if name in rows
         else torch.zeros(examples, p.numel(), dtype=torch.float64, device=p.device)
         for name, p in batch.problem.parameters.items()
     ]
@@ -61,8 +61,8 @@ def rows_by_parameter(
         if name not in without:
             yield name, _in_parts(uses, returned[name], room)
     if batch.others:
-        for name, found in example_gradients(batch, column).items():
-            yield name, iter((found.flatten(1),))
+        for name, gradients in example_gradients(batch, column).items():
+            yield name, iter((gradients.flatten(1),))
 
 
 def _in_parts(uses: Sequence[Use], returned: Sequence[Tensor], room: int | None) -> Iterator[Tensor]:

@@ -33,14 +33,14 @@ def own_draws(generator: Generator) -> Generator:
     return seeded(generator.initial_seed(), "process", here) if here else generator
 
 
-def merged(estimator: Estimator, found: dict[str, Tensor]) -> dict[str, Tensor]:
+def merged(estimator: Estimator, statistic: dict[str, Tensor]) -> dict[str, Tensor]:
     """The statistic of all examples, the same in every process."""
     if distributed.world() == 1:
-        return found
-    if isinstance(found, Sampled):  # independent draws: variances add
-        variances = distributed.total({name: e.square() for name, e in found.standard_error.items()})
-        return Sampled(distributed.total(found), {name: v.sqrt() for name, v in variances.items()})
+        return statistic
+    if isinstance(statistic, Sampled):  # independent draws: variances add
+        variances = distributed.total({name: e.square() for name, e in statistic.standard_error.items()})
+        return Sampled(distributed.total(statistic), {name: v.sqrt() for name, v in variances.items()})
     if estimator.needs_data:
-        return dict(distributed.total(found))
-    distributed.take_first(found)
-    return found
+        return dict(distributed.total(statistic))
+    distributed.take_first(statistic)
+    return statistic

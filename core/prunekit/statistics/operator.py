@@ -102,9 +102,9 @@ class Operator:
                 layout = weigh_once(problem, input_shapes(batch_inputs), batch_inputs, batch_targets)
                 size = max(1, problem.memory // (_KEPT * layout.bytes_per_example))
                 for inputs, targets in pieces(batch_inputs, batch_targets, size):
-                    found, weight = product(problem, inputs, targets, vector)
+                    products, weight = product(problem, inputs, targets, vector)
                     normaliser += weight
-                    for name, value in found.items():
+                    for name, value in products.items():
                         total[name] += value
         (normaliser,) = distributed.sums(normaliser)
         if normaliser == 0:
@@ -165,8 +165,8 @@ _PRODUCTS: dict[str, Callable[[Problem, Inputs, Tensor, Mapping[str, Tensor]], P
 def _pulled(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
     """``Jᵀ column``."""
     parameters = batch.problem.parameters
-    found = torch.autograd.grad(batch.outputs, list(parameters.values()), column, allow_unused=True)
-    return {n: g.to_dense() for n, g in zip(parameters, found, strict=True) if g is not None}
+    gradients = torch.autograd.grad(batch.outputs, list(parameters.values()), column, allow_unused=True)
+    return {n: g.to_dense() for n, g in zip(parameters, gradients, strict=True) if g is not None}
 
 
 def _pushed(

@@ -34,12 +34,12 @@ def squared_columns(batch: ForwardPass, columns: Sequence[Tensor]) -> dict[str, 
         inputs, vectors = rows(batch.inputs, start, stop), stacked[start:stop]
         if batched:
             try:
-                found = _batched(batch, chosen, inputs, vectors)
+                squares = _batched(batch, chosen, inputs, vectors)
             except Exception:  # whatever vmap cannot do (data-dependent code, missing rules), the loop can
                 batched = False
         if not batched:
-            found = _one_by_one(batch, chosen, inputs, vectors)
-        for name, value in found.items():
+            squares = _one_by_one(batch, chosen, inputs, vectors)
+        for name, value in squares.items():
             sums[name] += value.detach()
     return sums
 
@@ -48,7 +48,7 @@ def example_gradients(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
     """``J_nᵀ s_n`` of every example for the parameters in ``batch.others``, ``[N, *parameter]``."""
     problem = batch.problem
     chosen = {name: problem.parameters[name] for name in batch.others}
-    found: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    by_parameter: dict[str, list[Tensor]] = {name: [] for name in chosen}
     for i in range(len(column)):
         outputs = call(problem.model, rows(batch.inputs, i, i + 1))
         gradients: Sequence[Tensor | None] = [None] * len(chosen)
@@ -57,8 +57,8 @@ def example_gradients(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
                 outputs, list(chosen.values()), column[i : i + 1], allow_unused=True
             )
         for (name, p), g in zip(chosen.items(), gradients, strict=True):
-            found[name].append(torch.zeros_like(p) if g is None else g.to_dense())
-    return {name: torch.stack(parts).detach() for name, parts in found.items()}
+            by_parameter[name].append(torch.zeros_like(p) if g is None else g.to_dense())
+    return {name: torch.stack(parts).detach() for name, parts in by_parameter.items()}
 
 
 def _batched(

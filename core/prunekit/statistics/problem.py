@@ -97,11 +97,11 @@ class ForwardPass:
         # and with them sympy, which takes half a second of every process.
         scalar = self.outputs.reshape(-1).dot(column.reshape(-1))
         arrived = torch.autograd.grad(scalar, list(edges), retain_graph=True, allow_unused=True)
-        found = {
+        gradients = {
             edge: g if g is not None else self.outputs.new_zeros(use.output_shape)
             for (edge, use), g in zip(edges.items(), arrived, strict=True)
         }
-        return {name: [found[use.edge] for use in uses] for name, uses in self.uses.items()}
+        return {name: [gradients[use.edge] for use in uses] for name, uses in self.uses.items()}
 
     def hessian_products(
         self, names: Collection[str] | None = None
@@ -126,7 +126,7 @@ class ForwardPass:
         def product(vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if not curved:
                 return {name: torch.zeros_like(p) for name, p in parameters.items()}
-            found = torch.autograd.grad(
+            products = torch.autograd.grad(
                 list(curved.values()),
                 list(parameters.values()),
                 [vector[name].to(g) for name, g in curved.items()],
@@ -135,7 +135,7 @@ class ForwardPass:
             )
             return {
                 name: torch.zeros_like(p) if h is None else h.to_dense()
-                for (name, p), h in zip(parameters.items(), found, strict=True)
+                for (name, p), h in zip(parameters.items(), products, strict=True)
             }
 
         return product

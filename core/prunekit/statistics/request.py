@@ -102,8 +102,8 @@ class Estimates(dict[Request, Tensors]):
     """Statistics by request; a plain name also finds the only request of that name.
 
     Example:
-        >>> found = Estimates({Statistic("ggn_mc_diagonal", draws=4): {"w": 1.0}})
-        >>> found["ggn_mc_diagonal"]
+        >>> estimates = Estimates({Statistic("ggn_mc_diagonal", draws=4): {"w": 1.0}})
+        >>> estimates["ggn_mc_diagonal"]
         {'w': 1.0}
     """
 

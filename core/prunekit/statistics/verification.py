@@ -58,11 +58,11 @@ class Layout:
         n = examples
         captured, others = {}, []
         for name, parameter in parameters.items():
-            found = by_name.get(name, [])
-            known = bool(found) and self.trusted.get(name) == tuple(u.signature for u in found)
-            known = known and graph.edges[id(parameter)] <= len(found)
-            if known and all(u.intact and u.input.shape[0] == u.output_shape[0] == n for u in found):
-                captured[name] = found
+            its_uses = by_name.get(name, [])
+            known = bool(its_uses) and self.trusted.get(name) == tuple(u.signature for u in its_uses)
+            known = known and graph.edges[id(parameter)] <= len(its_uses)
+            if known and all(u.intact and u.input.shape[0] == u.output_shape[0] == n for u in its_uses):
+                captured[name] = its_uses
             elif graph.edges[id(parameter)] and parameter.numel():
                 others.append(name)
         return captured, others
@@ -132,9 +132,9 @@ def weigh_once(problem: Problem, shapes: Shapes, inputs: Inputs, targets: Tensor
 
 def examine_anew(problem: Problem, shapes: Shapes, inputs: Inputs, targets: Tensor) -> Layout:
     """Find the layout for inputs of this shape, and remember it while the model lives."""
-    found = examine(problem, inputs, targets, capture=True)
-    _KNOWN.setdefault(problem.model, {})[shapes, tuple(problem.parameters)] = found
-    return found
+    layout = examine(problem, inputs, targets, capture=True)
+    _KNOWN.setdefault(problem.model, {})[shapes, tuple(problem.parameters)] = layout
+    return layout
 
 
 def examine(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) -> Layout:
