@@ -42,9 +42,9 @@ class Digits(Dataset):
 
         from prunekit_plugins.datasets._images import split_and_standardise
 
-        found = load_digits()
-        x = torch.tensor(found.images, dtype=torch.float32).unsqueeze(1)
-        y = torch.tensor(found.target, dtype=torch.long)
+        digits = load_digits()
+        x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)
+        y = torch.tensor(digits.target, dtype=torch.long)
         held_out = self.options.valid + self.options.test
         if held_out >= len(x):
             raise DataError(
