@@ -52,8 +52,8 @@ def check(target: str, settings: list[str], as_json: bool, block: list[str]) -> 
 
     verdicts = judge(kind, built, manager)
     if as_json:
-        found = {"kind": kind, "name": name, "options": json.loads(built.options.model_dump_json())}
-        print(json.dumps({**found, "verdicts": [asdict(v) for v in verdicts]}, indent=1))
+        checked = {"kind": kind, "name": name, "options": json.loads(built.options.model_dump_json())}
+        print(json.dumps({**checked, "verdicts": [asdict(v) for v in verdicts]}, indent=1))
     else:
         print("\n".join(lines(verdicts)))
     return not any(v.status == "fail" for v in verdicts)
@@ -61,10 +61,10 @@ def check(target: str, settings: list[str], as_json: bool, block: list[str]) -> 
 
 def lines(verdicts: Sequence[Verdict]) -> list[str]:
     """A line for each verdict, and one that counts them."""
-    found = []
+    texts = []
     for verdict in verdicts:
         detail = " ".join(verdict.detail.split())
-        found.append(f"{_WORDS[verdict.status]:<4}  {verdict.check}" + (f": {detail}" if detail else ""))
+        texts.append(f"{_WORDS[verdict.status]:<4}  {verdict.check}" + (f": {detail}" if detail else ""))
     counts = {status: sum(v.status == status for v in verdicts) for status in _WORDS}
-    found.append(f"{counts['ok']} ok, {counts['fail']} failed, {counts['skip']} skipped")
-    return found
+    texts.append(f"{counts['ok']} ok, {counts['fail']} failed, {counts['skip']} skipped")
+    return texts

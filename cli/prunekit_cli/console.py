@@ -14,7 +14,7 @@ _PLAIN_WIDTH = 200
 
 
 def stdout() -> Console:
-    """For results."""
+    """The console for results."""
     return _console(stderr=False)
 
 
@@ -66,19 +66,19 @@ def overrides(settings: Sequence[str]) -> Mapping[str, Any]:
     from prunekit.errors import SpecError
     from prunekit.spec.text import parse_value
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     problems = []
     for setting in settings:
         path, equals, value = setting.partition("=")
         if not equals or not path:
             problems.append(f"--set {setting}: must be PATH=VALUE, such as prune.scheduler.steps=14")
-        elif path in found:
+        elif path in values:
             problems.append(f"--set {path}: given twice")
         else:
             try:
-                found[path] = parse_value(value, f"--set {path}")
+                values[path] = parse_value(value, f"--set {path}")
             except SpecError as error:
                 problems += error.problems
     if problems:
         raise SpecError(problems)
-    return found
+    return values

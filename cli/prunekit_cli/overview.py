@@ -24,8 +24,8 @@ def overview(results: Results) -> Iterator[RenderableType]:
     yield from _networks(summary)
     yield from _steps(summary["steps"])
     yield from _attempts(summary["attempts"])
-    for name, found in summary["probes"].items():
-        yield from _probe(name, found)
+    for name, probe_summary in summary["probes"].items():
+        yield from _probe(name, probe_summary)
 
 
 def layers(results: Results) -> Iterator[RenderableType]:
@@ -143,22 +143,22 @@ def _attempts(attempts: list[Row]) -> Iterator[RenderableType]:
     yield table(title, ["step", "sparsity", "λ", "predicted Δloss", "measured Δloss"], rows, left=0)
 
 
-def _probe(name: str, found: Row) -> Iterator[RenderableType]:
-    steps = found.get("steps")
+def _probe(name: str, summary: Row) -> Iterator[RenderableType]:
+    steps = summary.get("steps")
     if isinstance(steps, list):
         yield from _probe_steps(name, steps)
     rows = [
         [", ".join(path[:-1]) or path[-1], path[-1] if len(path) > 1 else "", _shown(value)]
-        for path, value in _leaves(found)
+        for path, value in _leaves(summary)
         if path[0] != "steps"
     ]
     if rows:
         yield table(f"Probe {name}", ["where", "what", "value"], rows, left=2)
 
 
-def _leaves(found: Row, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+def _leaves(summary: Row, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
     """What a summary holds, at any depth, and where."""
-    for key, value in found.items():
+    for key, value in summary.items():
         place = (*path, key.replace("_", " "))
         if isinstance(value, dict):
             yield from _leaves(value, place)

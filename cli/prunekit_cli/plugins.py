@@ -50,9 +50,9 @@ def show(name: str, as_json: bool) -> None:
     from prunekit.plugins.kinds import KINDS
 
     manager = default_manager()
-    found = [(p, c) for kind in KINDS for p, c in manager.providers(kind, name)]
-    named = [] if found else [p for p in manager.plugins if name in p.names]
-    if not found and not named:
+    providers = [(p, c) for kind in KINDS for p, c in manager.providers(kind, name)]
+    named = [] if providers else [p for p in manager.plugins if name in p.names]
+    if not providers and not named:
         names = {n for kind in KINDS for n in manager.names(kind)} | {
             n for p in manager.plugins for n in p.names
         }
@@ -60,15 +60,15 @@ def show(name: str, as_json: bool) -> None:
         raise PluginError(
             "\n".join([f"{first} `prunekit plugins` lists what there is.", *_troubles(manager)])
         )
-    described = [_component(p, c) for p, c in found] + [_plugin(p) for p in named]
+    described = [_component(p, c) for p, c in providers] + [_plugin(p) for p in named]
     if as_json:
         print(json.dumps(described, indent=1))
         return
     for i, item in enumerate(described):
         if i:
             print()
-        (_print_component if found else _print_plugin)(item)
-    for kind in dict.fromkeys(c.kind for _, c in found):
+        (_print_component if providers else _print_plugin)(item)
+    for kind in dict.fromkeys(c.kind for _, c in providers):
         conflict = _conflict(manager, kind, name)
         if conflict:
             print(f"\n{conflict}", file=sys.stderr)
@@ -166,8 +166,8 @@ def _requires(component: type[Component]) -> list[str]:
         requires: Any = component().requires  # type: ignore[attr-defined]
     except Exception:  # an option has no default
         return []
-    found = map(Statistic.of, requires)
-    return sorted(" ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())]) for s in found)
+    statistics = map(Statistic.of, requires)
+    return sorted(" ".join([s.name, *(f"{k}={v}" for k, v in s.options.items())]) for s in statistics)
 
 
 _ENGINE_TYPES = {
@@ -238,17 +238,17 @@ def _type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 def _meanings(options: type[Any]) -> dict[str, str]:
     """The ``Attributes:`` sections of an ``Options`` class and its bases, as field to text."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for cls in reversed(options.__mro__):
         _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
         last = ""
         for line in section.splitlines():
             if line.startswith("        ") and last:
-                found[last] += " " + line.strip()
+                meanings[last] += " " + line.strip()
             elif ":" in line:
                 last, _, meaning = line.strip().partition(":")
-                found[last] = meaning.strip()
-    return found
+                meanings[last] = meaning.strip()
+    return meanings
 
 
 def _plain(text: str) -> str:

@@ -85,7 +85,7 @@ class RichProgress(Listener):
         self._progress.console.print(text)
 
     def epoch(self, phase: str, row: Mapping[str, float | None]) -> None:
-        """Advance."""
+        """Move the live line on by an epoch, and show its losses there."""
         signals.check()
         self._advance(_epoch_text(row))
 
@@ -95,12 +95,12 @@ class RichProgress(Listener):
         self._progress.console.print(_attempt_text(attempt))
 
     def step(self, record: StepRecord) -> None:
-        """Advance."""
+        """Move the live line on by a pruning step, and show its sparsity and losses there."""
         signals.check()
         self._advance(_step_text(record))
 
     def probe(self, name: str) -> None:
-        """Advance."""
+        """Move the live line on by a probe, and show its name there."""
         signals.check()
         self._advance(name)
 
@@ -127,12 +127,12 @@ class PlainProgress(Listener):
         pass
 
     def phase(self, name: str, total: int | None, done: int) -> None:
-        """Remember the phase."""
+        """Remember the phase's name, its length and when it began, for the lines to come."""
         self._name, self._total, self._done = _TITLES[name], total, done
         self._started, self._first = time.monotonic(), done
 
     def message(self, text: str) -> None:
-        """Print."""
+        """Print the text on a line of its own."""
         self._screen.print(text)
 
     def epoch(self, phase: str, row: Mapping[str, float | None]) -> None:
@@ -145,18 +145,18 @@ class PlainProgress(Listener):
             self._print(_epoch_text(row))
 
     def attempt(self, attempt: Attempt) -> None:
-        """Print."""
+        """Print a line for a pruning step that was taken back."""
         signals.check()
         self._screen.print(f"{self._name}  {_attempt_text(attempt)}")
 
     def step(self, record: StepRecord) -> None:
-        """Print."""
+        """Print a line for a pruning step that is done."""
         signals.check()
         self._done += 1
         self._print(_step_text(record))
 
     def probe(self, name: str) -> None:
-        """Print."""
+        """Print a line for a probe that is done."""
         signals.check()
         self._done += 1
         self._print(name)

@@ -1,4 +1,4 @@
-"""``prunekit run``."""
+"""``prunekit run``: a spec is run, followed on stderr, and its overview printed."""
 
 from __future__ import annotations
 

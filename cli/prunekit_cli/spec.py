@@ -14,12 +14,12 @@ def validate(spec: Path, settings: list[str], block: list[str]) -> None:
     from prunekit.spec import load
 
     manager = PluginManager(block=block) if block else default_manager()
-    found = load(spec, console.overrides(settings), manager)
-    part = found.part("prune", "scheduler")
+    loaded = load(spec, console.overrides(settings), manager)
+    part = loaded.part("prune", "scheduler")
     levels = len(part.build().levels()) if part is not None else 0
     print(
-        f"{spec}: valid: {found.data['model']['name']} on {found.data['dataset']['name']}, "
-        f"criterion {found.data['prune']['criterion']['name']}, {levels} pruning step{'s' if levels != 1 else ''}"
+        f"{spec}: valid: {loaded.data['model']['name']} on {loaded.data['dataset']['name']}, "
+        f"criterion {loaded.data['prune']['criterion']['name']}, {levels} pruning step{'s' if levels != 1 else ''}"
     )
 
 

@@ -28,7 +28,7 @@ class Dense(Family):
         return self.matrix.unsqueeze(0).clone()
 
     def curved(self, change: Tensor) -> float:
-        """``Δᵀ C Δ``."""
+        """``Δᵀ C Δ`` of the one block, for a change of all weights; that of pruned weights is not read."""
         part = change[self.index[0]]
         return float(part @ (self.matrix @ part))
 
@@ -44,14 +44,14 @@ class FullInverse(Blocks):
 
     @property
     def matrix(self) -> Tensor:
-        """The inverse."""
+        """The inverse of the damped curvature over all kept weights, ``[K, K]``."""
         return next(iter(self.chunks())).inverse[0]
 
     @property
     def curvature(self) -> Tensor:
         """The matrix without damping."""
-        found: Any = self.families[0]
-        return found.matrix  # type: ignore[no-any-return]
+        dense: Any = self.families[0]
+        return dense.matrix  # type: ignore[no-any-return]
 
     @property
     def kept(self) -> Tensor:
@@ -75,7 +75,7 @@ class Summed(Family):
         self.sums = sums if torch.equal(self.order, ordered) else sums[self.order]
 
     def curvature(self, start: int, stop: int) -> Tensor:
-        """Read them."""
+        """Copy blocks ``start`` to ``stop`` from the stored sums, as wide as the first, in float64."""
         k = self.sizes[start]
         return self.sums[start:stop, :k, :k].to(torch.float64, copy=True)
 
@@ -110,9 +110,9 @@ class Weighted(Family):
         self.units, self.inputs, self.weights, self.offset = units[self.order], inputs, weights, offset
 
     def curvature(self, start: int, stop: int) -> Tensor:
-        """Form them."""
+        """Form blocks ``start`` to ``stop``, each a Gram matrix of its unit's weighted inputs."""
         k, width = self.sizes[start], self.inputs.shape[1]
-        found = torch.zeros(stop - start, k, k, dtype=torch.float64, device=self.inputs.device)
+        blocks = torch.zeros(stop - start, k, k, dtype=torch.float64, device=self.inputs.device)
         energy = self.inputs.square().sum(1)
         for row in range(start, stop):
             size, s = self.sizes[row], self.weights[:, self.units[row]]
@@ -122,8 +122,8 @@ class Weighted(Family):
             if size < width:
                 x = x[:, columns]
             x = x * s[some].sqrt().unsqueeze(1)
-            _gram(x, found[row - start])
-        return found
+            _gram(x, blocks[row - start])
+        return blocks
 
     def curved(self, change: Tensor) -> float:
         """``Σ_r Σ_n s_nr (a_n·Δ_r)²``."""
@@ -179,12 +179,12 @@ def packed(index: Tensor, keep: Tensor, size: int | None = None) -> tuple[Tensor
     most = int(counts.max()) if len(counts) else 0
     order = (~keep).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
     there = keep.gather(1, order)
-    found = torch.where(there, index.gather(1, order), 0)
+    positions = torch.where(there, index.gather(1, order), 0)
     width = most if size is None else min(size, most)
     if width < most:
         extra = -most % width
-        found = torch.nn.functional.pad(found, (0, extra)).view(-1, width)
+        positions = torch.nn.functional.pad(positions, (0, extra)).view(-1, width)
         there = torch.nn.functional.pad(there, (0, extra)).view(-1, width)
-    rows = torch.arange(len(found), device=index.device) // max(1, len(found) // max(1, len(keep)))
+    rows = torch.arange(len(positions), device=index.device) // max(1, len(positions) // max(1, len(keep)))
     some = there.any(1)
-    return found[some], there[some], rows[some]
+    return positions[some], there[some], rows[some]

@@ -51,10 +51,10 @@ class Family(ABC):
 
     def damped(self, start: int, stop: int, damping: float) -> Tensor:
         """Blocks with the damping added, and the identity in padding."""
-        found = self.curvature(start, stop)
-        there = self.there[start:stop, : found.shape[1]]
-        found.diagonal(dim1=1, dim2=2).add_(there.to(found) * damping + (~there).to(found))
-        return found
+        blocks = self.curvature(start, stop)
+        there = self.there[start:stop, : blocks.shape[1]]
+        blocks.diagonal(dim1=1, dim2=2).add_(there.to(blocks) * damping + (~there).to(blocks))
+        return blocks
 
     def inverses(self, start: int, stop: int, damping: float) -> tuple[Tensor, Tensor]:
         """Damped blocks inverted, the identity in padding, not to be written to; and which are definite ``[R]``."""
@@ -159,10 +159,10 @@ class Blocks(Detailed):
         for number, family in enumerate(self.families):
             for start, stop in family.pieces(self._room):
                 index, there = family.placed(start, stop)
-                found = family.inverse_diagonal(start, stop)
-                if found is None:
-                    found = self._inverse(number, start, stop).diagonal(dim1=1, dim2=2)
-                flat[index[there]] = found[there]
+                diagonals = family.inverse_diagonal(start, stop)
+                if diagonals is None:
+                    diagonals = self._inverse(number, start, stop).diagonal(dim1=1, dim2=2)
+                flat[index[there]] = diagonals[there]
         super().__init__(index_of.split(flat))
 
     def with_damping(self, damping: float) -> Self:
@@ -184,8 +184,8 @@ class Blocks(Detailed):
             if layer is not None and family.layer != layer:
                 continue
             for start, stop in family.pieces(self._room):
-                found = self._inverse(number, start, stop)
-                yield Chunk(family, start, stop, *family.placed(start, stop), found)
+                inverses = self._inverse(number, start, stop)
+                yield Chunk(family, start, stop, *family.placed(start, stop), inverses)
 
     def curved(self, change: Tensor) -> float:
         """``Δᵀ C Δ`` without damping, for a change of all weights."""
@@ -201,14 +201,14 @@ class Blocks(Detailed):
         if known is not None:
             return known
         family = self.families[number]
-        found, definite = family.inverses(start, stop, self.damping)
+        inverses, definite = family.inverses(start, stop, self.damping)
         if not bool(definite.all()):
             bad = start + int((~definite).nonzero()[0])
             damped = family.damped(bad, bad + 1, self.damping)[0]
             raise not_definite(self.statistic, family.layer, damped, self.damping + family.own)
         if self._keeps and family.lasts(start):
-            self._kept[number, start] = found
-        return found
+            self._kept[number, start] = inverses
+        return inverses
 
 
 def not_definite(statistic: str, layer: str | None, damped: Tensor, damping: float) -> PrunekitError:

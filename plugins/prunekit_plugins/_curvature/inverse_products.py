@@ -75,12 +75,12 @@ class Products(Detailed):
             raise SpecError(f"vector: names and shapes are not those of the inverse: {', '.join(wrong)}")
         flat = torch.cat([vectors[name].flatten().to(self.kept.device, torch.float64) for name in self])
         within = torch.cholesky_solve(self._along(flat).unsqueeze(1), self.factor).squeeze(1)
-        found = torch.zeros_like(flat)
+        product = torch.zeros_like(flat)
         for part, piece in self._pieces():
-            found[self.kept[part]] = (flat[self.kept[part]] - within @ piece) / self.damping
+            product[self.kept[part]] = (flat[self.kept[part]] - within @ piece) / self.damping
         return {
             name: p.to(torch.promote_types(vectors[name].dtype, torch.float32))
-            for name, p in FlatIndex.of(self).split(found).items()
+            for name, p in FlatIndex.of(self).split(product).items()
         }
 
     def curved(self, change: Tensor) -> float:
@@ -89,10 +89,10 @@ class Products(Detailed):
 
     def _along(self, values: Tensor) -> Tensor:
         """X v for a vector over all weights, ``[m]``."""
-        found = torch.zeros(self.count, dtype=torch.float64, device=self.kept.device)
+        along = torch.zeros(self.count, dtype=torch.float64, device=self.kept.device)
         for part, piece in self._pieces():
-            found.addmv_(piece, values[self.kept[part]])
-        return found
+            along.addmv_(piece, values[self.kept[part]])
+        return along
 
     def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
         """X, some weights at a time, ``[m, some]`` in float64."""

@@ -29,7 +29,7 @@ class LayerFactors:
 
     @property
     def nbytes(self) -> int:
-        """Memory."""
+        """How many bytes of memory both tensors take."""
         return self.inputs.nbytes + self.returned.nbytes
 
     def along(self, vector: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class LayerRows:
 
     @property
     def nbytes(self) -> int:
-        """Memory."""
+        """How many bytes of memory the rows take."""
         return self.rows.nbytes
 
     def along(self, vector: Tensor) -> Tensor:
@@ -116,11 +116,11 @@ class Factors(Detailed):
         device: torch.device,
     ) -> None:
         self.parts, self.shapes, self.normaliser = list(parts), dict(shapes), normaliser
-        found = {n: torch.zeros(shape, dtype=torch.float64, device=device) for n, shape in shapes.items()}
+        sums = {n: torch.zeros(shape, dtype=torch.float64, device=device) for n, shape in shapes.items()}
         for part in self.parts:
             for name, layer in part.items():
-                found[name] += layer.diagonal(shapes[name])
-        super().__init__({name: t.div_(normaliser) for name, t in found.items()})
+                sums[name] += layer.diagonal(shapes[name])
+        super().__init__({name: t.div_(normaliser) for name, t in sums.items()})
 
     def product(self, vector: Tensor) -> Tensor:
         """``C v`` for a flat float64 vector over all weights."""

@@ -90,10 +90,10 @@ class Kronecker(Family):
 
     def curvature(self, start: int, stop: int) -> Tensor:
         """S_r − αI: what is left of C when the other units make up for a change."""
-        found = self.damped(start, stop, self.damping)
+        blocks = self.damped(start, stop, self.damping)
         _, there = self.placed(start, stop)
-        found.diagonal(dim1=1, dim2=2).sub_(there.to(found) * self.damping + (~there).to(found))
-        return found
+        blocks.diagonal(dim1=1, dim2=2).sub_(there.to(blocks) * self.damping + (~there).to(blocks))
+        return blocks
 
     def damped(self, start: int, stop: int, damping: float) -> Tensor:
         """S_r at kept weights; its damping is the one that the family was made with."""
@@ -147,13 +147,13 @@ class Kronecker(Family):
     def _built(self, start: int, stop: int, eigenvalues: Tensor) -> Tensor:
         """``Q_A diag(·) Q_Aᵀ`` at each unit's kept weights, the identity in padding."""
         k = self.sizes[start]
-        found = torch.zeros(stop - start, k, k, dtype=torch.float64, device=self.index.device)
-        found.diagonal(dim1=1, dim2=2).fill_(1)
+        blocks = torch.zeros(stop - start, k, k, dtype=torch.float64, device=self.index.device)
+        blocks.diagonal(dim1=1, dim2=2).fill_(1)
         for row, unit in enumerate(self.units[start:stop].tolist(), start):
             size = self.sizes[row]
             vectors = self.input_vectors[unit // self.outputs.shape[1]][self.columns[row, :size]]
-            found[row - start, :size, :size] = (vectors * eigenvalues[unit]) @ vectors.t()
-        return found
+            blocks[row - start, :size, :size] = (vectors * eigenvalues[unit]) @ vectors.t()
+        return blocks
 
 
 def weight_positions(shape: Sequence[int], groups: int, transposed: bool) -> Tensor:

@@ -54,7 +54,7 @@ class LayerGram(Family):
 
     @property
     def inputs(self) -> int:
-        """Of one unit."""
+        """How many inputs one unit has."""
         return self.gram.shape[1]
 
     @property
@@ -68,11 +68,11 @@ class LayerGram(Family):
         return self.gram.diagonal(dim1=1, dim2=2) > 0
 
     def curvature(self, start: int, stop: int) -> Tensor:
-        """Gather them."""
+        """Gather blocks ``start`` to ``stop`` from H, its entries at each block's inputs; zero in padding."""
         k = self.sizes[start]
         rows, there = self.columns[start:stop, :k], self.there[start:stop, :k]
-        found = self.gram[self.groups[start:stop, None, None], rows.unsqueeze(2), rows.unsqueeze(1)]
-        return found.masked_fill_(~(there.unsqueeze(2) & there.unsqueeze(1)), 0.0)
+        blocks = self.gram[self.groups[start:stop, None, None], rows.unsqueeze(2), rows.unsqueeze(1)]
+        return blocks.masked_fill_(~(there.unsqueeze(2) & there.unsqueeze(1)), 0.0)
 
     def curved(self, change: Tensor) -> float:
         """``Σ_r Δ_rᵀ H Δ_r``, the layer's error."""
@@ -82,31 +82,31 @@ class LayerGram(Family):
 
     def damped(self, start: int, stop: int, damping: float) -> Tensor:
         """Blocks with the damping added; the identity in padding and at inputs that are always zero."""
-        found = super().damped(start, stop, damping + self.own)
-        k = found.shape[1]
+        blocks = super().damped(start, stop, damping + self.own)
+        k = blocks.shape[1]
         live = self.live[self.groups[start:stop, None], self.columns[start:stop, :k]]
-        diagonal = found.diagonal(dim1=1, dim2=2)
+        diagonal = blocks.diagonal(dim1=1, dim2=2)
         diagonal.copy_(torch.where(live, diagonal, 1.0))
-        return found
+        return blocks
 
     def matrix(self, damping: float) -> Tensor:
         """H with damping, over all inputs of each group ``[groups, inputs, inputs]``."""
-        found = self.gram.clone()
-        diagonal = found.diagonal(dim1=1, dim2=2)
+        matrices = self.gram.clone()
+        diagonal = matrices.diagonal(dim1=1, dim2=2)
         diagonal.copy_(torch.where(self.live, diagonal + damping + self.own, 1.0))
-        return found
+        return matrices
 
     def inverses(self, start: int, stop: int, damping: float) -> tuple[Tensor, Tensor]:
         """For blocks with all inputs, views of one inverse."""
         if start >= self.whole:
             damped = self.damped(start, stop, damping)
-            found, definite = inverse(damped)
-            return found, definite & _regular(damped, found)
+            inverses, definite = inverse(damped)
+            return inverses, definite & _regular(damped, inverses)
         if self._inverse is None or self._definite is None or self._damping != damping:
             damped = self.matrix(damping)
-            found, definite = inverse(damped)
-            self._inverse, self._damping = found, damping
-            self._definite = definite & _regular(damped, found)
+            inverses, definite = inverse(damped)
+            self._inverse, self._damping = inverses, damping
+            self._definite = definite & _regular(damped, inverses)
         groups = self.groups[start:stop]
         if len(self._inverse) == 1:
             return self._inverse.expand(len(groups), -1, -1), self._definite.expand(len(groups))

@@ -41,22 +41,22 @@ def solved(
         return wanted.new_zeros(wanted.shape), 0.0, 0
     direction, along, products = None, 0.0, 0
     if start is None:
-        found, residual = wanted.new_zeros(wanted.shape), wanted.clone()
+        solution, residual = wanted.new_zeros(wanted.shape), wanted.clone()
     else:
-        found, residual, products = start.clone(), wanted - product(start), 1
+        solution, residual, products = start.clone(), wanted - product(start), 1
     while True:
         left = float(residual.norm()) / size
         if left <= tolerance < _DRIFT and direction is not None:
-            residual, direction = wanted - product(found), None
+            residual, direction = wanted - product(solution), None
             products += 1
             left = float(residual.norm()) / size
         if left <= tolerance or products >= limit or not math.isfinite(left):
-            return found, left, products
+            return solution, left, products
         step = precondition(residual)
         before, along = along, float((residual * step).sum())
         direction = step if direction is None else step.add_(direction, alpha=along / before)
         moved = product(direction)
         products += 1
         length = along / float((direction * moved).sum())
-        found.add_(direction, alpha=length)
+        solution.add_(direction, alpha=length)
         residual.sub_(moved, alpha=length)

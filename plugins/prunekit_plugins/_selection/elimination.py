@@ -86,9 +86,9 @@ def eliminate(
         if refresh:
             steps = min(steps, refresh - removed % refresh)
         now = slice(removed, removed + steps)
-        columns, orders[work.blocks, now], found = work.remove(steps, limit)
-        levels[work.blocks, now] = found
-        limit = enough(found)
+        columns, orders[work.blocks, now], new_levels = work.remove(steps, limit)
+        levels[work.blocks, now] = new_levels
+        limit = enough(new_levels)
         removed += steps
         columns = work.keep((work.level <= limit) & work.open.any(1), columns)
         if refresh and damped is not None and removed % refresh == 0:
@@ -182,5 +182,5 @@ def _close(caps: Caps, open_: Tensor, rows: Tensor, q: Tensor, going: Tensor) ->
 def _fresh(damped: Tensor, left: Tensor) -> Tensor:
     """Inverses over what is left, zero elsewhere."""
     pairs = left.unsqueeze(2) & left.unsqueeze(1)
-    found, _ = inverted(torch.where(pairs, damped, 0.0) + torch.diag_embed((~left).to(damped)))
-    return found.masked_fill_(~pairs, 0.0)
+    inverses, _ = inverted(torch.where(pairs, damped, 0.0) + torch.diag_embed((~left).to(damped)))
+    return inverses.masked_fill_(~pairs, 0.0)

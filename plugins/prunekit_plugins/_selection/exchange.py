@@ -58,12 +58,12 @@ class Quadratic:
         return self.factors.product(self.weights) + self.damping * self.weights - self.gradient
 
     def slope(self, values: Tensor) -> Tensor:
-        """∇Q."""
+        """The model's gradient ∇Q at the given values of the weights."""
         change = values - self.weights
         return self.gradient + self.factors.product(change) + self.damping * change
 
     def height(self, values: Tensor) -> float:
-        """Q."""
+        """The model's value Q at the given values of the weights."""
         change = values - self.weights
         curved = self.factors.curved(change) + self.damping * float(change @ change)
         return float(self.gradient @ change) + 0.5 * curved
@@ -78,7 +78,7 @@ class Quadratic:
         if not self.moves:
             return self.weights * kept
         scale = torch.where(kept, self.diagonal, 1.0)
-        found, _, _ = solved(
+        values, _, _ = solved(
             lambda v: torch.where(kept, self.factors.product(v) + self.damping * v, 0.0),
             lambda v: v / scale,
             torch.where(kept, self.wanted, 0.0),
@@ -86,7 +86,7 @@ class Quadratic:
             self.iterations,
             torch.where(kept, start, 0.0),
         )
-        return found
+        return values
 
 
 def search(

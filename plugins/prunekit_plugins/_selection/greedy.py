@@ -27,20 +27,20 @@ class Cut:
 
     def __init__(self, budget: int, limit: float) -> None:
         self.budget, self.limit = budget, limit
-        self._found: list[Tensor] = []
+        self._levels: list[Tensor] = []
         self._count = 0
 
     def __call__(self, levels: Tensor) -> float:
         """Take note of levels, and say above which no more are wanted."""
-        found = levels[levels < torch.inf]
-        if len(found):
-            self._found.append(found)
-            self._count += len(found)
-        if self._count >= self.budget and len(found):
-            together = torch.cat(self._found)
+        finite = levels[levels < torch.inf]
+        if len(finite):
+            self._levels.append(finite)
+            self._count += len(finite)
+        if self._count >= self.budget and len(finite):
+            together = torch.cat(self._levels)
             self.limit = min(self.limit, float(kth_smallest(together, self.budget)))
-            self._found = [together[together <= self.limit]]
-            self._count = len(self._found[0])
+            self._levels = [together[together <= self.limit]]
+            self._count = len(self._levels[0])
         return self.limit
 
     @property

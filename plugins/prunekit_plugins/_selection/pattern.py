@@ -106,7 +106,7 @@ def in_groups(tensor: Tensor, m: int) -> Tensor:
 
 
 def from_groups(tensor: Tensor) -> Tensor:
-    """Undo :func:`in_groups`."""
+    """Undo :func:`in_groups`: return to a layer's tensor ``[units, inputs, *kernel]``."""
     return tensor.flatten(-2).movedim(-1, 1)
 
 

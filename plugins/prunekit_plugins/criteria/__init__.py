@@ -25,7 +25,7 @@ from prunekit_plugins.criteria.wanda import Wanda
 
 @hookimpl
 def prunekit_register_criteria() -> list[type[Criterion]]:
-    """The built-in criteria."""
+    """Return the classes of the built-in criteria, to be registered when plugins are loaded."""
     return [
         Magnitude,
         LinearModel,

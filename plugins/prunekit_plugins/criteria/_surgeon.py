@@ -167,7 +167,7 @@ class Surgeon(Criterion):
         return elimination.masks(context.masks, context.budget, saliency, self.options.scope)
 
     def _adjusted(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor]:
-        """Block by block."""
+        """The weights after the step: in each block, those that are left make up for those that go."""
         import torch
 
         from prunekit_plugins._linalg.constrained import adjusted

@@ -50,13 +50,13 @@ class Taylor(Criterion):
         """−gθ + ½dθ² per weight."""
         slope = statistics[self.gradient] if self.gradient is not None else None
         bend = statistics[self.curvature] if self.curvature is not None else None
-        found = {}
+        changes = {}
         for name, w in weights.items():
             if bend is None:
                 assert slope is not None
-                found[name] = -slope[name] * w
+                changes[name] = -slope[name] * w
             elif slope is None:
-                found[name] = 0.5 * bend[name] * w.square()
+                changes[name] = 0.5 * bend[name] * w.square()
             else:
-                found[name] = (0.5 * bend[name] * w - slope[name]) * w
-        return found
+                changes[name] = (0.5 * bend[name] * w - slope[name]) * w
+        return changes

@@ -1,4 +1,4 @@
-"""Gradient signal preservation."""
+"""Gradient signal preservation (GraSP): what a weight's removal does to the gradient's norm."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ class GraSP(Criterion):
         return Statistic("hessian_gradient", temperature=self.options.temperature)
 
     def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
-        """θ(Hg) per weight."""
+        """θ ⊙ Hg: each weight times its entry of the Hessian's product with the gradient."""
         product = statistics[self._product]
         return {k: w * product[k] for k, w in weights.items()}

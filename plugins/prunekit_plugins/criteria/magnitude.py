@@ -23,5 +23,5 @@ class Magnitude(Criterion):
     name = "magnitude"
 
     def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
-        """½θ² per weight."""
+        """Half the square of each weight, ½θ²."""
         return {k: w.square().mul_(0.5) for k, w in weights.items()}

@@ -1,4 +1,4 @@
-"""Single-shot network pruning."""
+"""Single-shot network pruning (SNIP): how sensitive the loss is to a factor on each weight."""
 
 from __future__ import annotations
 

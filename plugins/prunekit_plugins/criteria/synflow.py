@@ -1,4 +1,4 @@
-"""Synaptic flow."""
+"""Synaptic flow (SynFlow): each weight's part in what flows through the network, without data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Molchanov's first-order importance."""
+"""Molchanov's first-order importance: the squared first-order change in the loss when a weight goes."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ class TaylorFirstOrder(LinearModel):
     name = "taylor_fo"
 
     def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
-        """(gθ)² per weight."""
+        """(gθ)², the square of each weight times its gradient."""
         return {k: change.square() for k, change in super().saliency(weights, statistics).items()}

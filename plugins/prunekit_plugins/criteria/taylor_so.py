@@ -1,4 +1,4 @@
-"""Molchanov's second-order importance."""
+"""Molchanov's second-order importance: the squared second-order change in the loss when a weight goes."""
 
 from __future__ import annotations
 

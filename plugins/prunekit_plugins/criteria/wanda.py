@@ -72,7 +72,7 @@ class Wanda(Criterion):
         return Proposal(masks, self.update(context.weights, context.statistics, masks))
 
     def saliency(self, weights: Tensors, statistics: Statistics) -> dict[str, Tensor]:
-        """|W|·‖x‖ per weight."""
+        """|W|·‖x‖: each weight's size times the norm of the input that it multiplies."""
         moment = statistics["input_second_moment"]
         return {k: w.abs() * moment[k].sqrt() for k, w in weights.items()}
 

@@ -1,4 +1,4 @@
-"""Data sets."""
+"""Data sets: whole splits of examples, from files or made on the spot."""
 
 from prunekit import Dataset, hookimpl
 from prunekit_plugins.datasets.cifar10 import CIFAR10
@@ -13,5 +13,5 @@ from prunekit_plugins.datasets.xor import XOR
 
 @hookimpl
 def prunekit_register_datasets() -> list[type[Dataset]]:
-    """The built-in datasets."""
+    """Return the classes of the built-in data sets, to be registered when plugins are loaded."""
     return [Digits, MNIST, FashionMNIST, CIFAR10, Monks, XOR, Gaussians, Arrays, PythonDataset]

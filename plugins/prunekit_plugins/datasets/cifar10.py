@@ -83,7 +83,7 @@ class CIFAR10(Dataset):
         return splits.limited(self.options.train, self.options.test)
 
     def files(self) -> list[Path]:
-        """The six files."""
+        """The six binary files of CIFAR-10: five to train, one to test."""
         folder = self._folder()
         return [folder / name for name in (*_TRAIN, _TEST)]
 

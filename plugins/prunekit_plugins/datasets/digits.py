@@ -42,9 +42,9 @@ class Digits(Dataset):
 
         from prunekit_plugins.datasets._images import split_and_standardise
 
-        found = load_digits()
-        x = torch.tensor(found.images, dtype=torch.float32, device="cpu").unsqueeze(1)
-        y = torch.tensor(found.target, dtype=torch.long, device="cpu")
+        digits = load_digits()
+        x = torch.tensor(digits.images, dtype=torch.float32, device="cpu").unsqueeze(1)
+        y = torch.tensor(digits.target, dtype=torch.long, device="cpu")
         held_out = self.options.valid + self.options.test
         if held_out >= len(x):
             raise DataError(

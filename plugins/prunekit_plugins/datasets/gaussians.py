@@ -48,7 +48,7 @@ class Gaussians(Dataset):
     Options = GaussiansOptions
 
     def load(self, seed: int) -> Splits:
-        """Draw every split."""
+        """Draw the examples of every split, with ``data_seed`` if it is given, else with the run's seed."""
         import torch
 
         from prunekit import Splits

@@ -84,7 +84,7 @@ class MNIST(Dataset):
         return splits.limited(self.options.train, self.options.test)
 
     def files(self) -> list[Path]:
-        """The four files."""
+        """The four IDX files: images and labels, to train and to test."""
         return [self._find(name) for name in _FILES.values()]
 
     def _find(self, name: str) -> Path:

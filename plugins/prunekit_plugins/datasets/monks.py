@@ -1,4 +1,4 @@
-"""The MONK's problems."""
+"""The MONK's problems: three small tasks of telling robots apart by six attributes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Monks(Dataset):
         return Splits(train, test=test, outputs=1)
 
     def files(self) -> list[Path]:
-        """The two files."""
+        """The two files of the chosen problem: one to train, one to test."""
         return [self._find(f"monks-{self.options.problem}.{which}") for which in ("train", "test")]
 
     def _find(self, name: str) -> Path:

@@ -37,7 +37,7 @@ class Arrays(Dataset):
     Options = ArraysOptions
 
     def load(self, seed: int) -> Splits:
-        """Read the arrays."""
+        """Read the file's arrays, and make a split of each pair of inputs and targets."""
         from prunekit import Splits
 
         path: Path = self.options.path

@@ -35,9 +35,9 @@ class PythonDataset(Dataset):
         """Import and call the factory."""
         from prunekit import Splits
 
-        found = call_from(self.options.factory, self.options.kwargs, "dataset")
-        if not isinstance(found, Splits):
+        splits = call_from(self.options.factory, self.options.kwargs, "dataset")
+        if not isinstance(splits, Splits):
             raise SpecError(
-                f"dataset.factory: {self.options.factory} returned {type(found).__name__}, not a prunekit.Splits"
+                f"dataset.factory: {self.options.factory} returned {type(splits).__name__}, not a prunekit.Splits"
             )
-        return found
+        return splits

@@ -1,4 +1,4 @@
-"""Exclusive or."""
+"""Exclusive or: the four patterns of two bits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class XOR(Dataset):
     name = "xor"
 
     def load(self, seed: int) -> Splits:
-        """Write them down."""
+        """Write down the four patterns, the same to train and to test."""
         import torch
 
         from prunekit import Split, Splits

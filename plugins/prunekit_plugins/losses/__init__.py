@@ -1,4 +1,4 @@
-"""Task losses."""
+"""Task losses: what is summed over examples, and by what it is divided."""
 
 from prunekit import Loss, hookimpl
 from prunekit_plugins.losses.bce_with_logits import BinaryCrossEntropy
@@ -9,5 +9,5 @@ from prunekit_plugins.losses.token_cross_entropy import TokenCrossEntropy
 
 @hookimpl
 def prunekit_register_losses() -> list[type[Loss]]:
-    """The built-in losses."""
+    """Return the classes of the built-in losses, to be registered when plugins are loaded."""
     return [CrossEntropy, TokenCrossEntropy, MeanSquaredError, BinaryCrossEntropy]

@@ -21,7 +21,7 @@ class BinaryCrossEntropy(Loss):
     name = "bce_with_logits"
 
     def check(self, targets: Tensor) -> None:
-        """Targets are probabilities."""
+        """Refuse targets that are not probabilities, from 0 to 1."""
         low, high = float(targets.min()), float(targets.max())
         if low < 0 or high > 1:
             raise DataError(f"loss 'bce_with_logits': targets are 0, 1 or between; found {low:g} to {high:g}")

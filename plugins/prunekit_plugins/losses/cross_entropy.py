@@ -1,4 +1,4 @@
-"""Softmax cross-entropy."""
+"""Softmax cross-entropy, for logits whose second axis is the class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean squared error."""
+"""Mean squared error between outputs and targets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MeanSquaredError(Loss):
     name = "mse"
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum of squares."""
+        """Sum of the squared differences between outputs and targets."""
         import torch
         import torch.nn.functional as F
 

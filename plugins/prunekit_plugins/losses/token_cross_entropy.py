@@ -28,11 +28,11 @@ class TokenCrossEntropy(Loss):
         return CrossEntropy.from_options(self.options)
 
     def check(self, targets: Tensor) -> None:
-        """As ``cross_entropy``."""
+        """Refuse the targets that ``cross_entropy`` refuses."""
         self._loss.check(targets)
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum over tokens."""
+        """Sum of the cross-entropy over the batch's tokens that count."""
         return self._loss.total(outputs.movedim(-1, 1), _first(outputs, targets))
 
     def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
@@ -40,7 +40,7 @@ class TokenCrossEntropy(Loss):
         return self._loss.normaliser(outputs.movedim(-1, 1), _first(outputs, targets))
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Torch's own mean."""
+        """The batch's loss by torch's own mean over its tokens."""
         return self._loss.mean(outputs.movedim(-1, 1), _first(outputs, targets))
 
     def ggn_rank(self, outputs: Tensor, targets: Tensor) -> int:
@@ -48,12 +48,12 @@ class TokenCrossEntropy(Loss):
         return self._loss.ggn_rank(outputs.movedim(-1, 1), _first(outputs, targets))
 
     def ggn_factor(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
-        """Token by token."""
+        """Columns of the Hessian's factor, each for one token of every sequence, with the class last."""
         for column in self._loss.ggn_factor(outputs.movedim(-1, 1), _first(outputs, targets)):
             yield column.movedim(1, -1)
 
     def term_gradients(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
-        """Token by token."""
+        """Gradients of the loss terms, each column for one token of every sequence, with the class last."""
         for column in self._loss.term_gradients(outputs.movedim(-1, 1), _first(outputs, targets)):
             yield column.movedim(1, -1)
 

@@ -1,4 +1,4 @@
-"""Networks."""
+"""Networks: architectures that are built to fit the data."""
 
 from prunekit import Model, hookimpl
 from prunekit_plugins.models.lenet5 import LeNet5
@@ -10,5 +10,5 @@ from prunekit_plugins.models.vgg11 import VGG11
 
 @hookimpl
 def prunekit_register_models() -> list[type[Model]]:
-    """The built-in models."""
+    """Return the classes of the built-in models, to be registered when plugins are loaded."""
     return [MLP, LeNet5, VGG11, PreActResNet18, PythonModel]

@@ -1,4 +1,4 @@
-"""Multi-layer perceptron."""
+"""Multi-layer perceptron: fully connected layers with an activation between them."""
 
 from __future__ import annotations
 

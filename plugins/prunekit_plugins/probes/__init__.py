@@ -1,4 +1,4 @@
-"""Loss-landscape probes."""
+"""Loss-landscape probes: they measure the loss around a network at moments of a run."""
 
 from prunekit import Probe, hookimpl
 from prunekit_plugins.probes.line import Line
@@ -6,5 +6,5 @@ from prunekit_plugins.probes.line import Line
 
 @hookimpl
 def prunekit_register_probes() -> list[type[Probe]]:
-    """The built-in probes."""
+    """Return the classes of the built-in probes, to be registered when plugins are loaded."""
     return [Line]

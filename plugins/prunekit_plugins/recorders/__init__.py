@@ -1,4 +1,4 @@
-"""Recorders."""
+"""Recorders: they store what happens in a run."""
 
 from prunekit import Recorder, hookimpl
 from prunekit_plugins.recorders.hdf5 import HDF5
@@ -6,5 +6,5 @@ from prunekit_plugins.recorders.hdf5 import HDF5
 
 @hookimpl
 def prunekit_register_recorders() -> list[type[Recorder]]:
-    """The built-in recorders."""
+    """Return the classes of the built-in recorders, to be registered when plugins are loaded."""
     return [HDF5]

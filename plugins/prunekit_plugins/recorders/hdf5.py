@@ -1,4 +1,4 @@
-"""The results file."""
+"""The results file of a run, in HDF5."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ class HDF5(Recorder):
         assert run.examples is not None
         settings = run.spec["prune"]
         fixed = settings["sample"] == "fixed" or settings["examples"] is None
-        found = [(label, record) for label, record in run.probes if record.step == step.step]
+        probes = [(label, record) for label, record in run.probes if record.step == step.step]
         self._note(run)
-        self._writer.add_step(step, run.masks, run.examples, fixed, self._new_attempts(run), found)
+        self._writer.add_step(step, run.masks, run.examples, fixed, self._new_attempts(run), probes)
 
     def probe_finished(self, run: RunView, label: str, record: ProbeRecord) -> None:
         """Add what a probe found; at a step that comes with the step."""

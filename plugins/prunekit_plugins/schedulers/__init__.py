@@ -10,5 +10,5 @@ from prunekit_plugins.schedulers.one_shot import OneShot
 
 @hookimpl
 def prunekit_register_schedulers() -> list[type[Scheduler]]:
-    """The built-in schedulers."""
+    """Return the classes of the built-in schedulers, to be registered when plugins are loaded."""
     return [OneShot, Linear, Exponential, Cubic, Explicit]

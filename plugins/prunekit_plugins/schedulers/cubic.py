@@ -11,5 +11,5 @@ class Cubic(Curve):
     name = "cubic"
 
     def level(self, target: float, step: int, steps: int) -> float:
-        """By the equation."""
+        """The sparsity κ·(1 − (1 − i/π)³) after step i of π, for the target κ."""
         return target * (1 - (1 - step / steps) ** 3)

@@ -1,4 +1,4 @@
-"""Levels written out."""
+"""Levels that the spec writes out one by one."""
 
 from __future__ import annotations
 

@@ -11,5 +11,5 @@ class Exponential(Curve):
     name = "exponential"
 
     def level(self, target: float, step: int, steps: int) -> float:
-        """By the equation."""
+        """The sparsity 1 − (1 − κ)^{i/π} after step i of π, for the target κ."""
         return float(1 - (1 - target) ** (step / steps))

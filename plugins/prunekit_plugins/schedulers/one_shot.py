@@ -1,4 +1,4 @@
-"""Everything at once."""
+"""Everything that is to go goes at once, in a single step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prunekit_plugins.schedulers._targets import TargetOptions
 
 
 class OneShot(Scheduler):
-    """κ₁ = κ."""
+    """κ₁ = κ: the only step goes straight to the target."""
 
     name = "one_shot"
 

@@ -8,5 +8,5 @@ from prunekit_plugins.selectors.nm import Pattern
 
 @hookimpl
 def prunekit_register_selectors() -> list[type[Selector]]:
-    """The built-in selectors."""
+    """Return the classes of the built-in selectors, to be registered when plugins are loaded."""
     return [Global, Layerwise, Pattern]

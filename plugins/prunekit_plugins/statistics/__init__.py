@@ -22,7 +22,7 @@ from prunekit_plugins.statistics.uniform import Uniform
 
 @hookimpl
 def prunekit_register_statistics() -> list[type[Estimator]]:
-    """The built-in statistics."""
+    """Return the classes of the built-in statistics, to be registered when plugins are loaded."""
     return [
         Gradient,
         GGNDiagonal,

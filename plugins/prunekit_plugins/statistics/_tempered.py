@@ -29,5 +29,5 @@ class Tempered(Loss):
         return self._inner.total(outputs / self._temperature, targets)
 
     def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
-        """The inner one."""
+        """The inner loss's normaliser at ``outputs / T``."""
         return self._inner.normaliser(outputs / self._temperature, targets)

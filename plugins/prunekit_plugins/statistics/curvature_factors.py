@@ -67,9 +67,9 @@ class CurvatureFactors(Estimator):
                 for name, rows in example_gradients(batch, column).items():
                     returned[name].append(rows.flatten(1))
         part: dict[str, LayerFactors | LayerRows] = {}
-        for name, found in returned.items():
+        for name, gradients in returned.items():
             dtype = self._problem.dtype(self._problem.parameters[name])
-            stacked = torch.stack(found).to(dtype)
+            stacked = torch.stack(gradients).to(dtype)
             if name in batch.uses:
                 uses = batch.uses[name]
                 # A copy: what entered may be the caller's own memory, filled again with the next batch.

@@ -40,7 +40,7 @@ class GGNMonteCarloDiagonal(SquaredColumns):
     Options = DrawOptions
 
     def start(self, problem: Problem) -> None:
-        """Seed the draws."""
+        """Give every draw a generator of its own, seeded by the step's."""
         import torch
 
         super().start(problem)

@@ -21,7 +21,7 @@ class Gradient(Estimator):
     name = "gradient"
 
     def start(self, problem: Problem) -> None:
-        """Keep the problem."""
+        """Keep the problem, and begin with empty sums of the batches' gradients."""
         self._problem = problem
         self._sums: dict[str, Tensor] = {}
         self._scale = 0.0

@@ -39,7 +39,7 @@ class HessianDiagonal(Estimator):
     second_order = True
 
     def start(self, problem: Problem) -> None:
-        """Make the accumulators."""
+        """Begin with zeros, to which every batch adds its second derivatives."""
         self._sums = problem.zeros()
 
     def add(self, batch: ForwardPass) -> None:

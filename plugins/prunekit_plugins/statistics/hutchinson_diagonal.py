@@ -45,7 +45,7 @@ class HutchinsonDiagonal(Estimator):
     second_order = True
 
     def start(self, problem: Problem) -> None:
-        """Make the accumulators."""
+        """Begin with zeros, and form the groups of parameters that are drawn together."""
         self._sums, self._variances = problem.zeros(), problem.zeros()
         self._generator = problem.generator
         self._groups: list[list[str]] = []
@@ -71,10 +71,10 @@ class HutchinsonDiagonal(Estimator):
         squares = {name: torch.zeros_like(self._sums[name]) for name in names}
         for index in range(draws):
             signs = {name: self._signs(batch.problem.parameters[name]) for name in names}
-            found = products(signs)
+            product = products(signs)
             for name in names:
                 # Welford's recursion: sums of squares would cancel.
-                value = found.pop(name).to(means[name].dtype) * signs[name]
+                value = product.pop(name).to(means[name].dtype) * signs[name]
                 deviation = value - means[name]
                 means[name] += deviation / (index + 1)
                 squares[name] += deviation * (value - means[name])

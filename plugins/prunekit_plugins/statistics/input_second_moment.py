@@ -29,7 +29,7 @@ class InputSecondMoment(Estimator):
     captures = True
 
     def start(self, problem: Problem) -> None:
-        """Make the accumulators."""
+        """Begin with zeros, to which every batch adds the squares of its inputs."""
         self._sums = problem.zeros()
 
     def add(self, batch: ForwardPass) -> None:

@@ -88,7 +88,7 @@ class InverseFull(Estimator):
             self._sum.addmm_(rows.t(), rows)
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
-        """Divide, damp, invert."""
+        """Divide the sum by the normaliser, add the damping, and invert."""
         from prunekit_plugins._curvature.block_families import Dense, FullInverse
 
         curvature = self._sum.div_(2 * normaliser)

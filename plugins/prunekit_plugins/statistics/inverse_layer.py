@@ -92,7 +92,7 @@ class InverseLayer(Estimator):
                 self._add(name, use)
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
-        """Divide and invert."""
+        """Divide the sums by the normaliser, add the damping, and invert each layer's matrix."""
         import torch
 
         from prunekit_plugins._curvature.layer_gram import LayerBlocks
@@ -103,12 +103,12 @@ class InverseLayer(Estimator):
             if sums is None:  # not in use
                 sums = self._room(name, 1, p.numel() // max(1, p.shape[0]), p.device)
             sums.add_(sums.transpose(1, 2).clone()).div_(2 * normaliser)  # rounding leaves it lopsided
-        found: LayerBlocks = LayerBlocks(
+        blocks: LayerBlocks = LayerBlocks(
             self.name, shapes, list(self._families()), self.options.damping, self._problem.memory
         )
-        for name, value in found.items() if self._problem.masks is not None else ():
-            found[name] = torch.where(self._keep(name), value, 0.0)
-        return found
+        for name, value in blocks.items() if self._problem.masks is not None else ():
+            blocks[name] = torch.where(self._keep(name), value, 0.0)
+        return blocks
 
     def _families(self) -> Iterator[LayerGram]:
         import torch

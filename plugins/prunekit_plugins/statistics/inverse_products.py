@@ -116,7 +116,7 @@ class InverseProducts(Estimator):
             self._rows.append(rows)
 
     def _rank(self, batch: ForwardPass) -> int:
-        """Vectors per example."""
+        """How many vectors each example of the batch has."""
         loss, outputs = batch.problem.loss, batch.outputs.detach()
         if self.options.curvature == "ggn":
             return loss.ggn_rank(outputs, batch.targets)

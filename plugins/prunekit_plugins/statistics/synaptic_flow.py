@@ -28,7 +28,7 @@ class SynapticFlow(Estimator):
     additive = False  # every process would find the same, if it has an example at all
 
     def start(self, problem: Problem) -> None:
-        """Keep the problem."""
+        """Keep the problem, whose model ``finish`` runs; the input is not known yet."""
         self._problem = problem
         self._ones: Any = None
 
@@ -56,12 +56,12 @@ class SynapticFlow(Estimator):
         }
         wanted = {name: values[name].requires_grad_() for name in self._problem.parameters}
         flow = call(model, self._ones, values).sum()
-        found: Any = [None] * len(wanted)
+        gradients: Any = [None] * len(wanted)
         if flow.requires_grad:
-            found = torch.autograd.grad(flow, list(wanted.values()), allow_unused=True)
+            gradients = torch.autograd.grad(flow, list(wanted.values()), allow_unused=True)
         slopes = {
             name: torch.zeros_like(p, requires_grad=False) if g is None else g.to_dense().contiguous()
-            for (name, p), g in zip(wanted.items(), found, strict=True)
+            for (name, p), g in zip(wanted.items(), gradients, strict=True)
         }
         for what, value in (("sum of the outputs", flow), *slopes.items()):
             if not bool(value.isfinite().all()):
@@ -89,5 +89,5 @@ def _ones(inputs: Inputs) -> Inputs:
             )
         return torch.ones_like(leaf, dtype=torch.float64)
 
-    found: Inputs = tree_map(one, few_examples(inputs, 1))
-    return found
+    ones: Inputs = tree_map(one, few_examples(inputs, 1))
+    return ones

@@ -19,7 +19,7 @@ class Uniform(Estimator):
     needs_data = False
 
     def start(self, problem: Problem) -> None:
-        """Keep the problem."""
+        """Keep the problem, which has the generator and the parameters to draw for."""
         self._problem = problem
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
