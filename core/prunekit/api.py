@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prunekit.losses.base import Loss
-    from prunekit.masks.apply import Attachment
+    from prunekit.masks.attach import Attachment
     from prunekit.network.call import Batch
     from prunekit.observing.listener import Listener
     from prunekit.plugins.host import PluginManager
@@ -223,7 +223,7 @@ class Pruning:
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Keep the pruned weights at zero after each of the optimizer's steps; undo with ``.remove()``."""
-        from prunekit.masks.apply import attach
+        from prunekit.masks.attach import attach
 
         return attach(self.model, optimizer, self.masks)
 
@@ -313,6 +313,37 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     from prunekit.masks.apply import apply_masks as apply
 
     apply(model, masks)
+
+
+def attach(model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor]) -> Attachment:
+    """Keep a model's masked weights at zero in your own training loop, for masks from anywhere.
+
+    They are zeroed at once and after everything that the optimizer does to weights; an optimizer may wrap others.
+
+    Args:
+        model: The model that is trained.
+        optimizer: The optimizer that trains it.
+        masks: Bool tensors or arrays, such as a results file's, ``True`` = kept.
+
+    Returns:
+        A handle with ``.remove()``.
+
+    Raises:
+        SpecError: If a mask does not fit the model, or the optimizer's steps cannot be seen.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        >>> handle = attach(model, optimizer, {"weight": torch.tensor([[True, False]])})
+        >>> model(torch.ones(4, 2)).square().mean().backward()
+        >>> optimizer.step()
+        >>> (model.weight != 0).tolist()
+        [[True, False]]
+    """
+    from prunekit.masks.attach import attach as attach_masks
+
+    return attach_masks(model, optimizer, masks)
 
 
 def run(
