@@ -13,10 +13,11 @@ def validate(spec: Path, settings: list[str], block: list[str]) -> None:
     from prunekit.plugins.host import PluginManager, default_manager
     from prunekit.spec import load
 
-    manager = PluginManager(block=block) if block else default_manager()
-    loaded = load(spec, console.overrides(settings), manager)
-    part = loaded.part("prune", "scheduler")
-    levels = len(part.build().levels()) if part is not None else 0
+    with console.only_results():
+        manager = PluginManager(block=block) if block else default_manager()
+        loaded = load(spec, console.overrides(settings), manager)
+        part = loaded.part("prune", "scheduler")
+        levels = len(part.build().levels()) if part is not None else 0
     print(
         f"{spec}: valid: {loaded.data['model']['name']} on {loaded.data['dataset']['name']}, "
         f"criterion {loaded.data['prune']['criterion']['name']}, {levels} pruning step{'s' if levels != 1 else ''}"
@@ -27,4 +28,6 @@ def schema() -> None:
     """Print the JSON Schema."""
     from prunekit.spec import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    with console.only_results():
+        text = json.dumps(json_schema(), indent=2)
+    print(text)

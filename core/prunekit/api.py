@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -363,7 +364,7 @@ def run(
 
     Args:
         spec: A file, or a mapping of the same shape.
-        out: The results file; default the spec's name with ``.h5`` in the current folder.
+        out: The results file, or a link to it; default the spec's name with ``.h5`` in the current folder.
         overrides: Dotted path to value, as ``--set``.
         resume: Go on with an unfinished output; start an absent one; leave a complete one alone.
         overwrite: Replace an output that is there.
@@ -384,7 +385,9 @@ def run(
         blocked = list(block)
         manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
         resolved = load(spec, overrides, manager)
-        path = Path(out) if out is not None else Path(f"{resolved.settings.name}.h5")
+        path = Path(os.path.expanduser(out if out is not None else f"{resolved.settings.name}.h5"))
+        if path.is_symlink():  # a file takes the output's name; the link must stay and its target be written
+            path = Path(os.path.realpath(path))
         state, complete = from_first(
             admit(resolved, path, resume, overwrite) if rank() == 0 else (None, False)
         )

@@ -105,7 +105,7 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     if checkpoint is not None:
         from prunekit.network.checkpoint import load_into
 
-        load_into(model, part.base / checkpoint)
+        load_into(model, part.locate(checkpoint))
     model = model.to(device)
     model.eval()
     loss = _loss(spec, splits, manager)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -63,6 +64,10 @@ class Part:
         """The whole mapping, with defaults, as JSON data; a copy."""
         return {"name": self.cls.name, **self.engine, **self._options.model_dump(mode="json")}
 
+    def locate(self, written: str | Path) -> Path:
+        """Where a path that the spec gives lies: relative ones start at the spec's folder, ``~`` is the home folder."""
+        return self.base / os.path.expanduser(written)
+
     def build(self) -> Any:
         """Construct the component; relative paths among its options start at the spec's folder."""
         return self.cls.from_options(self.options, self.base)
@@ -113,9 +118,9 @@ class Spec:
         """Files that the run reads: the spec, the checkpoint, whatever a plugin's options name."""
         files = [Path(self.source)]
         for part in self.parts.values():
-            files += [part.base / path for path in part.paths.values()]
+            files += [part.locate(path) for path in part.paths.values()]
             if part.engine.get("checkpoint") is not None:
-                files.append(part.base / part.engine["checkpoint"])
+                files.append(part.locate(part.engine["checkpoint"]))
         return files
 
     def listed(self, field: str) -> list[Part]:
@@ -136,7 +141,7 @@ def load(
     if isinstance(spec, Mapping):
         document = Document(plain(dict(spec), "spec"), "spec")
         return resolve(document, overrides or {}, Path.cwd(), manager)
-    path = Path(spec)
+    path = Path(os.path.expanduser(spec))
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
