@@ -176,6 +176,7 @@ def _requires(component: type[Component]) -> list[str]:
 _ENGINE_TYPES = {
     "lambda": "float ≥ 0",
     "checkpoint": "path | null",
+    "split_seed": "int ≥ 0",
     "label": "text | null",
     "moments": "list | null",
 }

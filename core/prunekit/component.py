@@ -23,7 +23,7 @@ Tensors = Mapping[str, "Tensor"]
 class Options(BaseModel):
     """Options of a component: a frozen pydantic model that refuses unknown keys.
 
-    The engine takes ``name`` itself, and ``lambda`` for criteria and ``checkpoint`` for models.
+    The engine takes ``name`` itself, and ``lambda`` for criteria, ``checkpoint`` for models, ``split_seed`` for data sets.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

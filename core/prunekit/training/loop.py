@@ -30,7 +30,7 @@ class Trainer:
         splits: Batches are drawn from the training split, on its device.
         loss: The task loss.
         settings: Epochs, batch size, optimizer, learning rates.
-        seed: The run's seed.
+        seed: The phase's.
         phase: ``dense`` or ``finetuned``; separates the random draws of the two.
         masks: Weights to hold at exactly zero, or ``None``.
     """
