@@ -1,6 +1,7 @@
 """The public names and where they come from; the only list of them."""
 
 from .api import apply_masks as apply_masks
+from .api import attach as attach
 from .api import open as open
 from .api import operator as operator
 from .api import prune as prune

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prunekit.losses.base import Loss
-    from prunekit.masks.apply import Attachment
+    from prunekit.masks.attach import Attachment
     from prunekit.network.call import Batch
     from prunekit.observing.listener import Listener
     from prunekit.plugins.host import PluginManager
@@ -223,7 +224,7 @@ class Pruning:
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Keep the pruned weights at zero after each of the optimizer's steps; undo with ``.remove()``."""
-        from prunekit.masks.apply import attach
+        from prunekit.masks.attach import attach
 
         return attach(self.model, optimizer, self.masks)
 
@@ -315,6 +316,37 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     apply(model, masks)
 
 
+def attach(model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor]) -> Attachment:
+    """Keep a model's masked weights at zero in your own training loop, for masks from anywhere.
+
+    They are zeroed at once and after everything that the optimizer does to weights; an optimizer may wrap others.
+
+    Args:
+        model: The model that is trained.
+        optimizer: The optimizer that trains it.
+        masks: Bool tensors or arrays, such as a results file's, ``True`` = kept.
+
+    Returns:
+        A handle with ``.remove()``.
+
+    Raises:
+        SpecError: If a mask does not fit the model, or the optimizer's steps cannot be seen.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        >>> handle = attach(model, optimizer, {"weight": torch.tensor([[True, False]])})
+        >>> model(torch.ones(4, 2)).square().mean().backward()
+        >>> optimizer.step()
+        >>> (model.weight != 0).tolist()
+        [[True, False]]
+    """
+    from prunekit.masks.attach import attach as attach_masks
+
+    return attach_masks(model, optimizer, masks)
+
+
 def run(
     spec: str | Path | Mapping[str, object],
     out: str | Path | None = None,
@@ -332,7 +364,7 @@ def run(
 
     Args:
         spec: A file, or a mapping of the same shape.
-        out: The results file; default the spec's name with ``.h5`` in the current folder.
+        out: The results file, or a link to it; default the spec's name with ``.h5`` in the current folder.
         overrides: Dotted path to value, as ``--set``.
         resume: Go on with an unfinished output; start an absent one; leave a complete one alone.
         overwrite: Replace an output that is there.
@@ -353,7 +385,9 @@ def run(
         blocked = list(block)
         manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
         resolved = load(spec, overrides, manager)
-        path = Path(out) if out is not None else Path(f"{resolved.settings.name}.h5")
+        path = Path(os.path.expanduser(out if out is not None else f"{resolved.settings.name}.h5"))
+        if path.is_symlink():  # a file takes the output's name; the link must stay and its target be written
+            path = Path(os.path.realpath(path))
         state, complete = from_first(
             admit(resolved, path, resume, overwrite) if rank() == 0 else (None, False)
         )
