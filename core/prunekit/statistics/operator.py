@@ -13,12 +13,12 @@ from torch.autograd import forward_ad
 from prunekit import distributed
 from prunekit.errors import DataError, SpecError
 from prunekit.losses.base import Loss
-from prunekit.network.call import Batch, Inputs, call, count, pieces, unpack
+from prunekit.network.call import Batch, Inputs, call, count, pieces, rows, unpack
 from prunekit.network.devices import device_errors
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.problem import ForwardPass, Problem, forward
-from prunekit.statistics.verification import input_shapes, weigh_once
+from prunekit.statistics.verification import in_part, input_shapes, refuse_cut, weigh_once
 
 Batches: TypeAlias = Iterable[Batch]
 
@@ -59,6 +59,7 @@ class Operator:
         self.kind = kind
         self._batches = batches
         self._examined = False
+        self._cut = False  # whether batches have been cut, and found to bear it
         self._problem = Problem(model, dict(parameters), loss, Generator(), memory)
 
     @property
@@ -101,8 +102,15 @@ class Operator:
                     self._examined = True
                 layout = weigh_once(problem, input_shapes(batch_inputs), batch_inputs, batch_targets)
                 size = max(1, problem.memory // (_KEPT * layout.bytes_per_example))
+                examples = count(batch_inputs)
+                if size < examples and not self._cut:
+                    with torch.no_grad(), in_part(layout, examples, size):
+                        first = call(problem.model, rows(batch_inputs, 0, size))
+                    refuse_cut(problem, batch_inputs, first)
+                    self._cut = True
                 for inputs, targets in pieces(batch_inputs, batch_targets, size):
-                    products, weight = product(problem, inputs, targets, vector)
+                    with in_part(layout, examples, count(inputs)):
+                        products, weight = product(problem, inputs, targets, vector)
                     normaliser += weight
                     for name, value in products.items():
                         total[name] += value
@@ -150,7 +158,7 @@ def _fisher(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[s
     outputs = batch.outputs.detach()
     back = torch.zeros_like(outputs)
     for column in problem.loss.term_gradients(outputs, targets):
-        along = (column * change).flatten(1).sum(1)
+        along = (column * change).reshape(len(column), -1).sum(1)
         back += column * along.view(-1, *(1,) * (column.ndim - 1))
     return _pulled(batch, back), batch.normaliser
 
