@@ -26,6 +26,7 @@ from .errors import RunError as RunError
 from .errors import SpecError as SpecError
 from .errors import UnsupportedError as UnsupportedError
 from .losses.base import Loss as Loss
+from .losses.callable import CallableLoss as CallableLoss
 from .masks.items import Items as Items
 from .masks.weights import Layer as Layer
 from .observing.moment import Moment as Moment

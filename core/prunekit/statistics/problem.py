@@ -75,6 +75,7 @@ class ForwardPass:
         normaliser: What the sum of the terms is divided by.
         uses: Parameter to its uses, for parameters whose uses are known to be all and example-first.
         others: Parameters in use that need the general, per-example fallback.
+        bytes_per_example: Memory that an example's activations take, about.
         needed_again: Whether another estimator still needs the graph, so that it must be retained.
     """
 
@@ -86,6 +87,7 @@ class ForwardPass:
     normaliser: float
     uses: Mapping[str, Sequence[Use]] = field(default_factory=dict)
     others: Sequence[str] = ()
+    bytes_per_example: int = 0
     needed_again: bool = True
 
     def backward(self, column: Tensor) -> dict[str, list[Tensor]]:
