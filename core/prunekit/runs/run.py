@@ -15,6 +15,8 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.errors import PrunekitError, RunError
 from prunekit.masks.apply import apply_masks
+from prunekit.masks.prunable import prunable_parameters
+from prunekit.network.axes import observe_axes
 from prunekit.network.devices import device_errors
 from prunekit.network.measure import measure, metric_names, metrics, own_part
 from prunekit.observing.listener import Listener
@@ -34,6 +36,9 @@ from prunekit.seeds import generator
 from prunekit.spec.resolve import Spec
 from prunekit.training.loop import Trainer
 from prunekit.training.normalisation import recalibrate
+
+_LOOKED_AT = 64
+"""Examples that show how weights are used whose class does not tell."""
 
 
 def execute(
@@ -87,6 +92,10 @@ class _Execution:
             self._phases,
             spec.settings.memory,
         )
+        # Before anything is written: a selector may need to know which way a weight's inputs lie.
+        few = plan.splits.train.first(_LOOKED_AT)
+        prunable = prunable_parameters(plan.model, spec.settings.prune.prunable)
+        observe_axes(plan.model, prunable, lambda: [(few.x, few.y)])
         self.pruner = Pruner(
             self.surroundings,
             plan.criterion,
