@@ -75,12 +75,13 @@ def statistics(
     from prunekit.statistics.estimate import estimate
 
     wanted = [requests] if isinstance(requests, str | Statistic) else list(requests)
+    selected = _parameters(model, parameters)
     estimated = estimate(
         model,
-        _fresh(batches),
+        _looked_at(model, selected, _fresh(batches)),
         estimators(wanted),
         as_loss(loss),
-        _parameters(model, parameters),
+        selected,
         generator(seed, "statistics", 0),
         memory,
     )
@@ -165,7 +166,7 @@ def saliency(
     import torch
 
     from prunekit.masks.apply import checked
-    from prunekit.masks.prunable import layers_of
+    from prunekit.masks.axes import layers_of
     from prunekit.network.restore import holding
     from prunekit.plugins.build import as_loss, component, criterion_with_lambda, estimators
     from prunekit.pruning.proposal import Context
@@ -182,7 +183,7 @@ def saliency(
     with holding(model, masked):
         estimated = estimate(
             model,
-            _fresh(batches),
+            _looked_at(model, selected, _fresh(batches)),
             estimators(chosen.required(strength)),
             task,
             selected,
@@ -258,7 +259,7 @@ def prune(
         selector: A name, mapping or object.
         lam: Locality weight λ (default 0).
         loss: As for :func:`statistics`.
-        prunable: ``{include, exclude, biases, norms}``; default every Linear and Conv weight.
+        prunable: ``{include, exclude, biases, norms}``; default the matrices that multiply inputs.
         seed: For criteria and statistics that draw.
         memory: Bytes for activations and products.
 
@@ -273,6 +274,8 @@ def prune(
         >>> int((model.weight == 0).sum()), pruning.steps[-1].pruned
         (12, 12)
     """
+    from prunekit.masks.prunable import prunable_parameters
+    from prunekit.network.axes import observe_axes
     from prunekit.network.call import unpack
     from prunekit.observing.moment import Surroundings
     from prunekit.plugins.build import as_loss, component, criterion_with_lambda, estimators, options_of
@@ -285,6 +288,20 @@ def prune(
     if isinstance(prunable, Mapping):
         prunable = options_of(Prunable, prunable, "prunable")
     ranked, strength = criterion_with_lambda(criterion, lam)
+    if isinstance(batches, Iterator):
+        batches = list(batches)
+
+    def drawn(index: int) -> Sample:
+        # A list: each step needs one sample throughout, and a loader may draw another at every reading.
+        return Sample([unpack(batch) for batch in _fresh(batches)], generator(seed, "statistics", index))
+
+    first: list[Sample] = []
+
+    def first_batches() -> Sequence[Batch]:
+        first.append(drawn(0))
+        return first[0].batches
+
+    observe_axes(model, prunable_parameters(model, prunable), first_batches)
     pruner = Pruner(
         Surroundings(model, as_loss(loss), estimators, memory=memory),
         ranked,
@@ -294,15 +311,8 @@ def prune(
         prunable,
         measures_of(chosen, seed),
     )
-    if isinstance(batches, Iterator):
-        batches = list(batches)
-
-    def draw(index: int) -> Sample:
-        # A list: each step needs one sample throughout, and a loader may draw another at every reading.
-        return Sample([unpack(batch) for batch in _fresh(batches)], generator(seed, "statistics", index))
-
     steps_done, attempts = [], []
-    for outcome in pruner.outcomes(draw):
+    for outcome in pruner.outcomes(lambda index: first.pop() if first else drawn(index)):
         attempts.append(outcome.attempt)
         if outcome.step is not None:
             steps_done.append(outcome.step)
@@ -402,14 +412,25 @@ def open(path: str | Path) -> Results:
 
 
 def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dict[str, Tensor]:
-    from prunekit.masks.prunable import prunable_parameters
+    from prunekit.masks.prunable import named_parameters, prunable_parameters
 
     if parameters is None:
         return prunable_parameters(model)
     if parameters == "all":
-        return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-    patterns = (parameters,) if isinstance(parameters, str) else tuple(parameters)
-    return prunable_parameters(model, Prunable(include=patterns, biases=True, norms=True))
+        return named_parameters(model)
+    return named_parameters(model, (parameters,) if isinstance(parameters, str) else tuple(parameters))
+
+
+def _looked_at(model: nn.Module, parameters: Mapping[str, Tensor], batches: Batches) -> Batches:
+    """The batches, after a look at how weights are used whose class does not tell on which axis their inputs are."""
+    from prunekit.masks.axes import unknown_axes
+    from prunekit.network.axes import observe_axes
+
+    if not unknown_axes(model, parameters):
+        return batches
+    held = list(batches)  # read once: a loader may draw others at another reading
+    observe_axes(model, parameters, lambda: held)
+    return held
 
 
 def _complete(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import UnsupportedError
+from prunekit.masks.memory import memory
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm  # no public name covers the 1d, 2d, 3d and Sync classes
 
@@ -134,7 +135,8 @@ def evaluating(model: nn.Module, differentiate: Collection[str] = ()) -> Iterato
 
     Args:
         model: Training flags of every module, buffers and ``requires_grad`` are restored, also on error.
-        differentiate: Parameters that need a gradient inside, frozen or not; all others are frozen.
+        differentiate: Parameters that need a gradient inside, frozen or not; all others are frozen. Places whose
+            parameters lie over one memory hold the first of them inside, so that a gradient counts every use.
     """
     with taking_turns(), _evaluating(model, differentiate):
         yield
@@ -146,6 +148,8 @@ def _evaluating(model: nn.Module, differentiate: Collection[str]) -> Iterator[No
     modes: list[tuple[nn.Module, bool]] = []
     held: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
     flags: dict[nn.Parameter, bool] = {}
+    homes: dict[object, nn.Parameter] = {}
+    twins: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
     wanted: set[int] = set()
     for prefix, module in model.named_modules():
         modes.append((module, module.training))
@@ -154,10 +158,15 @@ def _evaluating(model: nn.Module, differentiate: Collection[str]) -> Iterator[No
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 flags[parameter] = parameter.requires_grad
+                first = homes.setdefault(memory(parameter), parameter)
+                if first is not parameter:
+                    twins.append((module, key, parameter, first))
                 if (f"{prefix}.{key}" if prefix else key) in differentiate:
                     wanted.add(id(parameter))
     buffers = {b: b.detach().clone() for _, own in held for b in own.values() if b is not None}
     try:
+        for module, key, _, first in twins:
+            module._parameters[key] = first
         if any(mode for _, mode in modes):
             model.eval()
         if differentiate:
@@ -166,6 +175,8 @@ def _evaluating(model: nn.Module, differentiate: Collection[str]) -> Iterator[No
         with _preserved_rng(), _full_float32():
             yield
     finally:
+        for module, key, parameter, _ in twins:
+            module._parameters[key] = parameter
         for module, mode in modes:
             if module.training != mode:
                 module.training = mode

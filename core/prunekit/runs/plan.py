@@ -14,6 +14,7 @@ from prunekit.component import Component
 from prunekit.data import Split, Splits
 from prunekit.errors import DataError, DeviceError, SpecError
 from prunekit.losses.base import Loss
+from prunekit.masks.memory import tie
 from prunekit.network.call import call
 from prunekit.network.restore import evaluating, preserved_rng, usual_defaults
 from prunekit.plugins.build import component, estimators
@@ -115,6 +116,7 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     with preserved_rng(), usual_defaults():
         torch.manual_seed(derived(spec.data["seeds"]["init"], "model"))
         model: nn.Module = part.build().build(info)
+    tie(model)  # a conversion would part what lies over one memory
     model = model.to(dtype)  # before the checkpoint, whose values may need more digits than float32 has
     checkpoint = part.engine["checkpoint"]
     if checkpoint is not None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.errors import PrunekitError, RunError
 from prunekit.masks.apply import apply_masks
+from prunekit.masks.prunable import prunable_parameters
+from prunekit.network.axes import observe_axes
 from prunekit.network.devices import device_errors
 from prunekit.network.measure import measure, metric_names, metrics, own_part
 from prunekit.observing.listener import Listener
@@ -35,6 +37,9 @@ from prunekit.spec.model import Prune
 from prunekit.spec.resolve import Spec
 from prunekit.training.loop import Trainer
 from prunekit.training.normalisation import recalibrate
+
+_LOOKED_AT = 64
+"""Examples that show how weights are used whose class does not tell."""
 
 
 def execute(
@@ -119,6 +124,10 @@ class _Execution:
         settings = self.settings.prune
         if given is None or settings is None:
             return None
+        # Before anything is written: a selector may need to know which way a weight's inputs lie.
+        few = self.splits.train.first(_LOOKED_AT)
+        prunable = prunable_parameters(self.model, settings.prunable)
+        observe_axes(self.model, prunable, lambda: [(few.x, few.y)])
         return Pruner(
             self.surroundings,
             given.criterion,

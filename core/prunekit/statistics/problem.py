@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from prunekit.errors import UnsupportedError
-from prunekit.masks.prunable import layers_of
+from prunekit.masks.axes import layers_of
 from prunekit.masks.weights import FlatIndex, Layer
 from prunekit.network.call import Inputs, call
 from prunekit.statistics.capture import Capture, Use
