@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prunekit.component import Tensors
@@ -12,7 +12,7 @@ from prunekit.pruning.selector import Selector
 from prunekit.statistics.request import Request
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Context:
         lam: Locality weight λ of this step.
         selector: Spends the budget where masks come from saliencies.
         layers: The prunable tensors, in the order of all these mappings.
+        dtypes: Parameter to the type that the model holds it in; left out, that of ``weights``.
     """
 
     weights: Tensors
@@ -36,6 +37,11 @@ class Context:
     lam: float
     selector: Selector
     layers: Sequence[Layer]
+    dtypes: Mapping[str, dtype] = field(default_factory=dict)
+
+    def rounded(self, values: Tensors) -> dict[str, Tensor]:
+        """New values as the model will hold them, so that what is predicted is the change that is made."""
+        return {name: value.to(self.dtypes.get(name, value.dtype)) for name, value in values.items()}
 
     def select(self, saliency: Tensors) -> dict[str, Tensor]:
         """Let the selector choose the masks, from a finite tensor per parameter; higher = keep."""

@@ -166,7 +166,10 @@ class Pruner:
         budget = pruned_count(target.sparsity, self.total)
         statistics = self._statistics(sample, lam)
         before = sample.loss(self._model, self._loss)
-        context = Context(self._weights(), statistics, self.masks, budget, lam, self.selector, self.layers)
+        dtypes = {name: p.dtype for name, p in self.parameters.items()}
+        context = Context(
+            self._weights(), statistics, self.masks, budget, lam, self.selector, self.layers, dtypes
+        )
         proposal = self._checked(self.criterion.propose(context), context)
         change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {})
         moment = self._moment("proposal", index, sample, statistics, change, proposal)
