@@ -126,7 +126,7 @@ class Operator:
             DataError: If there are no examples.
         """
         if isinstance(vector, np.ndarray):
-            product = self._flat_product(torch.from_numpy(np.array(vector)))
+            product = self._flat_product(_as_tensor(vector))
             return product.numpy().astype(self.dtype, copy=False)
         if isinstance(vector, Tensor):
             return self._flat_product(vector)
@@ -226,7 +226,12 @@ class Operator:
         ]
         if problems:
             raise SpecError(problems)
-        return {name: torch.as_tensor(given[name]).detach().to(p) for name, p in parameters.items()}
+        return {name: _as_tensor(given[name]).detach().to(p) for name, p in parameters.items()}
+
+
+def _as_tensor(value: Tensor | np.ndarray) -> Tensor:
+    """An array as a tensor, whatever the process's default device, its type and its order in memory."""
+    return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
 
 
 def _pulled(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
