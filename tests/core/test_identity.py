@@ -49,6 +49,7 @@ BOUND = {
         "scheduler": {"name": "one_shot", "sparsity": 0.5, "steps": 1},
         "selector": {"name": "global", "floor": 0.0, "ceiling": 1.0},
         "prunable": {"include": None, "exclude": [], "biases": False, "norms": False},
+        "zeros": "pruned",
         "examples": 1000,
         "sample": "fresh",
         "recalibrate_batchnorm": None,
@@ -59,7 +60,7 @@ BOUND = {
     "probes": [],
 }
 
-EXPECTED = "ee37799e74d82b37209308251b471ef40a79f38996b8f4b06ded09060b2804bd"
+EXPECTED = "dbcee4f8ebece9f3b3fa07ea9ebee280d9d3ffd90ba4872467be5f70fbe8edd4"
 """Of BOUND. If it changes, every run in the world has another hash: a default was added or changed; say so."""
 
 
@@ -165,6 +166,7 @@ CHANGES: dict[str, Any] = {
     "prune.prunable.exclude": ["x"],
     "prune.prunable.biases": True,
     "prune.prunable.norms": True,
+    "prune.zeros": "free",
     "prune.examples": None,
     "prune.sample": "fixed",
     "prune.recalibrate_batchnorm": 40,

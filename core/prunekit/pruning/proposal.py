@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from prunekit.statistics.request import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from prunekit.masks.items import Items
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Context:
         lam: Locality weight λ of this step.
         selector: Spends the budget where masks come from saliencies.
         layers: The prunable tensors, in the order of all these mappings.
+        watch: Told of each choice of the selector: what it chose among, and what stays.
     """
 
     weights: Tensors
@@ -36,6 +39,7 @@ class Context:
     lam: float
     selector: Selector
     layers: Sequence[Layer]
+    watch: Callable[[Items, Tensor], None] | None = None
 
     def select(self, saliency: Tensors) -> dict[str, Tensor]:
         """Let the selector choose the masks, from a finite tensor per parameter; higher = keep."""
@@ -43,7 +47,10 @@ class Context:
 
         items = Items.of(saliency, self.masks, self.layers)
         del saliency  # which nobody may need any more: of a large network, that is much
-        return items.masks(self.selector.select(items, self.budget))
+        kept = self.selector.select(items, self.budget)
+        if self.watch is not None:
+            self.watch(items, kept)
+        return items.masks(kept)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.errors import PrunekitError, RunError
 from prunekit.masks.apply import apply_masks
-from prunekit.masks.prunable import prunable_parameters
+from prunekit.masks.prunable import described, prunable_parameters
 from prunekit.network.axes import observe_axes
 from prunekit.network.devices import device_errors
 from prunekit.network.measure import measure, metric_names, metrics, own_part
@@ -104,6 +104,7 @@ class _Execution:
             plan.lam,
             spec.settings.prune.prunable,
             measures(plan.scheduler, self.seed, manager),
+            zeros=spec.settings.prune.zeros,
         )
         # Of several processes, the first alone writes, and tells recorders and plugins what happens.
         self.first = distributed.rank() == 0
@@ -115,6 +116,7 @@ class _Execution:
         self.state = state or State(
             plan.bound, plan.spec_hash, plan.inputs, current=setup.state_of(plan.model)
         )
+        self.pruner.warnings = self.state.warnings
         if not fresh:
             self._restore()
         self.view = RunView(
@@ -199,6 +201,8 @@ class _Execution:
         self._begin("prune", total)
         for cost in self.pruner.costs if total is None or state.done < total else ():
             self.listener.message(cost)
+        if not state.done and self.pruner.left_out:
+            self.listener.message(f"left out: {described(self.pruner.left_out)}")
         for outcome in self.pruner.outcomes(self._sample, state.attempts, state.done):
             if self.pruner.levels is None:
                 state.attempts.append(outcome.attempt)
