@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import DataError, UnsupportedError
+from prunekit.network.hooks import unhooked
+from prunekit.network.remembered import one_pass
 
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 """A tensor, a tuple or list of arguments, or a mapping of keyword arguments."""
@@ -20,9 +21,6 @@ Batch: TypeAlias = Sequence[Any] | Mapping[str, Any]
 """``(input, target)``, or a mapping of keyword arguments with ``labels`` among them."""
 
 T = TypeVar("T")
-
-_WRITES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether a model overwrites its inputs, as its first call has shown."""
 
 _LABELS = "labels"
 _ACCEPTED = (
@@ -35,8 +33,8 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
 
     Args:
         model: Returns a tensor, an object or mapping with ``logits``, or a tuple that begins with the tensor.
-        inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments. Never changed: a
-            model that works on them in place gets copies.
+        inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments. Never changed: the model
+            gets copies, since nothing tells beforehand which one works on its inputs in place.
         weights: Parameters and buffers to use in place of the model's own, by name; the others stay.
 
     Raises:
@@ -47,9 +45,8 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
         >>> call(model, {"input": torch.ones(1, 2)}, {"weight": torch.full((1, 2), 3.0)})
         tensor([[6.]])
     """
-    writes = _WRITES.get(model)
-    if writes is not False:
-        inputs = copied(inputs)
+    network, weights = _unwrapped(model, weights)
+    inputs = copied(inputs)
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(inputs, Tensor):
@@ -58,15 +55,23 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
         kwargs = dict(inputs)
     else:
         args = tuple(inputs)
-    if weights is None:
-        outputs = model(*args, **kwargs)
-    else:
-        outputs = functional_call(model, dict(weights), args, kwargs)
-    if writes is None:
-        leaves = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
-        if not any(t.is_inference() for t in leaves):  # these count no versions
-            _WRITES[model] = any(t._version for t in leaves)
+    with one_pass(model), unhooked(model):
+        if weights is None:
+            outputs = network(*args, **kwargs)
+        else:
+            outputs = functional_call(network, dict(weights), args, kwargs)
     return outputs if isinstance(outputs, Tensor) else _logits(outputs)
+
+
+def _unwrapped(
+    model: nn.Module, weights: Mapping[str, Tensor] | None
+) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
+    """The network inside wrappers for several devices, which scatter examples, copy weights or wait for others."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+        if weights is not None:
+            weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    return model, weights
 
 
 def unpack(batch: Batch) -> tuple[Inputs, Any]:
@@ -95,7 +100,19 @@ def unpack(batch: Batch) -> tuple[Inputs, Any]:
         )
     if not isinstance(inputs, Tensor):
         _check(inputs)
-    return inputs, target
+    return ordinary(inputs), ordinary(target)
+
+
+def ordinary(data: T) -> T:
+    """The same with copies of tensors that were made in inference mode, which no graph can hold."""
+
+    def copy(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_inference():
+            return leaf
+        with torch.inference_mode(False):
+            return leaf.clone()
+
+    return _each(copy, data)
 
 
 def count(inputs: Inputs) -> int:

@@ -17,7 +17,7 @@ from prunekit.masks.prunable import layers_of, prunable_parameters
 from prunekit.masks.settings import Prunable
 from prunekit.masks.weights import pruned_counts, read_together
 from prunekit.network.measure import measure
-from prunekit.network.restore import taking_turns
+from prunekit.network.restore import refuse_inference_tensors, taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings
 from prunekit.pruning.change import Change
 from prunekit.pruning.criterion import Criterion, locality_weight, refuse_non_finite
@@ -80,9 +80,12 @@ class Pruner:
         model, self._model, self._loss = surroundings.model, surroundings.model, surroundings.loss
         self.criterion, self.scheduler, self.selector, self.lam = criterion, scheduler, selector, lam
         self.parameters = prunable_parameters(model, prunable)
+        refuse_inference_tensors(self.parameters)
         self.layers = layers_of(model, self.parameters)
         self.total = sum(layer.size for layer in self.layers)
-        self.masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.parameters.items()}
+        self.masks = {
+            n: torch.ones(p.shape, dtype=torch.bool, device=p.device) for n, p in self.parameters.items()
+        }
         self._measures = measures or {}
         self.levels = None if scheduler.adapts else _levels(scheduler)
         """The whole schedule, where it is fixed."""
@@ -239,9 +242,9 @@ class Pruner:
         )
 
     def _weights(self) -> dict[str, Tensor]:
-        """The prunable weights now, detached, in float32 at least, exact zeros where pruned."""
+        """The prunable weights now, detached, in float32 at least, exact zeros where pruned; rows contiguous."""
         return {
-            name: p.detach().to(torch.promote_types(p.dtype, torch.float32))
+            name: p.detach().to(torch.promote_types(p.dtype, torch.float32)).contiguous()
             for name, p in self.parameters.items()
         }
 

@@ -9,12 +9,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Generator, Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import CheckpointError
 
 from prunekit import distributed
 from prunekit.errors import DataError, SpecError
 from prunekit.losses.base import Loss
-from prunekit.network.call import Batch, Inputs, call, count, pieces, unpack
+from prunekit.network.call import Batch, Inputs, call, count, ordinary, pieces, unpack
 from prunekit.network.devices import device_errors
+from prunekit.network.ordinary import ordinary_tensors
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.problem import ForwardPass, Problem, forward
@@ -68,6 +70,7 @@ class Operator:
 
     @distributed.together()
     @device_errors()
+    @ordinary_tensors()
     def __matmul__(self, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply.
 
@@ -87,10 +90,8 @@ class Operator:
         refuse_batch_statistics(problem.model)
         total, normaliser = problem.zeros(), 0.0
         with (
-            torch.inference_mode(False),
             evaluating(problem.model, tuple(problem.parameters)),
             differentiable(),
-            torch.enable_grad(),
         ):
             for batch in self._batches():
                 batch_inputs, batch_targets = unpack(batch)
@@ -124,7 +125,7 @@ class Operator:
         ]
         if problems:
             raise SpecError(problems)
-        return {name: vector[name].detach().to(p) for name, p in parameters.items()}
+        return {name: ordinary(vector[name].detach()).to(p) for name, p in parameters.items()}
 
 
 Product: TypeAlias = tuple[dict[str, Tensor], float]
@@ -136,23 +137,25 @@ def _hessian(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[
 
 
 def _ggn(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
-    batch, change = _pushed(problem, inputs, targets, vector)
-    leaf = batch.outputs.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(problem.loss.total(leaf, targets), leaf, create_graph=True)
-    if not slope.requires_grad:  # a loss that is linear in the outputs
-        return {}, batch.normaliser
-    (bent,) = torch.autograd.grad(slope, leaf, change)
-    return _pulled(batch, bent), batch.normaliser
+    def bent(outputs: Tensor, change: Tensor) -> Tensor | None:
+        leaf = outputs.requires_grad_()
+        (slope,) = torch.autograd.grad(problem.loss.total(leaf, targets), leaf, create_graph=True)
+        if not slope.requires_grad:  # a loss that is linear in the outputs
+            return None
+        return torch.autograd.grad(slope, leaf, change)[0]
+
+    return _there_and_back(problem, inputs, targets, vector, bent)
 
 
 def _fisher(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
-    batch, change = _pushed(problem, inputs, targets, vector)
-    outputs = batch.outputs.detach()
-    back = torch.zeros_like(outputs)
-    for column in problem.loss.term_gradients(outputs, targets):
-        along = (column * change).flatten(1).sum(1)
-        back += column * along.view(-1, *(1,) * (column.ndim - 1))
-    return _pulled(batch, back), batch.normaliser
+    def back(outputs: Tensor, change: Tensor) -> Tensor:
+        total = torch.zeros_like(outputs)
+        for column in problem.loss.term_gradients(outputs, targets):
+            along = (column * change).flatten(1).sum(1)
+            total += column * along.view(-1, *(1,) * (column.ndim - 1))
+        return total
+
+    return _there_and_back(problem, inputs, targets, vector, back)
 
 
 _PRODUCTS: dict[str, Callable[[Problem, Inputs, Tensor, Mapping[str, Tensor]], Product]] = {
@@ -160,6 +163,25 @@ _PRODUCTS: dict[str, Callable[[Problem, Inputs, Tensor, Mapping[str, Tensor]], P
     "hessian": _hessian,
     "empirical_fisher": _fisher,
 }
+
+
+def _there_and_back(
+    problem: Problem,
+    inputs: Inputs,
+    targets: Tensor,
+    vector: Mapping[str, Tensor],
+    turned: Callable[[Tensor, Tensor], Tensor | None],
+) -> Product:
+    """``Jᵀ turned(outputs, J vector)``; without ``turned``'s answer nothing."""
+
+    def returned(batch: ForwardPass, change: Tensor) -> Product:
+        column = turned(batch.outputs.detach(), change)
+        return {} if column is None else _pulled(batch, column), batch.normaliser
+
+    try:
+        return returned(*_pushed(problem, inputs, targets, vector))
+    except CheckpointError:  # what is computed again on the way back knows nothing of the tangents
+        return returned(*_pushed_twice_back(problem, inputs, targets, vector))
 
 
 def _pulled(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
