@@ -21,6 +21,7 @@ from prunekit.network.restore import refuse_inference_tensors, taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings
 from prunekit.pruning.change import Change
 from prunekit.pruning.criterion import Criterion, locality_weight, refuse_non_finite
+from prunekit.pruning.guard import refuse_several_functions
 from prunekit.pruning.proposal import Context, Proposal
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.scheduler import Scheduler, check_levels
@@ -87,6 +88,7 @@ class Pruner:
             n: torch.ones(p.shape, dtype=torch.bool, device=p.device) for n, p in self.parameters.items()
         }
         self._measures = measures or {}
+        self._guarded = False
         self.levels = None if scheduler.adapts else _levels(scheduler)
         """The whole schedule, where it is fixed."""
         budgets = [pruned_count(level, self.total) for level in self.levels or ()]
@@ -167,7 +169,11 @@ class Pruner:
         lam = self.lam if target.lam is None else target.lam
         budget = pruned_count(target.sparsity, self.total)
         statistics = self._statistics(sample, lam)
+        estimated = sample.has_loss
         before = sample.loss(self._model, self._loss)
+        if not self._guarded:
+            refuse_several_functions(self._model, sample.batches, self._loss, before, estimated)
+            self._guarded = True
         context = Context(self._weights(), statistics, self.masks, budget, lam, self.selector, self.layers)
         proposal = self._checked(self.criterion.propose(context), context)
         change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {})
