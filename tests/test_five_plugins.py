@@ -120,7 +120,11 @@ class TestRun:
             assert np.isfinite(row).all()
 
     def test_first_and_second_row_by_hand(self, results: Any) -> None:
-        splits = default_manager().get("dataset", "digits")().load(results.summary["spec"]["seed"])
+        splits = (
+            default_manager()
+            .get("dataset", "digits")()
+            .load(results.summary["spec"]["dataset"]["split_seed"])
+        )
         dense = {k: torch.as_tensor(v).double() for k, v in results.weights("dense").items()}
         rows, before = results.probe("step_geometry")["network"], dense
         for step in (1, 2):

@@ -45,12 +45,13 @@ def check(target: str, settings: list[str], as_json: bool, block: list[str]) -> 
     if kind not in KINDS:
         raise SpecError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or '.'} Kinds: {', '.join(KINDS)}.")
     options = dict(console.overrides(settings))
-    manager = PluginManager(block=block) if block else default_manager()
-    built = component(kind, {**options, "name": name}, manager)
+    with console.only_results():
+        manager = PluginManager(block=block) if block else default_manager()
+        built = component(kind, {**options, "name": name}, manager)
 
-    from prunekit.testing import judge
+        from prunekit.testing import judge
 
-    verdicts = judge(kind, built, manager)
+        verdicts = judge(kind, built, manager)
     if as_json:
         checked = {"kind": kind, "name": name, "options": json.loads(built.options.model_dump_json())}
         print(json.dumps({**checked, "verdicts": [asdict(v) for v in verdicts]}, indent=1))

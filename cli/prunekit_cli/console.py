@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -21,6 +23,25 @@ def stdout() -> Console:
 def stderr(quiet: bool = False) -> Console:
     """For progress and messages."""
     return _console(stderr=True, quiet=quiet)
+
+
+@contextmanager
+def only_results() -> Iterator[None]:
+    """Send to stderr what is written to stdout meanwhile: a plugin's banner, a data set's, a child process's.
+
+    Standard output holds a command's results and nothing else, so that a parser can read them.
+    """
+    sys.stdout.flush()
+    results = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if sys.__stdout__ is not None:  # what went around the redirection waits there
+            sys.__stdout__.flush()
+        os.dup2(results, 1)
+        os.close(results)
 
 
 def _console(stderr: bool, quiet: bool = False) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ def export(
     from prunekit.errors import ResultsError, SpecError
     from prunekit.results import open_results
 
+    weights, masks = (path and Path(os.path.expanduser(path)) for path in (weights, masks))
     if weights is None and masks is None:
         raise SpecError("export writes --weights FILE, --masks FILE or both; neither is given")
     if weights is not None and masks is not None and weights.resolve() == masks.resolve():
         raise SpecError(f"--weights and --masks are both {weights}; each needs a file of its own")
     for path in (weights, masks):
-        if path is not None and path.resolve() == file.resolve():
+        if path is not None and path.resolve() == Path(os.path.expanduser(file)).resolve():
             raise SpecError(f"{path}: is the results file itself; choose another name")
         if path is not None and path.exists() and not overwrite:
             raise ResultsError(f"{path}: exists; use --overwrite to replace it")
@@ -40,10 +42,11 @@ def _save(path: Path, arrays: dict[str, Any]) -> None:
 
     from prunekit.errors import ResultsError
 
-    temporary = path.with_name(path.name + ".tmp")
+    target = Path(os.path.realpath(path))  # a link stays, and what it leads to is written
+    temporary = target.with_name(target.name + ".tmp")
     try:
         temporary.write_bytes(save({name: np.asarray(a, order="C") for name, a in arrays.items()}))
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from prunekit_cli import console
@@ -16,7 +17,7 @@ def inspect(file: Path, as_json: bool, layers: bool, plot: Path | None) -> None:
         if plot is not None:
             from prunekit_cli.plot import draw
 
-            draw(results, plot)
+            draw(results, plot := Path(os.path.expanduser(plot)))
         if as_json:
             print(json.dumps(results.summary, indent=1))
             return

@@ -184,6 +184,7 @@ def invoke(arguments: list[str]) -> int:
     """
     from prunekit.distributed import speaks
 
+    _open_standard_streams()
     signals.install()
     # What all processes of a run have to say, one says.
     silent = arguments[:1] == ["run"] and not speaks()
@@ -209,6 +210,20 @@ def invoke(arguments: list[str]) -> int:
     if result == _INTERRUPTED and not silent:
         print("interrupted" + ("; go on with --resume" if arguments[0] == "run" else ""), file=sys.stderr)
     return result if isinstance(result, int) else 0
+
+
+def _open_standard_streams() -> None:
+    """Give a process that has none (a daemon, ``>&-``) streams that lead nowhere, before a file takes their place."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != descriptor:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _report(error: Any, silent: bool) -> int:

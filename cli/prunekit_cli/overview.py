@@ -58,13 +58,13 @@ def layers(results: Results) -> Iterator[RenderableType]:
 
 def _head(summary: Row) -> str:
     spec = summary["spec"]
-    criterion = spec["prune"]["criterion"]
-    lam = f", λ = {criterion['lambda']:g}" if criterion["lambda"] else ""
-    scheduler = spec["prune"]["scheduler"]
-    text = (
-        f"{spec['name']}: {spec['model']['name']} on {spec['dataset']['name']}, criterion {criterion['name']}{lam}, "
-        f"scheduler {scheduler['name']}; {summary['prunable']:,} prunable weights; {summary['status']}"
-    )
+    pruning = "nothing is pruned"
+    if spec["prune"] is not None:
+        criterion, scheduler = spec["prune"]["criterion"], spec["prune"]["scheduler"]
+        lam = f", λ = {criterion['lambda']:g}" if criterion["lambda"] else ""
+        pruning = f"criterion {criterion['name']}{lam}, scheduler {scheduler['name']}"
+        pruning += f"; {summary['prunable']:,} prunable weights"
+    text = f"{spec['name']}: {spec['model']['name']} on {spec['dataset']['name']}, {pruning}; {summary['status']}"
     error = summary["environment"].get("error")
     return f"{text} ({error})" if error and summary["status"] in ("failed", "interrupted") else text
 

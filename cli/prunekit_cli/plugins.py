@@ -22,7 +22,8 @@ def listing(as_json: bool) -> None:
     """Every component and every plugin that supplies none because it is broken or blocked."""
     from prunekit.plugins.host import default_manager
 
-    manager = default_manager()
+    with console.only_results():
+        manager = default_manager()
     rows: list[dict[str, Any]] = []
     for plugin in manager.plugins:
         for component in plugin.components:
@@ -49,7 +50,8 @@ def show(name: str, as_json: bool) -> None:
     from prunekit.plugins.host import default_manager, did_you_mean
     from prunekit.plugins.kinds import KINDS
 
-    manager = default_manager()
+    with console.only_results():
+        manager = default_manager()
     providers = [(p, c) for kind in KINDS for p, c in manager.providers(kind, name)]
     named = [] if providers else [p for p in manager.plugins if name in p.names]
     if not providers and not named:
@@ -60,7 +62,8 @@ def show(name: str, as_json: bool) -> None:
         raise PluginError(
             "\n".join([f"{first} `prunekit plugins` lists what there is.", *_troubles(manager)])
         )
-    described = [_component(p, c) for p, c in providers] + [_plugin(p) for p in named]
+    with console.only_results():
+        described = [_component(p, c) for p, c in providers] + [_plugin(p) for p in named]
     if as_json:
         print(json.dumps(described, indent=1))
         return
@@ -173,6 +176,7 @@ def _requires(component: type[Component]) -> list[str]:
 _ENGINE_TYPES = {
     "lambda": "float ≥ 0",
     "checkpoint": "path | null",
+    "split_seed": "int ≥ 0",
     "label": "text | null",
     "moments": "list | null",
 }

@@ -30,7 +30,7 @@ def run(
         overrides["device"] = device
     screen = console.stderr(quiet=not speaks())
     listener = RichProgress(screen) if screen.is_terminal else PlainProgress(screen)
-    with listener:
+    with console.only_results(), listener:
         results = prunekit.run(
             spec, out, overrides, resume=resume, overwrite=overwrite, block=block, listener=listener
         )

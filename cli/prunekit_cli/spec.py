@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunekit_cli import console
+
+if TYPE_CHECKING:
+    from prunekit.spec import Spec
 
 
 def validate(spec: Path, settings: list[str], block: list[str]) -> None:
@@ -13,18 +17,29 @@ def validate(spec: Path, settings: list[str], block: list[str]) -> None:
     from prunekit.plugins.host import PluginManager, default_manager
     from prunekit.spec import load
 
-    manager = PluginManager(block=block) if block else default_manager()
-    loaded = load(spec, console.overrides(settings), manager)
-    part = loaded.part("prune", "scheduler")
-    levels = len(part.build().levels()) if part is not None else 0
-    print(
-        f"{spec}: valid: {loaded.data['model']['name']} on {loaded.data['dataset']['name']}, "
-        f"criterion {loaded.data['prune']['criterion']['name']}, {levels} pruning step{'s' if levels != 1 else ''}"
-    )
+    with console.only_results():
+        manager = PluginManager(block=block) if block else default_manager()
+        loaded = load(spec, console.overrides(settings), manager)
+        pruning = _pruning(loaded)
+    print(f"{spec}: valid: {loaded.data['model']['name']} on {loaded.data['dataset']['name']}, {pruning}")
+
+
+def _pruning(spec: Spec) -> str:
+    """What a spec prunes with, in words."""
+    part = spec.part("prune", "scheduler")
+    if part is None:
+        return "nothing is pruned"
+    scheduler, criterion = part.build(), spec.data["prune"]["criterion"]["name"]
+    if scheduler.adapts:
+        return f"criterion {criterion}, as many pruning steps as scheduler {scheduler.name} takes"
+    levels = len(scheduler.levels())
+    return f"criterion {criterion}, {levels} pruning step{'s' if levels != 1 else ''}"
 
 
 def schema() -> None:
     """Print the JSON Schema."""
     from prunekit.spec import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    with console.only_results():
+        text = json.dumps(json_schema(), indent=2)
+    print(text)

@@ -1,6 +1,7 @@
 """The public names and where they come from; the only list of them."""
 
 from .api import apply_masks as apply_masks
+from .api import attach as attach
 from .api import open as open
 from .api import operator as operator
 from .api import prune as prune
@@ -25,6 +26,7 @@ from .errors import RunError as RunError
 from .errors import SpecError as SpecError
 from .errors import UnsupportedError as UnsupportedError
 from .losses.base import Loss as Loss
+from .losses.callable import CallableLoss as CallableLoss
 from .masks.items import Items as Items
 from .masks.weights import Layer as Layer
 from .observing.moment import Moment as Moment

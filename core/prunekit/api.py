@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prunekit.losses.base import Loss
-    from prunekit.masks.apply import Attachment
+    from prunekit.masks.attach import Attachment
     from prunekit.network.call import Batch
     from prunekit.observing.listener import Listener
     from prunekit.plugins.host import PluginManager
@@ -76,12 +77,13 @@ def statistics(
     from prunekit.statistics.estimate import estimate
 
     wanted = [requests] if isinstance(requests, str | Statistic) else list(requests)
+    selected = _parameters(model, parameters)
     estimated = estimate(
         model,
-        _fresh(batches),
+        _looked_at(model, selected, _fresh(batches)),
         estimators(wanted),
         as_loss(loss),
-        _parameters(model, parameters),
+        selected,
         generator(seed, "statistics", 0),
         memory,
     )
@@ -167,7 +169,7 @@ def saliency(
     import torch
 
     from prunekit.masks.apply import checked
-    from prunekit.masks.prunable import layers_of
+    from prunekit.masks.axes import layers_of
     from prunekit.network.restore import holding
     from prunekit.plugins.build import as_loss, component, criterion_with_lambda, estimators
     from prunekit.pruning.proposal import Context
@@ -184,7 +186,7 @@ def saliency(
     with holding(model, masked):
         estimated = estimate(
             model,
-            _fresh(batches),
+            _looked_at(model, selected, _fresh(batches)),
             estimators(chosen.required(strength)),
             task,
             selected,
@@ -226,7 +228,7 @@ class Pruning:
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Keep the pruned weights at zero after each of the optimizer's steps; undo with ``.remove()``."""
-        from prunekit.masks.apply import attach
+        from prunekit.masks.attach import attach
 
         return attach(self.model, optimizer, self.masks)
 
@@ -261,7 +263,7 @@ def prune(
         selector: A name, mapping or object.
         lam: Locality weight λ (default 0).
         loss: As for :func:`statistics`.
-        prunable: ``{include, exclude, biases, norms}``; default every Linear and Conv weight.
+        prunable: ``{include, exclude, biases, norms}``; default the matrices that multiply inputs.
         seed: For criteria and statistics that draw.
         memory: Bytes for activations and products.
 
@@ -276,6 +278,8 @@ def prune(
         >>> int((model.weight == 0).sum()), pruning.steps[-1].pruned
         (12, 12)
     """
+    from prunekit.masks.prunable import prunable_parameters
+    from prunekit.network.axes import observe_axes
     from prunekit.network.call import unpack
     from prunekit.observing.moment import Surroundings
     from prunekit.plugins.build import as_loss, component, criterion_with_lambda, estimators, options_of
@@ -288,6 +292,20 @@ def prune(
     if isinstance(prunable, Mapping):
         prunable = options_of(Prunable, prunable, "prunable")
     ranked, strength = criterion_with_lambda(criterion, lam)
+    if isinstance(batches, Iterator):
+        batches = list(batches)
+
+    def drawn(index: int) -> Sample:
+        # A list: each step needs one sample throughout, and a loader may draw another at every reading.
+        return Sample([unpack(batch) for batch in _fresh(batches)], generator(seed, "statistics", index))
+
+    first: list[Sample] = []
+
+    def first_batches() -> Sequence[Batch]:
+        first.append(drawn(0))
+        return first[0].batches
+
+    observe_axes(model, prunable_parameters(model, prunable), first_batches)
     pruner = Pruner(
         Surroundings(model, as_loss(loss), estimators, memory=memory),
         ranked,
@@ -297,15 +315,8 @@ def prune(
         prunable,
         measures_of(chosen, seed),
     )
-    if isinstance(batches, Iterator):
-        batches = list(batches)
-
-    def draw(index: int) -> Sample:
-        # A list: each step needs one sample throughout, and a loader may draw another at every reading.
-        return Sample([unpack(batch) for batch in _fresh(batches)], generator(seed, "statistics", index))
-
     steps_done, attempts = [], []
-    for outcome in pruner.outcomes(draw):
+    for outcome in pruner.outcomes(lambda index: first.pop() if first else drawn(index)):
         attempts.append(outcome.attempt)
         if outcome.step is not None:
             steps_done.append(outcome.step)
@@ -317,6 +328,37 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     from prunekit.masks.apply import apply_masks as apply
 
     apply(model, masks)
+
+
+def attach(model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor]) -> Attachment:
+    """Keep a model's masked weights at zero in your own training loop, for masks from anywhere.
+
+    They are zeroed at once and after everything that the optimizer does to weights; an optimizer may wrap others.
+
+    Args:
+        model: The model that is trained.
+        optimizer: The optimizer that trains it.
+        masks: Bool tensors or arrays, such as a results file's, ``True`` = kept.
+
+    Returns:
+        A handle with ``.remove()``.
+
+    Raises:
+        SpecError: If a mask does not fit the model, or the optimizer's steps cannot be seen.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        >>> handle = attach(model, optimizer, {"weight": torch.tensor([[True, False]])})
+        >>> model(torch.ones(4, 2)).square().mean().backward()
+        >>> optimizer.step()
+        >>> (model.weight != 0).tolist()
+        [[True, False]]
+    """
+    from prunekit.masks.attach import attach as attach_masks
+
+    return attach_masks(model, optimizer, masks)
 
 
 def run(
@@ -336,7 +378,7 @@ def run(
 
     Args:
         spec: A file, or a mapping of the same shape.
-        out: The results file; default the spec's name with ``.h5`` in the current folder.
+        out: The results file, or a link to it; default the spec's name with ``.h5`` in the current folder.
         overrides: Dotted path to value, as ``--set``.
         resume: Go on with an unfinished output; start an absent one; leave a complete one alone.
         overwrite: Replace an output that is there.
@@ -357,7 +399,9 @@ def run(
         blocked = list(block)
         manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
         resolved = load(spec, overrides, manager)
-        path = Path(out) if out is not None else Path(f"{resolved.settings.name}.h5")
+        path = Path(os.path.expanduser(out if out is not None else f"{resolved.settings.name}.h5"))
+        if path.is_symlink():  # a file takes the output's name; the link must stay and its target be written
+            path = Path(os.path.realpath(path))
         state, complete = from_first(
             admit(resolved, path, resume, overwrite) if rank() == 0 else (None, False)
         )
@@ -372,14 +416,25 @@ def open(path: str | Path) -> Results:
 
 
 def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dict[str, Tensor]:
-    from prunekit.masks.prunable import prunable_parameters
+    from prunekit.masks.prunable import named_parameters, prunable_parameters
 
     if parameters is None:
         return prunable_parameters(model)
     if parameters == "all":
-        return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-    patterns = (parameters,) if isinstance(parameters, str) else tuple(parameters)
-    return prunable_parameters(model, Prunable(include=patterns, biases=True, norms=True))
+        return named_parameters(model)
+    return named_parameters(model, (parameters,) if isinstance(parameters, str) else tuple(parameters))
+
+
+def _looked_at(model: nn.Module, parameters: Mapping[str, Tensor], batches: Batches) -> Batches:
+    """The batches, after a look at how weights are used whose class does not tell on which axis their inputs are."""
+    from prunekit.masks.axes import unknown_axes
+    from prunekit.network.axes import observe_axes
+
+    if not unknown_axes(model, parameters):
+        return batches
+    held = list(batches)  # read once: a loader may draw others at another reading
+    observe_axes(model, parameters, lambda: held)
+    return held
 
 
 def _complete(

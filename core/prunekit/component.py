@@ -6,6 +6,7 @@ imports torch, so a plugin's options can be listed and a spec checked in an inst
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -22,7 +23,7 @@ Tensors = Mapping[str, "Tensor"]
 class Options(BaseModel):
     """Options of a component: a frozen pydantic model that refuses unknown keys.
 
-    The engine takes ``name`` itself, and ``lambda`` for criteria and ``checkpoint`` for models.
+    The engine takes ``name`` itself, and ``lambda`` for criteria, ``checkpoint`` for models, ``split_seed`` for data sets.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -41,16 +42,13 @@ class Component:
 
     def __init__(self, **options: Any) -> None:
         # Strictness is for specs: in Python a str for a Path or a list for a tuple is no mistake.
-        self.options = self.Options.model_validate(options, strict=False)
+        self.options = _located(self.Options.model_validate(options, strict=False), Path())
 
     @classmethod
     def from_options(cls, options: BaseOptions, base: Path | None = None) -> Self:
-        """Build from validated options; relative paths among them are taken from ``base``."""
+        """Build from validated options; relative paths among them are taken from ``base``, ``~`` is the home folder."""
         component = cls.__new__(cls)
-        if base is not None:
-            paths = {k: base / v for k, v in options if isinstance(v, Path)}
-            options = options.model_copy(update=paths)
-        component.options = options
+        component.options = _located(options, base or Path())
         return component
 
     def files(self) -> Sequence[Path]:
@@ -64,6 +62,12 @@ class Component:
             if isinstance(value, Path):
                 paths += sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
         return [path for path in paths if path.is_file()]
+
+
+def _located(options: BaseOptions, base: Path) -> BaseOptions:
+    """Options with their paths from the working folder: what a spec calls ``~/data`` lies at home."""
+    paths = {k: base / os.path.expanduser(v) for k, v in options if isinstance(v, Path)}
+    return options.model_copy(update=paths) if paths else options
 
 
 def scalar(value: Any) -> Any:

@@ -161,7 +161,7 @@ class Dataset(Component, ABC):
         """Read everything into CPU tensors.
 
         Args:
-            seed: The run's seed, for splits that are drawn at random.
+            seed: The spec's ``split_seed``, for splits that are drawn at random; not the run's seed.
 
         Raises:
             DataError: If files are missing (say which, and where to put them) or damaged.

@@ -453,13 +453,27 @@ def _change(criterion: str, w: Tensor, g: Tensor, d: Tensor) -> Tensor:
 
 
 def _prunable(model: nn.Module) -> list[str]:
-    """Weights of Linear and Conv layers by their first names."""
+    """Matrices that multiply inputs, by their first names, one by one; not those that embed as well."""
+    keys = {
+        nn.Linear: ["weight"],
+        nn.modules.conv._ConvNd: ["weight"],
+        nn.MultiheadAttention: ["in_proj_weight"],
+        nn.LSTM: ["weight_ih_l0", "weight_hh_l0"],
+    }
     weights = [
-        m._parameters["weight"]
+        m._parameters[key]
         for m in model.modules()
-        if isinstance(m, nn.Linear | nn.modules.conv._ConvNd) and "weight" in m._parameters
+        for kind, its_keys in keys.items()
+        if isinstance(m, kind)
+        for key in its_keys
+        if key in m._parameters
     ]
-    return [name for name, p in model.named_parameters() if any(p is w for w in weights)]
+    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    return [
+        name
+        for name, p in model.named_parameters()
+        if any(p is w for w in weights) and not any(p is e for e in embeddings)
+    ]
 
 
 def _prune(

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -505,3 +506,40 @@ def test_a_network_that_takes_another_way_later_is_examined_again() -> None:
         model.turn = turn
         found = pk.statistics(model, [(x, TARGETS)], ["ggn_diagonal"], parameters="all")
         close(found["ggn_diagonal"], dense(model, x, TARGETS).diagonal("ggn"))
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian", "empirical_fisher"])
+def test_an_operator_takes_flat_vectors_and_arrays_as_scipy_gives_them(kind) -> None:
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    batch = torch.randn(20, 4, dtype=float64), torch.randint(3, (20,))
+    operator = pk.operator(model, [batch], kind, parameters="all")
+    size = sum(p.numel() for p in model.parameters())
+    assert operator.shape == (size, size)
+    assert operator.dtype == np.float64
+    columns = []
+    for k in range(size):
+        vector, start = {}, 0
+        for name, p in model.named_parameters():
+            unit = torch.zeros(p.numel(), dtype=float64)
+            if start <= k < start + p.numel():
+                unit[k - start] = 1
+            vector[name], start = unit.view_as(p), start + p.numel()
+        columns.append(torch.cat([t.reshape(-1) for t in (operator @ vector).values()]))
+    matrix = torch.stack(columns, 1)
+    flat = torch.randn(size, dtype=float64)
+    torch.testing.assert_close(operator @ flat, matrix @ flat)
+    np.testing.assert_allclose(operator @ flat.numpy(), (matrix @ flat).numpy())
+    np.testing.assert_allclose(operator @ np.eye(size)[:, ::-1], matrix.numpy()[:, ::-1], atol=1e-12)
+    arrays = {name: np.ones(shape) for name, shape in operator.shapes.items()}
+    ones = torch.cat([t.reshape(-1) for t in (operator @ arrays).values()])
+    torch.testing.assert_close(ones, matrix.sum(1))
+    largest = linalg.eigsh(operator, k=2, which="LA", return_eigenvectors=False)
+    np.testing.assert_allclose(np.sort(largest), torch.linalg.eigvalsh(matrix)[-2:].numpy())
+
+
+def test_what_an_operator_cannot_multiply_is_told_the_form() -> None:
+    operator = pk.operator(nn.Linear(4, 3), [(torch.randn(5, 4), torch.randint(3, (5,)))], "ggn")
+    for vector in (2.0, [1.0] * 12, torch.ones(13), torch.tensor(1.0), np.ones((3, 4)), {"weight": [1.0]}):
+        with pytest.raises(pk.SpecError, match=r"\(12,\)|not a tensor"):
+            operator @ vector

@@ -38,10 +38,11 @@ prune:
 BOUND = {
     "version": 1,
     "seed": 0,
+    "seeds": {"init": 0, "order": 0, "sample": 0, "finetune": 0},
     "device": "cpu",
     "dtype": "float32",
     "model": {"name": "mlp", "checkpoint": None, "hidden": [3], "activation": "tanh", "bias": True},
-    "dataset": {"name": "xor"},
+    "dataset": {"name": "xor", "split_seed": 0},
     "loss": {"name": "bce_with_logits"},
     "train": None,
     "prune": {
@@ -59,7 +60,7 @@ BOUND = {
     "probes": [],
 }
 
-EXPECTED = "ee37799e74d82b37209308251b471ef40a79f38996b8f4b06ded09060b2804bd"
+EXPECTED = "34b69497109f0545cc68bb10245ac478b6e94f5043eb42e12f9119526c4f66ff"
 """Of BOUND. If it changes, every run in the world has another hash: a default was added or changed; say so."""
 
 
@@ -135,6 +136,11 @@ def test_a_device_counts_by_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 CHANGES: dict[str, Any] = {
     "seed": 8,
+    "seeds.init": 8,
+    "seeds.order": 8,
+    "seeds.sample": 8,
+    "seeds.finetune": 8,
+    "dataset.split_seed": 8,
     "dtype": "float64",
     "model": {"name": "python", "factory": "running:partly_frozen"},
     "model.hidden": [6, 6],

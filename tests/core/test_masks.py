@@ -297,7 +297,8 @@ def everything() -> nn.Module:
     return model
 
 
-WEIGHTS = ["convolution.weight", "up.weight", "embedding.weight", "attention.out_proj.weight", "head.weight"]
+WEIGHTS = ["convolution.weight", "up.weight", "attention.out_proj.weight", "head.weight"]
+WEIGHTS += ["attention.in_proj_weight"]
 BIASES = ["convolution.bias", "up.bias", "attention.in_proj_bias", "attention.out_proj.bias", "head.bias"]
 NORMS = ["norm.weight", "norm.bias", "layer.weight", "layer.bias"]
 
@@ -309,11 +310,11 @@ NORMS = ["norm.weight", "norm.bias", "layer.weight", "layer.bias"]
         ({"biases": True}, WEIGHTS + BIASES),
         ({"norms": True}, WEIGHTS + NORMS),
         ({"biases": True, "norms": True}, WEIGHTS + BIASES + NORMS),
-        ({"exclude": ["head.*", "*.out_proj.*"]}, WEIGHTS[:3]),
+        ({"exclude": ["head.*", "*.out_proj.*"]}, [*WEIGHTS[:2], WEIGHTS[4]]),
         ({"include": ["head.*"]}, ["head.weight"]),
         ({"include": ["head.*"], "biases": True}, ["head.weight", "head.bias"]),
-        ({"include": ["scale", "attention.*"]}, ["scale", "attention.in_proj_weight", WEIGHTS[3]]),
-        ({"include": ["*.weight"], "exclude": ["up.*"]}, [w for w in WEIGHTS if w != "up.weight"]),
+        ({"include": ["scale", "attention.*"]}, ["scale", "attention.in_proj_weight", WEIGHTS[2]]),
+        ({"include": ["*.weight"], "exclude": ["up.*"]}, [WEIGHTS[0], "embedding.weight", *WEIGHTS[2:4]]),
         ({"include": ["?orm.weight"], "norms": True}, ["norm.weight"]),
     ],
 )
@@ -342,5 +343,5 @@ def test_patterns_that_match_nothing_and_empty_sets_are_refused(options, message
 
 
 def test_a_model_without_prunable_weights_is_refused_with_what_it_has() -> None:
-    with pytest.raises(pk.SpecError, match=r"weight_ih_l0"):
-        prunable_parameters(nn.LSTM(2, 2))
+    with pytest.raises(pk.SpecError, match=r"embeddings: 0\.weight; parameters of norms: 1\.weight, 1\.bias"):
+        prunable_parameters(nn.Sequential(nn.Embedding(4, 2), nn.LayerNorm(2)))

@@ -151,6 +151,64 @@ def test_what_is_no_spec_at_all_is_refused_with_its_place(
     assert message in problems(tmp_path, text)[0]
 
 
+MERGED = changed("train: {epochs: 3,", "train: &train {epochs: 3,").replace(
+    "finetune: {epochs: 2}", "finetune:\n  <<: *train\n  epochs: 2"
+)
+
+
+def test_a_merge_key_takes_a_mappings_keys_and_own_keys_win(tmp_path: Path) -> None:
+    spec = resolve(tmp_path, MERGED)
+    train, finetune = spec.data["train"], spec.data["finetune"]
+    assert finetune == {**train, "epochs": 2}
+    assert spec.origins["finetune.batch_size"] == "file"
+    by_hand = resolve(tmp_path, changed("finetune: {epochs: 2}", "finetune: {epochs: 2, batch_size: 32}"))
+    assert by_hand.data == spec.data
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{<<: {a: 1, b: 2}, b: 3}", {"a": 1, "b": 3}),
+        ("{b: 3, <<: {a: 1, b: 2}}", {"a": 1, "b": 3}),
+        ("{<<: [{a: 1}, {a: 2, b: 2}], c: 3}", {"a": 1, "b": 2, "c": 3}),
+        ("{<<: {<<: {a: 1, b: 1}, b: 2}, c: 3}", {"a": 1, "b": 2, "c": 3}),
+        ("{<<: {a: {b: 1, c: 2}}, a: {b: 3}}", {"a": {"b": 3}}),
+        ("{<<: [], a: 1}", {"a": 1}),
+        ("{'<<': {a: 1}}", {"<<": {"a": 1}}),
+    ],
+)
+def test_merge_keys_follow_yaml(text: str, expected: dict[str, Any]) -> None:
+    from prunekit.spec.text import parse_value
+
+    assert parse_value(text) == expected
+
+
+def test_what_is_wrong_in_a_merged_mapping_is_told_where_it_stands(tmp_path: Path) -> None:
+    text = MERGED.replace("batch_size: 32", "batch_size: 0")
+    line = text.splitlines().index(next(x for x in text.splitlines() if x.startswith("train"))) + 1
+    found = problems(tmp_path, text)
+    assert found
+    assert all(problem.startswith(f"spec.yaml:{line}:") for problem in found)
+
+
+@pytest.mark.parametrize("text", ["a: {<<: 3}", "a: {<<: [3]}", "a: {<<: [[{b: 1}]]}", "a: {<<: }"])
+def test_a_merge_key_of_something_else_is_refused(text: str, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, text)
+    assert found == "spec.yaml:1:5: a: the merge key << takes a mapping, or a list of mappings"
+
+
+def test_merges_that_would_make_billions_of_values_or_never_end_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a: &a {x: 1}"]
+    lines += [
+        f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 10)}]}}"
+        for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    (found,) = problems(tmp_path, "\n".join(lines))
+    assert "more than 100000 values" in found
+    (found,) = problems(tmp_path, "a: &a {<<: *a}")
+    assert "an alias that contains itself" in found
+
+
 def test_nested_aliases_that_would_make_billions_of_values_are_refused_at_once(tmp_path: Path) -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]

@@ -12,7 +12,8 @@ from torch import Tensor, float64, nn
 
 import prunekit as pk
 from prunekit_plugins._linalg.conjugate import solved
-from prunekit_plugins._selection.exchange import Quadratic, search
+from prunekit_plugins._selection.exchange import search
+from prunekit_plugins._selection.quadratic import Quadratic
 
 DAMPING = 0.05
 EXACT = {"tolerance": 1e-12, "iterations": 10_000, "damping": DAMPING}
@@ -46,6 +47,23 @@ def test_products_are_those_of_the_whole_matrix(curvature, parameters) -> None:
     assert found.curved(vector) == pytest.approx(float(vector @ matrix @ vector), rel=1e-9)
     torch.testing.assert_close(flat(found), matrix.diagonal(), rtol=1e-9, atol=1e-12)
     assert found.curved(vector) == pytest.approx(found.map(torch.clone).curved(vector))
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher"])
+@pytest.mark.parametrize("parameters", ["all", None], ids=["all", "prunable"])
+def test_the_curvature_among_single_weights_is_that_part_of_the_matrix(
+    curvature, parameters, monkeypatch
+) -> None:
+    monkeypatch.setattr("prunekit_plugins._curvature.jacobian_factors._ENTRIES", 100)  # in pieces
+    model, batches = awkward()
+    given = {} if parameters is None else {"parameters": parameters}
+    request = pk.Statistic("curvature_factors", curvature=curvature)
+    found = pk.statistics(model, batches, request, **given)["curvature_factors"]
+    matrix = dense(model, batches, curvature, list(found))
+    for share in (1.0, 0.3):
+        indices = (torch.rand(len(matrix)) < share).nonzero().squeeze(1)
+        expected = matrix[indices][:, indices]
+        torch.testing.assert_close(found.among(indices), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_drawn_labels_give_the_ggn_on_average() -> None:
@@ -128,6 +146,9 @@ class Matrix(dict[str, Tensor]):
     def curved(self, change: Tensor) -> float:
         return float(change @ self.matrix @ change)
 
+    def among(self, indices: Tensor) -> Tensor:
+        return self.matrix[indices][:, indices].clone()
+
 
 @pytest.mark.parametrize("moves", [True, False])
 def test_exchange_comes_close_to_the_best_of_all_choices(moves) -> None:
@@ -157,6 +178,89 @@ def test_exchange_comes_close_to_the_best_of_all_choices(moves) -> None:
         exchanged.append((last - least) / spread)
     assert sum(exchanged) < 0.6 * sum(ranked)
     assert sum(exchanged) / 20 < 0.25
+
+
+def plain_swaps(terms: Tensor, alone: Tensor, gone: Tensor, part: Tensor, open_: Tensor) -> Tensor:
+    """The best swap, by trying every one, until none makes ``Σ b + ½ ΣΣ A`` smaller."""
+
+    def value(which: Tensor) -> float:
+        return float(alone[which].sum() + 0.5 * terms[which][:, which].sum())
+
+    gone, here = gone.clone(), value(gone)
+    while True:
+        best = (here - 1e-12 * abs(here), -1, -1)
+        for p in gone.nonzero().flatten().tolist():
+            for k in (~gone & open_ & (part == part[p])).nonzero().flatten().tolist():
+                tried = gone.clone()
+                tried[p], tried[k] = False, True
+                best = min(best, (value(tried), p, k))
+        here, p, k = best
+        if p < 0:
+            return gone
+        gone[p], gone[k] = False, True
+
+
+@pytest.mark.parametrize("quotas", [[(slice(0, 24), 10)], [(slice(0, 9), 3), (slice(9, 24), 8)]])
+def test_fixed_survivors_are_never_worse_than_plain_swaps_from_any_simple_start(quotas) -> None:
+    part = torch.zeros(24, dtype=torch.long)
+    part[9:] = len(quotas) - 1
+    for seed in range(6):
+        draw = torch.Generator().manual_seed(seed)
+        x = torch.randn(10, 24, generator=draw, dtype=float64) @ torch.randn(
+            24, 24, generator=draw, dtype=float64
+        )
+        weights = torch.randn(24, generator=draw, dtype=float64)
+        slope = torch.randn(24, generator=draw, dtype=float64) * (seed % 2)
+        matrix = x.t() @ x / 10
+        model = Quadratic(Matrix(matrix), weights, slope, 0.01, False, 1e-12, 1000)
+        open_ = torch.rand(24, generator=draw) > 0.1
+        weights[~open_] = 0.0
+        kept, values = search(model, open_, quotas, 3)
+        assert [int(kept[p].count_nonzero()) for p, _ in quotas] == [n for _, n in quotas]
+        assert not (kept & ~open_).any()
+        assert torch.equal(values, weights * kept)
+        terms = weights * (matrix + 0.01 * torch.eye(24, dtype=float64)) * weights[:, None]
+        alone = -slope * weights
+        found = ~kept & open_
+        ours = float(alone[found].sum() + 0.5 * terms[found][:, found].sum())
+        for cost in (weights.abs(), 0.5 * terms.diagonal() + alone):
+            gone = torch.zeros_like(open_)
+            for which, count in quotas:
+                inside = torch.where(open_[which], cost[which], torch.inf).argsort()
+                gone[which] = torch.zeros_like(gone[which]).index_fill(
+                    0, inside[: int(open_[which].sum()) - count], True
+                )
+            gone = plain_swaps(terms, alone, gone & open_, part, open_)
+            theirs = float(alone[gone].sum() + 0.5 * terms[gone][:, gone].sum())
+            assert ours <= theirs + 1e-9 * abs(theirs)
+        assert torch.equal(plain_swaps(terms, alone, found, part, open_), found)  # no swap helps
+
+
+@pytest.mark.parametrize("scope", ["global", "layerwise"])
+def test_more_weights_than_all_pairs_allow_are_swapped_among_the_most_promising(scope, monkeypatch) -> None:
+    heights = {}
+    for most, some in ((4096, 0), (0, 12), (0, 0)):
+        monkeypatch.setattr("prunekit_plugins._selection.pairs._ALL", most)
+        monkeypatch.setattr("prunekit_plugins._selection.pairs._SOME", some)
+        torch.manual_seed(3)
+        model, batches = mlp()
+        before = flat(dict(model.named_parameters()))[[*range(20), *range(24, 36)]].clone()
+        matrix = dense(model, batches, "ggn", ["0.weight", "2.weight"])
+        criterion = {
+            "name": "combinatorial",
+            "update": False,
+            "scope": scope,
+            "gradient": False,
+            "rounds": 4,
+            "damping": 1e-9,
+        }
+        pruning = pk.prune(model, batches, criterion, sparsity=0.5, steps=1)
+        kept = flat(pruning.masks)
+        assert int(kept.count_nonzero()) == 16
+        gone = before * ~kept
+        heights[most + some] = 0.5 * float(gone @ matrix @ gone)
+        assert pruning.steps[0].predicted_delta_loss == pytest.approx(heights[most + some], rel=1e-9)
+    assert heights[4096] <= heights[12] < heights[0]  # 0: no pairs at all
 
 
 def test_weights_that_are_pruned_stay_so_and_take_no_part() -> None:

@@ -21,6 +21,8 @@ class Loss(Component, ABC):
     """
 
     kind = "loss"
+    same_shape = False
+    """True where targets must have the outputs' very shape, as torch's own losses of values want it."""
 
     @abstractmethod
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -36,6 +38,12 @@ class Loss(Component, ABC):
         Raises:
             DataError: Saying what was found and what would be accepted.
         """
+
+    def counted(self, targets: Tensor) -> Tensor:
+        """Which targets count for the loss, in their shape; by default all. One that does not is no class either."""
+        import torch
+
+        return torch.ones_like(targets, dtype=torch.bool)
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of one batch, as training takes it; override where one call is faster."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class Items:
     def layer(self, layer: Layer) -> Items:
         """The items of one layer alone."""
         sizes = None if self.sizes is None else self.sizes[layer.part]
-        alone = Layer(layer.name, layer.shape, layer.input_axis)
+        alone = replace(layer, start=0)
         return Items(self.saliency[layer.part], self.open[layer.part], [alone], sizes)
 
     def without_cheapest(self, budget: int, among: Tensor | None = None) -> Tensor:

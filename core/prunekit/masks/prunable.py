@@ -3,93 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Self
 
 from torch import Tensor, nn
 
 from prunekit.errors import SpecError
+from prunekit.masks.memory import parameters_once, refuse_overlaps
+from prunekit.masks.roles import NEVER, Role, roles_of
 from prunekit.masks.settings import Prunable
-from prunekit.masks.weights import Layer
 
-_CONVOLUTION = nn.modules.conv._ConvNd
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    nn.RMSNorm,
-)
-
-
-@dataclass
-class _Roles:
-    """What each parameter of a model is, by its identity: a parameter that modules share may have several roles."""
-
-    named: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
-    weights: set[int] = field(default_factory=set)
-    biases: set[int] = field(default_factory=set)
-    norms: set[int] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Self:
-        """Walk the modules once; names are those of ``named_parameters()``."""
-        roles = cls()
-        for prefix, module in model.named_modules():
-            for key, parameter in module._parameters.items():
-                if parameter is None:
-                    continue
-                roles.named.setdefault(id(parameter), (f"{prefix}.{key}" if prefix else key, parameter))
-                if isinstance(module, _NORMS):
-                    roles.norms.add(id(parameter))
-                elif "bias" in key:
-                    roles.biases.add(id(parameter))
-                elif isinstance(module, nn.Linear | _CONVOLUTION):
-                    roles.weights.add(id(parameter))
-        return roles
-
-    def wanted(self, name: str, parameter: Tensor, options: Prunable) -> bool:
-        """Whether a parameter is prunable under these options."""
-        identity = id(parameter)
-        if matches(name, options.exclude) or not parameter.is_floating_point():
-            return False
-        if options.include is None:
-            if not any(identity in role for role in (self.weights, self.biases, self.norms)):
-                return False
-        elif not matches(name, options.include):
-            return False
-        if identity in self.norms:
-            return options.norms
-        return options.biases or identity in self.weights or identity not in self.biases
+_NOTABLE = (Role.REWRITTEN, Role.UNREAL, Role.MATRIX)
 
 
 def prunable_parameters(model: nn.Module, prunable: Prunable | None = None) -> dict[str, Tensor]:
-    """Find the prunable parameters, in ``named_parameters()`` order; a tied one once, by its first name.
+    """Find the prunable parameters, in ``named_parameters()`` order.
+
+    One that is tied, or lies over another's memory, comes once, by its first name.
 
     Raises:
-        SpecError: If a pattern matches no parameter, or nothing is left to prune.
+        SpecError: If a pattern matches no parameter, nothing is left to prune, or what a weight is cannot be said.
     """
     options = prunable or Prunable()
-    roles = _Roles.of(model)
-    parameters = dict(roles.named.values())
-    _refuse_idle_patterns([*(options.include or ()), *options.exclude], list(parameters))
-    chosen = {name: p for name, p in parameters.items() if roles.wanted(name, p, options)}
-    if sum(p.numel() for p in chosen.values()) == 0:
+    roles = roles_of(model)
+    _refuse_idle_patterns("prune.prunable", [*(options.include or ()), *options.exclude], list(roles))
+    chosen = {name: p for name, (p, role) in roles.items() if _wanted(name, role, options)}
+    if not chosen:
+        by_role: dict[Role, list[str]] = {}
+        for name, (_, role) in roles.items():
+            by_role.setdefault(role, []).append(name)
         raise SpecError(
-            "prune.prunable: no prunable weights: the model has no Linear or Conv weight that is included and "
-            f"not excluded; its parameters are {', '.join(parameters) or 'none'}"
+            "prune.prunable: no prunable weights: the model has no weight that multiplies its inputs, is included and "
+            f"not excluded; it has {described(by_role) or 'no parameters'}"
         )
+    refuse_overlaps(((name, p) for name, (p, _) in roles.items()), chosen)
     return chosen
 
 
-def input_axes(model: nn.Module) -> dict[int, int]:
-    """The input dimension of weights where it is not axis 1, by the weight's identity."""
-    return {
-        id(module.weight): 0
-        for module in model.modules()
-        if isinstance(module, _CONVOLUTION) and module.transposed and isinstance(module.weight, Tensor)
-    }
+def left_out(model: nn.Module, prunable: Prunable | None = None) -> dict[Role, list[str]]:
+    """What is not prunable because of what it is, by role: not what the options exclude or do not include."""
+    options = prunable or Prunable()
+    out: dict[Role, list[str]] = {}
+    for name, (_, role) in roles_of(model).items():
+        asked = options.include is None or matches(name, options.include)
+        if asked and not matches(name, options.exclude) and not _wanted(name, role, options):
+            out.setdefault(role, []).append(name)
+    return dict(sorted(out.items()))
+
+
+def notable(out: Mapping[Role, Sequence[str]]) -> dict[Role, Sequence[str]]:
+    """Of what is left out, what a user may have taken for weights."""
+    return {role: names for role, names in out.items() if role in _NOTABLE}
+
+
+def described(by_role: Mapping[Role, Sequence[str]]) -> str:
+    """Names by role, in words.
+
+    Example:
+        >>> described({Role.BIAS: ["a.bias", "b.bias"]})
+        'biases: a.bias, b.bias'
+    """
+    return "; ".join(f"{role}: {shortened(names)}" for role, names in by_role.items())
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are.
+
+    Example:
+        >>> shortened([f"layer{i}" for i in range(9)])
+        'layer0, layer1, layer2, layer3, layer4, layer5 and 3 more'
+    """
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
+
+
+def named_parameters(model: nn.Module, patterns: Sequence[str] = ("*",)) -> dict[str, Tensor]:
+    """Every parameter of real numbers whose name matches a pattern, prunable or not.
+
+    Raises:
+        SpecError: If a pattern matches none.
+    """
+    once = parameters_once(model)
+    _refuse_idle_patterns("parameters", patterns, list(once))
+    return {name: p for name, p in once.items() if matches(name, patterns) and p.is_floating_point()}
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -97,18 +92,22 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _refuse_idle_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+def _wanted(name: str, role: Role, options: Prunable) -> bool:
+    """Whether a parameter is prunable under these options."""
+    if role in NEVER or matches(name, options.exclude):
+        return False
+    if role is Role.NORM and not options.norms:
+        return False
+    if role is Role.BIAS and not options.biases:
+        return False
+    if options.include is None:
+        return role in (Role.WEIGHT, Role.BIAS, Role.NORM)
+    return matches(name, options.include)
+
+
+def _refuse_idle_patterns(where: str, patterns: Sequence[str], names: Sequence[str]) -> None:
     idle = [p for p in patterns if not any(fnmatchcase(n, p) for n in names)]
     if idle:
         raise SpecError(
-            f"prune.prunable: {', '.join(map(repr, idle))} matches no parameter; there are {', '.join(names)}"
+            f"{where}: {', '.join(map(repr, idle))} matches no parameter; there are {', '.join(names)}"
         )
-
-
-def layers_of(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[Layer]:
-    """The layers that some parameters of a model are, in their order."""
-    axes, layers, start = input_axes(model), [], 0
-    for name, p in parameters.items():
-        layers.append(Layer(name, tuple(p.shape), axes.get(id(p), 1), start))
-        start += p.numel()
-    return layers

@@ -10,10 +10,14 @@ class Prunable(Options):
 
     Attributes:
         include: Name patterns (``*``, ``?``, ``[...]``); given, only parameters that match one are prunable,
-            of whatever layer. Default: the weights of every Linear and Conv layer.
+            of whatever layer. Default: the matrices that multiply inputs, of linear, convolution, attention and
+            recurrent layers and of stacked experts; not those that embed, route or adapt (``lora_*``).
         exclude: Name patterns of parameters that are not prunable.
         biases: Count biases in.
-        norms: Count the parameters of normalisation layers in.
+        norms: Count the parameters of norms in, of whatever class; ``include`` alone does not.
+
+    Never prunable: what a weight is computed from at every pass (``weight_norm``, parametrised layers), complex numbers,
+    integers, and what has no elements.
     """
 
     include: tuple[str, ...] | None = None

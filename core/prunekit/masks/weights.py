@@ -19,14 +19,18 @@ class Layer:
     Attributes:
         name: The parameter's.
         shape: The parameter's.
-        input_axis: The axis that runs over what enters the layer: 0 for transposed convolutions.
+        input_axis: The axis that runs over what enters the layer: 0 for transposed convolutions, ``None`` where it is not
+            known.
         start: Where its first weight stands among all prunable weights, one tensor after another.
+        output_axis: The axis that runs over what leaves it. Further axes are those of a kernel; or, of stacked matrices,
+            whatever is neither.
     """
 
     name: str
     shape: tuple[int, ...]
-    input_axis: int = 1
+    input_axis: int | None = 1
     start: int = 0
+    output_axis: int | None = 0
 
     @property
     def size(self) -> int:

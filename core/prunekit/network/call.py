@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -60,7 +60,9 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
             outputs = network(*args, **kwargs)
         else:
             outputs = functional_call(network, dict(weights), args, kwargs)
-    return outputs if isinstance(outputs, Tensor) else _logits(outputs)
+    logits = outputs if isinstance(outputs, Tensor) else _logits(outputs)
+    # A network that squeezes a batch of one gives a number, and the example is still the first axis.
+    return logits if logits.ndim else logits.reshape(1)
 
 
 def _unwrapped(
@@ -129,10 +131,15 @@ def rows(data: T, start: int, stop: int) -> T:
 
 def few_examples(data: T, number: int = 3) -> T:
     """Copies of the first examples, again from the start where there are fewer."""
-    picked = torch.arange(number, device="cpu")
+    return picked(data, range(number))
+
+
+def picked(data: T, numbers: Iterable[int]) -> T:
+    """Copies of the examples of these numbers, again from the start where there are fewer."""
+    wanted = torch.tensor(list(numbers), dtype=torch.long, device="cpu")
 
     def pick(leaf: Any) -> Any:
-        return leaf[(picked % len(leaf)).to(leaf.device)] if _has_examples(leaf) else leaf
+        return leaf[(wanted % len(leaf)).to(leaf.device)] if _has_examples(leaf) else leaf
 
     return _each(pick, data)
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import CheckpointError
+from prunekit.errors import CheckpointError, ResultsError
+from prunekit.results import open_results
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` or torch (``.pt``, ``.pth``) checkpoint.
+    """Read a ``.safetensors`` or torch (``.pt``, ``.pth``) checkpoint, or the last network of a results file (``.h5``).
 
     Raises:
         CheckpointError: If the file is missing, damaged, or not a mapping of names to tensors.
@@ -30,6 +31,8 @@ def read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"checkpoint {path}: not a complete safetensors file: {error}") from None
+    if path.suffix == ".h5":
+        return _last_network(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files
@@ -49,6 +52,22 @@ def read(path: Path) -> dict[str, Tensor]:
             f"checkpoint {path}: must hold names and tensors; found {type(content).__name__}"
         )
     return dict(content)
+
+
+def _last_network(path: Path) -> dict[str, Tensor]:
+    """The fine-tuned, pruned or dense network of a complete run, whichever was the last."""
+    try:
+        with open_results(path) as results:
+            summary = results.summary
+            if summary["status"] != "complete":
+                raise CheckpointError(
+                    f"checkpoint {path}: its run is {summary['status']!r}, so its last network is not the one it was to be; "
+                    "finish it with --resume, or give an export of the network that is meant"
+                )
+            last = [phase for phase in ("dense", "pruned", "finetuned") if summary[phase] is not None][-1]
+            return {name: torch.from_numpy(array) for name, array in results.weights(last).items()}
+    except ResultsError as error:
+        raise CheckpointError(f"checkpoint {error}") from None
 
 
 def load_into(model: nn.Module, path: Path) -> None:

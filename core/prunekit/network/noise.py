@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunekit.errors import UnsupportedError
-from prunekit.network.call import Inputs, call, few_examples
+from prunekit.network.call import Inputs, call
 from prunekit.network.remembered import draws_elsewhere, drew_from_its_own
 from prunekit.network.restore import random_states
 
@@ -31,14 +31,12 @@ def refusing_noise(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     own = drew_from_its_own(model)
     if model in _HARMLESS or not (own or draws_elsewhere(model) or _moved(before)):
         return
-    few = few_examples(inputs)
-    with torch.no_grad():
-        one, other = call(model, few), call(model, few)
+    one, other = call(model, inputs).detach(), call(model, inputs).detach()
     # A generator of its own begins each pass anew, and shows nothing by this.
     if not own and torch.allclose(one, other, 0, 0, equal_nan=True):
         _HARMLESS.add(model)
         return
-    names = drawing(model, few)
+    names = drawing(model, inputs)
     raise UnsupportedError(
         f"{', '.join(map(_named, names)) if names else 'the network'} draws random numbers in eval mode, so a statistic "
         "and a measurement would each be of another network. Dropout has to ask self.training "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from prunekit.errors import UnsupportedError
+from prunekit.masks.memory import memory
 from prunekit.network.hooks import without_gradient_hooks
 from prunekit.network.neutral import neutral
 from prunekit.network.remembered import Remembered, overwrites, passes_from
@@ -147,7 +148,8 @@ def evaluating(model: nn.Module, differentiate: Collection[str] = ()) -> Iterato
     Args:
         model: Training flags of every module, buffers and what else modules remember, and ``requires_grad`` are
             restored, also on error.
-        differentiate: Parameters that need a gradient inside, frozen or not; all others are frozen.
+        differentiate: Parameters that need a gradient inside, frozen or not; all others are frozen. Places whose
+            parameters lie over one memory hold the first of them inside, so that a gradient counts every use.
 
     Raises:
         UnsupportedError: If a parameter cannot be differentiated, or if the network overwrites one where that could not
@@ -162,6 +164,8 @@ def _evaluating(model: nn.Module, differentiate: Collection[str]) -> Iterator[No
     # One walk over the modules: for a small network the walks are what this costs.
     modules: list[tuple[str, nn.Module]] = []
     parameters: dict[str, nn.Parameter] = {}
+    homes: dict[object, nn.Parameter] = {}
+    twins: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
     wanted: set[int] = set()
     overwritten: set[str] = set()
     for prefix, module in model.named_modules():
@@ -170,6 +174,9 @@ def _evaluating(model: nn.Module, differentiate: Collection[str]) -> Iterator[No
             if parameter is not None:
                 name = f"{prefix}.{key}" if prefix else key
                 parameters[name] = parameter
+                first = homes.setdefault(memory(parameter), parameter)
+                if first is not parameter:
+                    twins.append((module, key, parameter, first))
                 if name in differentiate:
                     wanted.add(id(parameter))
                 if getattr(module, "max_norm", None) is not None:  # embeddings renormalise in place
@@ -177,7 +184,11 @@ def _evaluating(model: nn.Module, differentiate: Collection[str]) -> Iterator[No
     if wanted:
         refuse_inference_tensors(parameters)
     flags = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
-    with _in_eval_mode(modules), without_gradient_hooks(model, modules, parameters):
+    with (
+        _in_eval_mode(modules),
+        _one_for_one_memory(twins),
+        without_gradient_hooks(model, modules, parameters),
+    ):
         known = overwrites(model)
         # Before anything is known of a model, it may overwrite any of them.
         at_risk = parameters.keys() if known is None else overwritten | known
@@ -221,6 +232,20 @@ def _in_eval_mode(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
         for module, mode in modes:
             if module.training != mode:
                 module.training = mode
+
+
+@contextmanager
+def _one_for_one_memory(
+    twins: Sequence[tuple[nn.Module, str, nn.Parameter, nn.Parameter]],
+) -> Iterator[None]:
+    """Let places whose parameters lie over one memory hold the first of them."""
+    try:
+        for module, key, _, first in twins:
+            module._parameters[key] = first
+        yield
+    finally:
+        for module, key, parameter, _ in twins:
+            module._parameters[key] = parameter
 
 
 def _counts_versions(parameter: Tensor) -> bool:

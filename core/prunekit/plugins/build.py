@@ -132,7 +132,11 @@ def estimators(
 
 
 def as_loss(loss: Any, manager: PluginManager | None = None) -> Loss:
-    """Build a loss from a name, a mapping, an object or a function."""
+    """Build a loss from a name, a mapping, an object or a function; torch's own become the built-in ones.
+
+    Raises:
+        SpecError: If it is none of them, or torch's with another reduction than the mean.
+    """
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str | Mapping):
@@ -144,8 +148,14 @@ def as_loss(loss: Any, manager: PluginManager | None = None) -> Loss:
             f"mean over a batch's examples; got {loss!r}"
         )
     from prunekit.losses.callable import CallableLoss
+    from prunekit.losses.torch_losses import class_normaliser, recognised
 
-    return CallableLoss(loss)
+    mapping = recognised(loss)
+    if mapping is None:
+        return CallableLoss(loss, class_normaliser(loss))
+    own: Loss = component("loss", mapping, manager)
+    own.same_shape = True  # torch refuses values that do not pair, or pairs each with all others
+    return own
 
 
 def measures(scheduler: Scheduler, seed: int, manager: PluginManager | None = None) -> dict[str, Measure]:

@@ -55,7 +55,14 @@ _LAMBDA: Schema = {
 _CHECKPOINT: Schema = {
     "type": ["string", "null"],
     "default": None,
-    "description": "Trained weights, .safetensors or .pt; training is then skipped.",
+    "description": "Trained weights, .safetensors, .pt or a complete results file (.h5); training is then skipped.",
+}
+_SPLIT_SEED: Schema = {
+    "type": "integer",
+    "minimum": 0,
+    "default": 0,
+    "description": "Draws the splits, where they are random. The run's seed does not: a test example must not become a "
+    "training example of a checkpoint.",
 }
 _LABEL: Schema = {
     "type": ["string", "null"],
@@ -70,7 +77,7 @@ _MOMENTS: Schema = {
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "model": Kind(Model, "models", ("model",), keys={"checkpoint": _CHECKPOINT}),
-        "dataset": Kind(Dataset, "datasets", ("dataset",)),
+        "dataset": Kind(Dataset, "datasets", ("dataset",), keys={"split_seed": _SPLIT_SEED}),
         "loss": Kind(Loss, "losses", ("loss",)),
         "criterion": Kind(Criterion, "criteria", ("prune", "criterion"), keys={"lambda": _LAMBDA}),
         "scheduler": Kind(Scheduler, "schedulers", ("prune", "scheduler")),

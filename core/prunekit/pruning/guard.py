@@ -14,11 +14,13 @@ from torch.utils._pytree import tree_leaves
 from prunekit import distributed
 from prunekit.errors import RunError
 from prunekit.losses.base import Loss
-from prunekit.network.call import Batch, call, count, few_examples, unpack
+from prunekit.network.call import Batch, call, count, rows, unpack
 from prunekit.network.measure import SLICE, measure
 from prunekit.network.noise import drawing
 from prunekit.network.remembered import draws_elsewhere, drew_from_its_own
 from prunekit.network.restore import evaluating
+
+_OTHER = SLICE // 2
 
 _ROUNDING = 50
 """Differences of so many units in the last place, times the root of the number of terms, are rounding."""
@@ -27,9 +29,10 @@ _ROUNDING = 50
 def refuse_several_functions(
     model: nn.Module, batches: Sequence[Batch], loss: Loss, before: float, estimated: bool
 ) -> None:
-    """Compare the loss of the unchanged weights as it was found, as it is measured, and measured in other slices.
+    """Compare the loss of the unchanged weights as it was found, as it is measured twice, and in other slices.
 
-    Costs two forward passes of the examples, and two more where they disagree.
+    Other slices where batches are too large to be measured whole: examples that see each other have a loss only as
+    whole batches. Costs two forward passes of the examples, or three with other slices.
 
     Args:
         model: Not yet changed.
@@ -42,56 +45,44 @@ def refuse_several_functions(
         RunError: If they differ by more than rounding: what a step changes could not be told from what changes anyway.
             Says which of the known causes it looks like.
     """
-    again = measure(model, batches, loss)[0]
-    size, otherwise = _measured_in_other_slices(model, batches, loss)
-    losses = [before, again] if otherwise is None else [before, again, otherwise]
+    twice = measure(model, [*batches, *batches], loss)[0]  # one set of passes after the other
+    otherwise = measure(model, batches, loss, at_once=_OTHER)[0] if _are_cut(batches) else twice
+    losses = [before, twice, otherwise]
     if not all(map(math.isfinite, losses)):
         return  # which the step refuses by itself
     room = _ROUNDING * _terms(batches) ** 0.5 * max(1.0, abs(before))
     apart = max(losses) - min(losses)
     if apart <= room * _eps(t.dtype for t in (*model.parameters(), *model.buffers())):
         return
-    if apart <= room * max(distributed.gather(_coarsest(model, batches))):
+    room *= max(distributed.gather(_coarsest(model, batches)))
+    if apart <= room:
         return
-    room *= _eps(t.dtype for t in model.parameters())
+    _refuse_noise(model, batches)
     said = "the network is not the same function of its weights each time: on the first step's examples and with "
     said += "unchanged weights "
-    _refuse_noise(model, batches)
-    twice = measure(model, [*batches, *batches], loss)[0]
-    if abs(twice - again) > room:
+    once = measure(model, batches, loss)[0]
+    if abs(twice - once) > room:
         raise RunError(
-            f"{said}its loss is {again:.9g} in one pass and {2 * twice - again:.9g} in the next. It keeps something between "
+            f"{said}its loss is {once:.9g} in one pass and {2 * twice - once:.9g} in the next. It keeps something between "
             "passes where prunekit cannot put it back: in a global, a closure, or memory that it writes through .data or "
             "numpy; or the batches change as they are read. Keep state in attributes or buffers of modules, or reset it"
         )
-    if otherwise is not None and abs(otherwise - again) > abs(before - again):
+    if abs(otherwise - once) > room:
         raise RunError(
-            f"{said}its loss is {again:.9g} in the usual slices and {otherwise:.9g} in slices of {size} examples. Its "
+            f"{said}its loss is {once:.9g} in slices of {SLICE} examples and {otherwise:.9g} in slices of {_OTHER}. Its "
             "examples influence each other in eval mode (statistics of the batch, sorting or ranking over it, attention "
-            "across it), or the loss is no mean over examples; needed is a network that treats each example alone"
+            f"across it): give batches of at most {SLICE} examples that are complete in themselves"
         )
     one, other = ("with statistics", "measured") if estimated else ("measured", "measured again")
     raise RunError(
-        f"{said}its loss is {before:.9g} {one} and {again:.9g} {other}. It does something else where gradients are "
+        f"{said}its loss is {before:.9g} {one} and {once:.9g} {other}. It does something else where gradients are "
         "wanted: does its forward ask for requires_grad, or keep something between passes outside of its modules?"
     )
 
 
-def _measured_in_other_slices(
-    model: nn.Module, batches: Sequence[Batch], loss: Loss
-) -> tuple[int, float | None]:
-    """The loss in slices of half the size; ``None`` where there is none such, or the network does not take it."""
-    counts = [count(unpack(batch)[0]) for batch in batches]
-    largest = max(distributed.gather(max(counts, default=0)))
-    size = (min(largest, SLICE) + 1) // 2
-    if size == largest:
-        return size, None
-    try:
-        return size, measure(model, batches, loss, at_once=size)[0]
-    except (RuntimeError, ValueError, IndexError, AssertionError):
-        if distributed.world() > 1:  # the others are waiting
-            raise
-        return size, None
+def _are_cut(batches: Sequence[Batch]) -> bool:
+    largest = max((count(unpack(batch)[0]) for batch in batches), default=0)
+    return max(distributed.gather(largest)) > SLICE
 
 
 def _terms(batches: Sequence[Batch]) -> float:
@@ -131,7 +122,7 @@ def _coarsest(model: nn.Module, batches: Sequence[Batch]) -> float:
     seeing = _Seeing()
     for batch in batches[:1]:
         with evaluating(model), seeing:
-            call(model, few_examples(unpack(batch)[0]))
+            call(model, rows(unpack(batch)[0], 0, SLICE))
     return _eps(seeing.dtypes)
 
 
@@ -140,7 +131,7 @@ def _refuse_noise(model: nn.Module, batches: Sequence[Batch]) -> None:
     own = False
     for batch in batches[:1]:
         with evaluating(model):
-            names = drawing(model, few_examples(unpack(batch)[0]))
+            names = drawing(model, rows(unpack(batch)[0], 0, SLICE))
             own = drew_from_its_own(model)
     if names or own or draws_elsewhere(model):
         where = f" ({', '.join(map(repr, names))})" if names else ""

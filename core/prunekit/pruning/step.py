@@ -13,7 +13,8 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.errors import RunError, SpecError
 from prunekit.masks.apportion import pruned_count
-from prunekit.masks.prunable import layers_of, prunable_parameters
+from prunekit.masks.axes import layers_of
+from prunekit.masks.prunable import prunable_parameters
 from prunekit.masks.settings import Prunable
 from prunekit.masks.weights import pruned_counts, read_together
 from prunekit.network.measure import measure
@@ -60,7 +61,7 @@ class Pruner:
         scheduler: Says how far, and what stays.
         selector: Spends each step's budget.
         lam: Locality weight λ, unless the scheduler sets one.
-        prunable: Which weights; default every Linear and Conv weight.
+        prunable: Which weights; default the matrices that multiply inputs.
         measures: What the scheduler needs, by name.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from prunekit.errors import ResultsError
 from prunekit.results.format import FORMAT, FORMAT_VERSION, PHASES, STATUSES
 from prunekit.results.layout import LAYOUTS, Arrays, Layout
-from prunekit.results.storing import plain
+from prunekit.results.storing import plain, reading
 
 _FIRST_CHOICE = ("end", "step", "finetuned", "pruned", "dense")
 
@@ -171,13 +172,13 @@ def open_results(path: str | Path) -> Results:
     Raises:
         ResultsError: If it is missing, damaged, not a results file, or of a newer format.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise ResultsError(f"{path}: no such file")
     if not h5py.is_hdf5(path):
         raise ResultsError(f"{path}: not a prunekit results file (not HDF5), or truncated")
     try:
-        file = _open(path)
+        file = reading(path)
     except OSError as error:
         raise ResultsError(f"{path}: damaged or truncated ({error})") from None
     try:
@@ -190,15 +191,6 @@ def open_results(path: str | Path) -> Results:
     except Exception as error:  # h5py raises many kinds on damaged bytes
         file.close()
         raise ResultsError(f"{path}: damaged: {type(error).__name__}: {error}") from None
-
-
-def _open(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        if "locking" not in str(error):
-            raise
-        return h5py.File(path, "r")  # this process has it open already, with locks; the two must agree
 
 
 def _check_format(path: Path, file: h5py.File) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -24,6 +25,21 @@ LIBVER = ("v110", "v110")
 CHUNK = 1 << 20  # bytes of a large array's chunks
 _TEXT = 1 << 12  # bytes of a text's chunks
 _GZIP = 1  # what a higher level saves of a mask history is not worth its time
+
+
+def reading(path: Path) -> h5py.File:
+    """Open a file as plain h5py does, since within a process all that have it open must agree about locks.
+
+    Where a lock is held or cannot be had, it is read without: nobody changes a results file where it lies. Where
+    this process has opened it in another way, that way is taken.
+    """
+    for locking in (None, False):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except OSError as error:
+            if "lock" not in str(error):
+                raise
+    return h5py.File(path, "r", locking=True)
 
 
 def chunks(shape: Sequence[int], itemsize: int, limit: int = CHUNK) -> tuple[int, ...]:

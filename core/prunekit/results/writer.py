@@ -321,7 +321,7 @@ class ResultsWriter:
 
     @contextmanager
     def _opened(self) -> Iterator[h5py.File]:
-        with h5py.File(self.path, "r", locking=False) as file:
+        with storing.reading(self.path) as file:
             yield file
 
     @contextmanager

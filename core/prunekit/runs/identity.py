@@ -58,7 +58,7 @@ def inputs(spec: Spec) -> dict[str, str]:
         files = [*part.build().files()]
         checkpoint = part.engine.get("checkpoint")
         if checkpoint is not None:
-            files.append(part.base / checkpoint)
+            files.append(part.locate(checkpoint))
         for file in files:
             digests[_as_written(file, part)] = digest(file)
     return dict(sorted(digests.items()))
@@ -87,8 +87,8 @@ def _as_written(file: Path, part: Part) -> str:
     """A file under the name that the spec gives it, or its folder; never made absolute."""
     written = [*part.paths.values(), *filter(None, [part.engine.get("checkpoint")]), Path()]
     for path in map(Path, written):
-        if file.is_relative_to(part.base / path):
-            return (path / file.relative_to(part.base / path)).as_posix()
+        if file.is_relative_to(part.locate(path)):
+            return (path / file.relative_to(part.locate(path))).as_posix()
     return file.as_posix()  # the plugin's own, found without the spec
 
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import distributed
+from prunekit.component import Component
 from prunekit.data import Split, Splits
 from prunekit.errors import DataError, DeviceError, SpecError
 from prunekit.losses.base import Loss
+from prunekit.masks.memory import tie
 from prunekit.network.call import call
 from prunekit.network.restore import evaluating, named_tensors, preserved_rng, usual_defaults
 from prunekit.plugins.build import component, estimators
@@ -31,10 +33,26 @@ _DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "mse"}
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """What a run prunes with; ``lam`` is the locality weight λ."""
+
+    criterion: Criterion
+    lam: float
+    scheduler: Scheduler
+    selector: Selector
+
+    def helpers(self, manager: PluginManager) -> list[type[Component]]:
+        """The statistics and probes that these ask for."""
+        statistics = estimators(self.criterion.required(self.lam), manager).values()
+        return [*map(type, statistics), *(manager.get("probe", name) for name in self.scheduler.needs)]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A spec with what the data decide, and everything built; nothing run.
 
     Attributes:
+        pruning: ``None`` for a run that does not prune.
         bound: The spec's data; nothing in it is left open.
         spec_hash: Of the values that determine the results.
         inputs: The files that the run reads, as the spec names them, to the digests of their contents.
@@ -44,10 +62,7 @@ class Plan:
     model: nn.Module
     splits: Splits
     loss: Loss
-    criterion: Criterion
-    lam: float
-    scheduler: Scheduler
-    selector: Selector
+    pruning: Pruning | None
     device: torch.device
     dtype: torch.dtype
     bound: dict[str, Plain]
@@ -92,21 +107,23 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     if device.type == "cuda" and distributed.world() > 1:
         torch.cuda.set_device(device)
     with usual_defaults():
-        loaded: Splits = _part(spec, "dataset").build().load(spec.settings.seed)
+        data = _part(spec, "dataset")
+        loaded: Splits = data.build().load(data.engine["split_seed"])
     _check_tensors(loaded, str(spec.data["dataset"]["name"]))
     splits = loaded.to(device, dtype)
     _check_data(splits, str(spec.data["dataset"]["name"]))
     info = splits.info
     part = _part(spec, "model")
     with preserved_rng(), usual_defaults():
-        torch.manual_seed(derived(spec.settings.seed, "model"))
+        torch.manual_seed(derived(spec.data["seeds"]["init"], "model"))
         model: nn.Module = part.build().build(info)
+    tie(model)  # a conversion would part what lies over one memory
     model = model.to(dtype)  # before the checkpoint, whose values may need more digits than float32 has
     checkpoint = part.engine["checkpoint"]
     if checkpoint is not None:
         from prunekit.network.checkpoint import load_into
 
-        load_into(model, part.base / checkpoint)
+        load_into(model, part.locate(checkpoint))
     model = model.to(device)
     model.eval()
     loss = _loss(spec, splits, manager)
@@ -115,19 +132,13 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     trained = any(phase is not None and phase.epochs for phase in phases)
     if trained and not any(p.requires_grad for p in model.parameters()):
         raise SpecError("train: the model has no trainable parameter; leave train and finetune out")
-    criterion: Criterion = _part(spec, "prune", "criterion").build()
-    lam = _part(spec, "prune", "criterion").engine["lambda"]
-    scheduler: Scheduler = _part(spec, "prune", "scheduler").build()
-    selector: Selector = _part(spec, "prune", "selector").build()
+    pruning = _pruning(spec)
     bound = {**spec.data, "loss": {"name": loss.name, **loss.options.model_dump(mode="json")}}
     return Plan(
         model,
         splits,
         loss,
-        criterion,
-        lam,
-        scheduler,
-        selector,
+        pruning,
         device,
         dtype,
         bound,
@@ -136,8 +147,8 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
         manager.versions(
             [
                 *(part.cls for part in spec.parts.values()),
-                *map(type, (loss, *estimators(criterion.required(lam), manager).values())),
-                *(manager.get("probe", name) for name in scheduler.needs),
+                type(loss),
+                *(pruning.helpers(manager) if pruning is not None else ()),
             ]
         ),
     )
@@ -189,6 +200,18 @@ def _part(spec: Spec, *path: str | int) -> Part:
     part = spec.part(*path)
     assert part is not None, path
     return part
+
+
+def _pruning(spec: Spec) -> Pruning | None:
+    criterion = spec.part("prune", "criterion")
+    if criterion is None:
+        return None
+    return Pruning(
+        criterion.build(),
+        criterion.engine["lambda"],
+        _part(spec, "prune", "scheduler").build(),
+        _part(spec, "prune", "selector").build(),
+    )
 
 
 def _loss(spec: Spec, splits: Splits, manager: PluginManager) -> Loss:

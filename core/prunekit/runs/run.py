@@ -15,6 +15,8 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.errors import PrunekitError, RunError
 from prunekit.masks.apply import apply_masks
+from prunekit.masks.prunable import prunable_parameters
+from prunekit.network.axes import observe_axes
 from prunekit.network.devices import device_errors
 from prunekit.network.measure import measure, metric_names, metrics, own_part
 from prunekit.network.restore import preserved_rng
@@ -32,9 +34,13 @@ from prunekit.runs.resume import refuse_another_run
 from prunekit.runs.state import State, plain, state_path
 from prunekit.runs.view import refreshed
 from prunekit.seeds import derived, generator
+from prunekit.spec.model import Prune
 from prunekit.spec.resolve import Spec
 from prunekit.training.loop import Trainer
 from prunekit.training.normalisation import recalibrate
+
+_LOOKED_AT = 64
+"""Examples that show how weights are used whose class does not tell."""
 
 
 def execute(
@@ -78,7 +84,7 @@ class _Execution:
         listener: Listener,
     ) -> None:
         self.spec, self.plan, self.manager, self.listener = spec, plan, manager, listener
-        self.settings, self.seed = spec.settings, spec.settings.seed
+        self.settings, self.seeds = spec.settings, spec.data["seeds"]
         self.model, self.splits, self.loss = plan.model, plan.splits, plan.loss
         self.probes = _probes(spec)
         # Of several processes, each has its own model; phases are added to the state's as they end.
@@ -91,15 +97,7 @@ class _Execution:
             self._phases,
             spec.settings.memory,
         )
-        self.pruner = Pruner(
-            self.surroundings,
-            plan.criterion,
-            plan.scheduler,
-            plan.selector,
-            plan.lam,
-            spec.settings.prune.prunable,
-            measures(plan.scheduler, self.seed, manager),
-        )
+        self.pruner = self._pruner(plan.pruning)
         # Of several processes, the first alone writes, and tells recorders and plugins what happens.
         self.first = distributed.rank() == 0
         self.recorders: list[Recorder] = [part.build() for part in spec.listed("recorders")]
@@ -118,17 +116,48 @@ class _Execution:
             origins=dict(spec.origins),
             spec_text=spec.text,
             environment=setup.environment(plan),
-            shapes={layer.name: layer.shape for layer in self.pruner.layers},
+            shapes={layer.name: layer.shape for layer in self.pruner.layers} if self.pruner else {},
             metric_names=metric_names(plan.splits),
-            total_steps=None if self.pruner.levels is None else len(self.pruner.levels),
+            total_steps=self._total_steps,
             spec_hash=self.state.spec_hash,
             inputs=dict(self.state.inputs),
         )
 
+    def _pruner(self, given: setup.Pruning | None) -> Pruner | None:
+        """What makes the steps; ``None`` for a run that does not prune."""
+        settings = self.settings.prune
+        if given is None or settings is None:
+            return None
+        # Before anything is written: a selector may need to know which way a weight's inputs lie.
+        few = self.splits.train.first(_LOOKED_AT)
+        prunable = prunable_parameters(self.model, settings.prunable)
+        observe_axes(self.model, prunable, lambda: [(few.x, few.y)])
+        return Pruner(
+            self.surroundings,
+            given.criterion,
+            given.scheduler,
+            given.selector,
+            given.lam,
+            settings.prunable,
+            measures(given.scheduler, self.seeds["sample"], self.manager),
+        )
+
+    @property
+    def _total_steps(self) -> int | None:
+        """How many steps there will be; ``None`` if the scheduler adapts."""
+        if self.pruner is None:
+            return 0
+        return None if self.pruner.levels is None else len(self.pruner.levels)
+
+    @property
+    def _masks(self) -> dict[str, Tensor]:
+        return {} if self.pruner is None else self.pruner.masks
+
     @property
     def _only_masked(self) -> bool:
         """Have pruning steps changed nothing but masks so far?"""
-        return not self._updated and self.settings.prune.recalibrate_batchnorm is None
+        settings = self.settings.prune
+        return not self._updated and (settings is None or settings.recalibrate_batchnorm is None)
 
     def _restore(self) -> None:
         """Put model and masks back to where the state was saved."""
@@ -139,7 +168,7 @@ class _Execution:
             state.weights[phase] = {name: t.to(dtypes[name]) for name, t in weights.items()}
         self._phases.update(state.weights)
         setup.load_state(self.model, state.current or state.weights["dense"])
-        if state.masks:
+        if state.masks and self.pruner is not None:
             self.pruner.restore(state.masks)
             if not state.current:
                 apply_masks(self.model, state.masks)
@@ -184,24 +213,28 @@ class _Execution:
         settings = self.settings.train
         if settings is not None and self.spec.data["model"]["checkpoint"] is None and settings.epochs:
             self._begin("train", settings.epochs)
-            self._epochs("dense", Trainer(self.model, self.splits, self.loss, settings, self.seed, "dense"))
+            trainer = Trainer(self.model, self.splits, self.loss, settings, self.seeds["order"], "dense")
+            self._epochs("dense", trainer)
         self._close_phase("dense", self._metrics(), "prune")
 
     def _prune(self) -> None:
-        state, total = self.state, self.view.total_steps
+        state, total, pruner, settings = self.state, self.view.total_steps, self.pruner, self.settings.prune
         last: Metrics | None = None
         self._ask("dense")
+        if pruner is None or settings is None:
+            self._move_to("finetune", setup.state_of(self.model))
+            return
         self._begin("prune", total)
-        for cost in self.pruner.costs if total is None or state.done < total else ():
+        for cost in pruner.costs if total is None or state.done < total else ():
             self.listener.message(cost)
-        for outcome in self.pruner.outcomes(self._sample, state.attempts, state.done):
-            if self.pruner.levels is None:
+        for outcome in pruner.outcomes(partial(self._sample, settings), state.attempts, state.done):
+            if pruner.levels is None:
                 state.attempts.append(outcome.attempt)
             if outcome.step is None:
                 self._taken_back(outcome.attempt)
             else:
-                last = self._step(outcome, outcome.step)
-        if last is None or self.settings.prune.recalibrate_batchnorm is not None:
+                last = self._step(outcome, outcome.step, settings)
+        if last is None or settings.recalibrate_batchnorm is not None:
             last = self._metrics()
         self._close_phase("pruned", last, "finetune")
 
@@ -210,8 +243,15 @@ class _Execution:
         self._ask("pruned")
         if settings is not None and settings.epochs:
             self._begin("finetune", settings.epochs)
-            masks = self.pruner.masks
-            trainer = Trainer(self.model, self.splits, self.loss, settings, self.seed, "finetuned", masks)
+            trainer = Trainer(
+                self.model,
+                self.splits,
+                self.loss,
+                settings,
+                self.seeds["finetune"],
+                "finetuned",
+                self._masks,
+            )
             self._epochs("finetuned", trainer)
             self._close_phase("finetuned", self._metrics(), "probes")
         else:
@@ -229,7 +269,7 @@ class _Execution:
         if name != "end" and (state.done or name not in self._phases):
             return
         asked = {label for label, record in state.probes if record.moment == name}
-        moment = Moment(name, self.surroundings, self.pruner.masks)
+        moment = Moment(name, self.surroundings, self._masks)
         for label, (probe, moments) in self.probes.items():
             if moments.at(name) and label not in asked:
                 state.probes.append((label, self._measured(label, probe, moment)))
@@ -242,7 +282,7 @@ class _Execution:
     def _measured(self, label: str, probe: Probe, moment: Moment) -> ProbeRecord:
         # The last run phase keeps the generator that it had before probes had moments.
         place = () if moment.name == "end" else (moment.name, moment.step or 0)
-        record = probe.measure(moment, generator(self.seed, "probe", label, *place))
+        record = probe.measure(moment, generator(self.seeds["sample"], "probe", label, *place))
         return plain(replace(record, moment=moment.name, step=moment.step, name=probe.name))
 
     # -- parts of phases ---------------------------------------------------------------------------
@@ -275,13 +315,12 @@ class _Execution:
         if state.best is not None:
             setup.load_state(self.model, state.best["weights"])
 
-    def _sample(self, index: int) -> Sample:
+    def _sample(self, settings: Prune, index: int) -> Sample:
         """The examples of a step."""
-        settings = self.settings.prune
         draw = 0 if settings.sample == "fixed" else index
         self._examples = self._draw(settings.examples, "examples", draw)
         chosen = self.splits.train.take(self._examples[distributed.shard(len(self._examples))])
-        return Sample([(chosen.x, chosen.y)], generator(self.seed, "statistics", index))
+        return Sample([(chosen.x, chosen.y)], generator(self.seeds["sample"], "statistics", index))
 
     def _taken_back(self, attempt: Attempt) -> None:
         """Everything is as before the attempt; only the attempt itself is new."""
@@ -289,8 +328,8 @@ class _Execution:
         self._tell("attempt_finished", attempt)
         self.listener.attempt(attempt)
 
-    def _step(self, outcome: Outcome, record: StepRecord) -> Metrics:
-        settings, state = self.settings.prune, self.state
+    def _step(self, outcome: Outcome, record: StepRecord, settings: Prune) -> Metrics:
+        state = self.state
         measured = self._metrics()
         record = replace(
             record,
@@ -307,7 +346,7 @@ class _Execution:
             recalibrate(self.model, self.splits.train.take(chosen))
             self._same_weights()
         state.steps.append(record)
-        state.masks = {name: m.cpu() for name, m in self.pruner.masks.items()}
+        state.masks = {name: m.cpu() for name, m in self._masks.items()}
         state.examples = self._examples
         state.done = record.step
         state.probes = [(label, old) for label, old in state.probes if old.step is None]
@@ -316,9 +355,10 @@ class _Execution:
                 assert outcome.moment is not None
                 state.probes.append((label, self._measured(label, probe, outcome.moment)))
         state.current = {} if self._only_masked else setup.state_of(self.model)
-        if not self._only_masked or self.pruner.levels is None:
+        adapts = self.view.total_steps is None
+        if not self._only_masked or adapts:
             self._save()  # else the results file will hold all there is to know
-        if self.pruner.levels is None:
+        if adapts:
             self._tell("attempt_finished", outcome.attempt)
         for label, probed in state.probes:
             if probed.step is not None:
@@ -332,7 +372,7 @@ class _Execution:
         total = len(self.splits.train)
         if count is None or count >= total:
             return torch.arange(total, device="cpu")
-        return torch.randperm(total, generator=generator(self.seed, *labels), device="cpu")[:count]
+        return torch.randperm(total, generator=generator(self.seeds["sample"], *labels), device="cpu")[:count]
 
     def _metrics(self) -> Metrics:
         return metrics(self.model, self.splits, self.loss, self.settings.evaluate.train_examples)

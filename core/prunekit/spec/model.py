@@ -55,6 +55,19 @@ class Prune(Options):
     """After each step's measurement, recompute BatchNorm's running statistics on this many examples."""
 
 
+class Seeds(Options):
+    """One seed for each kind of randomness, to tell them apart; ``seed`` stands in for those left out."""
+
+    init: int | None = Field(default=None, ge=0, lt=2**63)
+    """The network's first weights."""
+    order: int | None = Field(default=None, ge=0, lt=2**63)
+    """Order, augmentation and dropout of the dense network's training."""
+    sample: int | None = Field(default=None, ge=0, lt=2**63)
+    """Examples of the steps, what their statistics draw, and probes."""
+    finetune: int | None = Field(default=None, ge=0, lt=2**63)
+    """Order, augmentation and dropout of fine-tuning."""
+
+
 class Evaluate(Options):
     """What the reported metrics are measured on."""
 
@@ -87,13 +100,14 @@ class Settings(Options):
     name: str = Field(default="run", min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")
     """Names the default output; the spec file's own name where it is left out."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    seeds: Seeds = Seeds()
     device: Annotated[str, AfterValidator(_device)] = "auto"
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     model: ModelChoice
     dataset: DatasetChoice
     loss: LossChoice | None = None
     train: Train | None = None
-    prune: Prune
+    prune: Prune | None = None
     finetune: Train | None = None
     evaluate: Evaluate = Evaluate()
     memory: Annotated[int | None, BeforeValidator(_bytes), PlainSerializer(lambda v: v)] = Field(

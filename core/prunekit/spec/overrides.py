@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prunekit.component import scalar
 from prunekit.errors import SpecError
@@ -80,18 +80,38 @@ def inherit_training(data: Plain) -> list[str]:
     return missing
 
 
+def inherit_seeds(data: Plain, names: Iterable[str]) -> list[str]:
+    """Fill the seeds that are left out with ``seed``; returns their names."""
+    seeds = data.setdefault("seeds", {})
+    if not isinstance(seeds, dict):
+        return []
+    missing = [name for name in names if seeds.get(name) is None]
+    seeds.update(dict.fromkeys(missing, data.get("seed", 0)))
+    return missing
+
+
 def origins_of(
-    data: Plain, document: Document, flags: list[Key], inherited: list[str], path: Key = ()
+    data: Plain,
+    document: Document,
+    flags: list[Key],
+    inherited: Mapping[Key, Key],
+    path: Key = (),
 ) -> Iterator[tuple[str, str]]:
-    """Where every value came from: its dotted path, and ``default``, ``file`` or ``flag``."""
+    """Where every value came from: its dotted path, and ``default``, ``file`` or ``flag``.
+
+    Args:
+        data: All values.
+        document: What the file gave.
+        flags: What flags gave.
+        inherited: Where values are copies: the place, two keys long, to that of the original.
+        path: Where ``data`` stands.
+    """
     if isinstance(data, dict | list) and data:
         items = data.items() if isinstance(data, dict) else enumerate(data)
         for key, value in items:
             yield from origins_of(value, document, flags, inherited, (*path, key))
         return
-    source = path
-    if len(path) > 1 and path[0] == "finetune" and path[1] in inherited:
-        source = ("train", *path[1:])
+    source = (*inherited.get(path[:2], path[:2]), *path[2:])
     if any(flag == source[: len(flag)] for flag in flags):
         yield dotted(path), "flag"
     elif _given(document.data, source):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ from prunekit.pruning.criterion import locality_weight
 from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.records import Plain, Row
 from prunekit.spec import text as yaml_text
-from prunekit.spec.model import Settings
-from prunekit.spec.overrides import inherit_training, origins_of, override, plain
+from prunekit.spec.model import Seeds, Settings
+from prunekit.spec.overrides import inherit_seeds, inherit_training, origins_of, override, plain
 from prunekit.spec.problems import Problems, at, shown
 from prunekit.spec.text import Document, Key
 
@@ -62,6 +63,10 @@ class Part:
     def data(self) -> dict[str, Plain]:
         """The whole mapping, with defaults, as JSON data; a copy."""
         return {"name": self.cls.name, **self.engine, **self._options.model_dump(mode="json")}
+
+    def locate(self, written: str | Path) -> Path:
+        """Where a path that the spec gives lies: relative ones start at the spec's folder, ``~`` is the home folder."""
+        return self.base / os.path.expanduser(written)
 
     def build(self) -> Any:
         """Construct the component; relative paths among its options start at the spec's folder."""
@@ -113,9 +118,9 @@ class Spec:
         """Files that the run reads: the spec, the checkpoint, whatever a plugin's options name."""
         files = [Path(self.source)]
         for part in self.parts.values():
-            files += [part.base / path for path in part.paths.values()]
+            files += [part.locate(path) for path in part.paths.values()]
             if part.engine.get("checkpoint") is not None:
-                files.append(part.base / part.engine["checkpoint"])
+                files.append(part.locate(part.engine["checkpoint"]))
         return files
 
     def listed(self, field: str) -> list[Part]:
@@ -136,7 +141,7 @@ def load(
     if isinstance(spec, Mapping):
         document = Document(plain(dict(spec), "spec"), "spec")
         return resolve(document, overrides or {}, Path.cwd(), manager)
-    path = Path(spec)
+    path = Path(os.path.expanduser(spec))
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -154,8 +159,9 @@ def resolve(document: Document, overrides: Row, base: Path, manager: PluginManag
     if document.marks:  # read from a file
         data.setdefault("name", Path(document.source).stem)
     problems = Problems(document, data, flags)
-    inherited = inherit_training(data)
-    problems.elsewhere = [("finetune", key) for key in inherited]
+    inherited: dict[Key, Key] = {("finetune", key): ("train", key) for key in inherit_training(data)}
+    inherited |= {("seeds", name): ("seed",) for name in inherit_seeds(data, Seeds.model_fields)}
+    problems.elsewhere = list(inherited)
     settings: Settings | None = None
     try:
         settings = Settings.model_validate_json(json.dumps(data))
@@ -163,6 +169,11 @@ def resolve(document: Document, overrides: Row, base: Path, manager: PluginManag
         problems.add(error, (), Settings)
     parts = dict(_parts(data, base, manager, problems))
     _check_schedule(parts, problems)
+    if data.get("prune") is None and data.get("finetune") is not None:
+        problems.say(
+            ("finetune",),
+            "has nothing to fine-tune without `prune`; `train` takes all epochs of a dense network",
+        )
     if problems.lines:
         raise SpecError(problems.in_order())
     assert settings is not None
@@ -176,7 +187,7 @@ def resolve(document: Document, overrides: Row, base: Path, manager: PluginManag
 def _parts(data: Plain, base: Path, manager: PluginManager, problems: Problems) -> Iterator[tuple[Key, Part]]:
     for kind, known in KINDS.items():
         path = known.slot
-        if path is None:
+        if path is None or (path[0] == "prune" and data.get("prune") is None):
             continue
         node = data
         for part in path:
@@ -231,6 +242,9 @@ def _check_engine_keys(path: Key, engine: dict[str, Plain], problems: Problems) 
         problems.say((*path, "lambda"), f"must be a finite number >= 0; found {shown(lam)}")
     if "lambda" in engine:
         engine["lambda"] = lam
+    split = engine.get("split_seed", 0)
+    if isinstance(split, bool) or not isinstance(split, int) or not 0 <= split < 2**63:
+        problems.say((*path, "split_seed"), f"must be a whole number >= 0; found {shown(split)}")
     checkpoint = engine.get("checkpoint")
     if checkpoint is not None and not isinstance(checkpoint, str):
         problems.say((*path, "checkpoint"), f"must be a file's path; found {shown(checkpoint)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -94,7 +95,7 @@ class _Builder:
         self.nodes += 1
         if self.nodes > _MAX_NODES:
             raise SpecError(f"{self.document.source}: holds more than {_MAX_NODES} values")
-        self.document.marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
+        self.document.marks.setdefault(path, _mark(node))
         if isinstance(node, MappingNode):
             return self._mapping(node, path)
         if isinstance(node, SequenceNode):
@@ -110,20 +111,41 @@ class _Builder:
 
     def _mapping(self, node: MappingNode, path: Key) -> dict[str, Plain]:
         result: dict[str, Plain] = {}
-        for key_node, value_node in node.value:
-            mark = key_node.start_mark.line + 1, key_node.start_mark.column + 1
-            if not isinstance(key_node, ScalarNode):
-                raise SpecError(
-                    f"{self.document.source}:{mark[0]}:{mark[1]}: {dotted(path) or 'spec'}: a key must be a word"
-                )
-            key = str(key_node.value)
-            if key in result:
-                raise SpecError(
-                    f"{self.document.source}:{mark[0]}:{mark[1]}: {dotted((*path, key))}: this key is given twice"
-                )
-            self.document.marks[(*path, key)] = mark
+        for key, (key_node, value_node) in self._entries(node, path).items():
+            self.document.marks[(*path, key)] = _mark(key_node)
             result[key] = self.build(value_node, (*path, key))
         return result
+
+    def _entries(self, node: MappingNode, path: Key) -> dict[str, tuple[ScalarNode, Node]]:
+        """Key to the nodes of key and value; keys of the mapping itself win over those that are merged into it."""
+        self.nodes += 1
+        own: dict[str, tuple[ScalarNode, Node]] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, ScalarNode):
+                self._refuse(key_node, path, "a key must be a word")
+            key = str(key_node.value)
+            if key in own:
+                self._refuse(key_node, (*path, key), "this key is given twice")
+            own[key] = key_node, value_node
+        if "<<" not in own or own["<<"][0].style is not None:  # in quotes it is a key like any other
+            return own
+        key_node, value_node = own.pop("<<")
+        merged: dict[str, tuple[ScalarNode, Node]] = {}
+        # Of several, the first wins.
+        for source in reversed(value_node.value if isinstance(value_node, SequenceNode) else [value_node]):
+            if not isinstance(source, MappingNode):
+                self._refuse(key_node, path, "the merge key << takes a mapping, or a list of mappings")
+            merged.update(self._entries(source, path))
+        return merged | own
+
+    def _refuse(self, node: Node, path: Key, why: str) -> NoReturn:
+        line, column = _mark(node)
+        raise SpecError(f"{self.document.source}:{line}:{column}: {dotted(path) or 'spec'}: {why}")
+
+
+def _mark(node: Node) -> tuple[int, int]:
+    """Line and column, from 1."""
+    return node.start_mark.line + 1, node.start_mark.column + 1
 
 
 def _scalar(node: ScalarNode) -> Plain:

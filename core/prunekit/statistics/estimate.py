@@ -23,8 +23,10 @@ from prunekit.statistics.verification import (
     Layout,
     Shapes,
     examine_anew,
+    in_part,
     input_shapes,
     known_layout,
+    refuse_cut,
     weigh_once,
 )
 
@@ -129,16 +131,19 @@ class _Pass:
         memory = self.problem.memory
         room = memory // (2 * _TWICE) if self.twice else memory * 3 // 4
         size = max(1, room // layout.bytes_per_example)
+        examples, first = count(inputs), True
         for some, their_targets in pieces(inputs, targets, size):
-            batch, uses = forward(self.problem, some, their_targets, self.capture)
+            with in_part(layout, examples, count(some)):
+                batch, uses = forward(self.problem, some, their_targets, self.capture)
+            if first and size < examples:
+                refuse_cut(self.problem, inputs, batch.outputs)
+            first = False
             if self.capture:
                 graph = Graph(batch.outputs)
                 if graph.shape != layout.shape_of_graph and shapes not in self._fresh:
                     layout = self._layouts[shapes] = examine_anew(self.problem, shapes, inputs, targets)
                     self._fresh.add(shapes)
-                batch.uses, batch.others = layout.sort(
-                    uses, graph, self.problem.parameters, len(batch.outputs)
-                )
+                layout.sort(batch, uses, graph)
             batch.needed_again = len(self.working) > 1
             for key, estimator in self.working.items():
                 estimator.add(replace(batch, problem=self.problems[key]))

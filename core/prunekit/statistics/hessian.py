@@ -74,7 +74,10 @@ def refuse_wrong_second_derivatives(problem: Problem, inputs: Inputs, targets: T
     Raises:
         UnsupportedError: Naming the parameters.
     """
-    batch, _ = forward(problem, few_examples(inputs), few_examples(targets), capture=False)
+    try:
+        batch, _ = forward(problem, few_examples(inputs), few_examples(targets), capture=False)
+    except Exception:  # a network that takes no few; other reasons come back with the whole batch
+        batch, _ = forward(problem, inputs, targets, capture=False)
     product = batch.hessian_products()
 
     def vector(seed: int, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:

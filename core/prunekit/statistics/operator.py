@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.autograd import forward_ad
@@ -14,13 +16,14 @@ from torch.utils.checkpoint import CheckpointError
 from prunekit import distributed
 from prunekit.errors import DataError, SpecError
 from prunekit.losses.base import Loss
-from prunekit.network.call import Batch, Inputs, call, count, ordinary, pieces, unpack
+from prunekit.masks.weights import FlatIndex
+from prunekit.network.call import Batch, Inputs, call, count, ordinary, pieces, rows, unpack
 from prunekit.network.devices import device_errors
 from prunekit.network.ordinary import ordinary_tensors
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.problem import ForwardPass, Problem, forward
-from prunekit.statistics.verification import input_shapes, weigh_once
+from prunekit.statistics.verification import in_part, input_shapes, refuse_cut, weigh_once
 
 Batches: TypeAlias = Iterable[Batch]
 
@@ -30,7 +33,9 @@ _KEPT = 3  # a graph that is differentiated twice, or carries tangents, keeps ab
 class Operator:
     """A symmetric matrix over some parameters, averaged like the loss, known by its products.
 
-    ``op @ vector`` takes and returns ``{parameter name: tensor}``. Every product reads the data once and
+    ``op @ vector`` takes and returns ``{parameter name: tensor}``, or one flat vector over all parameters, in their
+    order, as a tensor or an array; with :attr:`shape`, :attr:`dtype` and :meth:`matvec`, scipy's solvers take the
+    operator as it is (``scipy.sparse.linalg.eigsh(op, k=5)``). Every product reads the data once and
     leaves the model as it was found: its mode, buffers, ``.grad``, flags and random state.
 
     * ``ggn``: JᵀHJ, J the Jacobian of the outputs, H the loss's Hessian in them (Schraudolph, 2002,
@@ -61,6 +66,7 @@ class Operator:
         self.kind = kind
         self._batches = batches
         self._examined = False
+        self._cut = False  # whether batches have been cut, and found to bear it
         self._problem = Problem(model, dict(parameters), loss, Generator(), memory)
 
     @property
@@ -68,31 +74,86 @@ class Operator:
         """Shape of a vector's tensors, by parameter."""
         return {name: p.shape for name, p in self._problem.parameters.items()}
 
-    @distributed.together()
-    @device_errors()
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix: the number of weights, twice."""
+        size = sum(shape.numel() for shape in self.shapes.values())
+        return size, size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type (numpy's) of a product of flat arrays."""
+        dtypes = map(self._problem.dtype, self._problem.parameters.values())
+        widest = functools.reduce(torch.promote_types, dtypes, torch.float32)
+        return np.dtype(str(widest).removeprefix("torch."))
+
+    def matvec(self, vector: np.ndarray) -> np.ndarray:
+        """Multiply a flat array, as scipy's solvers do; also ``[weights, 1]``."""
+        product = self @ np.reshape(vector, -1)
+        return np.reshape(product, np.shape(vector))
+
+    rmatvec = matvec  # it is symmetric
+
+    @overload
+    def __matmul__(self, vector: Mapping[str, Any]) -> dict[str, Tensor]: ...
+
+    @overload
+    def __matmul__(self, vector: Tensor) -> Tensor: ...
+
+    @overload
+    def __matmul__(self, vector: np.ndarray) -> np.ndarray: ...
+
     @ordinary_tensors()
-    def __matmul__(self, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def __matmul__(self, vector: Any) -> dict[str, Tensor] | Tensor | np.ndarray:
         """Multiply.
 
         Args:
-            vector: One tensor per parameter, in its shape; taken to its dtype and device.
+            vector: ``{parameter name: tensor}``, each in its parameter's shape; or a tensor or an array
+                ``[weights]`` or ``[weights, vectors]``, all parameters flattened one after another in the order of
+                :attr:`shapes`. Taken to the parameters' dtype and device.
 
         Returns:
-            Tensors of the same shapes, in float32 at least.
+            The same kind, in float32 at least.
 
         Raises:
             SpecError: If names or shapes are not the operator's.
             DataError: If there are no examples.
         """
+        if isinstance(vector, np.ndarray):
+            product = self._flat_product(torch.from_numpy(np.array(vector)))
+            return product.numpy().astype(self.dtype, copy=False)
+        if isinstance(vector, Tensor):
+            return self._flat_product(vector)
+        if isinstance(vector, Mapping):
+            return self._product(vector)
+        raise SpecError(f"vector: {type(vector).__name__}; accepted is {self._accepted()}")
+
+    def _flat_product(self, vector: Tensor) -> Tensor:
+        size = self.shape[0]
+        if vector.ndim not in (1, 2) or len(vector) != size:
+            raise SpecError(f"vector: it has shape {tuple(vector.shape)}; accepted is {self._accepted()}")
+        if vector.ndim == 2:
+            return torch.stack([self._flat_product(column) for column in vector.unbind(1)], 1)
+        index = FlatIndex(self.shapes)
+        return index.flat(self._product(index.split(vector.contiguous()))).to(vector.device)
+
+    def _accepted(self) -> str:
+        size, names = self.shape[0], list(self.shapes)
+        some = ", ".join(f"{name!r}: tensor {tuple(self.shapes[name])}" for name in names[:2])
+        return (
+            f"a mapping {{{some}{', …' if len(names) > 2 else ''}}}, or a tensor or an array of shape ({size},) or "
+            f"({size}, vectors), the parameters flattened in that order"
+        )
+
+    @distributed.together()
+    @device_errors()
+    def _product(self, vector: Mapping[str, Any]) -> dict[str, Tensor]:
         problem = self._problem
         vector = self._checked(vector)
         product = _PRODUCTS[self.kind]
         refuse_batch_statistics(problem.model)
         total, normaliser = problem.zeros(), 0.0
-        with (
-            evaluating(problem.model, tuple(problem.parameters)),
-            differentiable(),
-        ):
+        with evaluating(problem.model, tuple(problem.parameters)), differentiable():
             for batch in self._batches():
                 batch_inputs, batch_targets = unpack(batch)
                 if count(batch_inputs) == 0:
@@ -102,8 +163,15 @@ class Operator:
                     self._examined = True
                 layout = weigh_once(problem, input_shapes(batch_inputs), batch_inputs, batch_targets)
                 size = max(1, problem.memory // (_KEPT * layout.bytes_per_example))
+                examples = count(batch_inputs)
+                if size < examples and not self._cut:
+                    with in_part(layout, examples, size):
+                        first = call(problem.model, rows(batch_inputs, 0, size)).detach()
+                    refuse_cut(problem, batch_inputs, first)
+                    self._cut = True
                 for inputs, targets in pieces(batch_inputs, batch_targets, size):
-                    products, weight = product(problem, inputs, targets, vector)
+                    with in_part(layout, examples, count(inputs)):
+                        products, weight = product(problem, inputs, targets, vector)
                     normaliser += weight
                     for name, value in products.items():
                         total[name] += value
@@ -112,20 +180,31 @@ class Operator:
             raise DataError("no example counts for the loss; the batches are empty, or all targets ignored")
         return {name: value / normaliser for name, value in distributed.total(total).items()}
 
-    def _checked(self, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _checked(self, vector: Mapping[str, Any]) -> dict[str, Tensor]:
         parameters = self._problem.parameters
         problems = [f"vector: {name!r} is missing" for name in parameters if name not in vector]
         problems += [
             f"vector: the operator has no parameter {name!r}" for name in vector if name not in parameters
         ]
+        given = {name: vector[name] for name in parameters if name in vector}
         problems += [
-            f"vector: {name!r} has shape {tuple(vector[name].shape)}, the parameter {tuple(p.shape)}"
-            for name, p in parameters.items()
-            if name in vector and vector[name].shape != p.shape
+            f"vector: {name!r} is {type(value).__name__}, not a tensor or an array"
+            for name, value in given.items()
+            if not isinstance(value, Tensor | np.ndarray)
+        ]
+        problems += [
+            f"vector: {name!r} has shape {tuple(value.shape)}, the parameter {tuple(parameters[name].shape)}"
+            for name, value in given.items()
+            if isinstance(value, Tensor | np.ndarray) and tuple(value.shape) != tuple(parameters[name].shape)
         ]
         if problems:
             raise SpecError(problems)
-        return {name: ordinary(vector[name].detach()).to(p) for name, p in parameters.items()}
+        return {name: ordinary(_tensor(given[name]).detach()).to(p) for name, p in parameters.items()}
+
+
+def _tensor(value: Tensor | np.ndarray) -> Tensor:
+    """Not ``torch.as_tensor``, which takes tensors to the process's default device."""
+    return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
 
 
 Product: TypeAlias = tuple[dict[str, Tensor], float]
@@ -151,7 +230,7 @@ def _fisher(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[s
     def back(outputs: Tensor, change: Tensor) -> Tensor:
         total = torch.zeros_like(outputs)
         for column in problem.loss.term_gradients(outputs, targets):
-            along = (column * change).flatten(1).sum(1)
+            along = (column * change).reshape(len(column), -1).sum(1)
             total += column * along.view(-1, *(1,) * (column.ndim - 1))
         return total
 

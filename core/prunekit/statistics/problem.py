@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from prunekit.errors import UnsupportedError
-from prunekit.masks.prunable import layers_of
+from prunekit.masks.axes import layers_of
 from prunekit.masks.weights import FlatIndex, Layer
 from prunekit.network.call import Inputs, call
 from prunekit.network.hooks import Unhooked, note_hooks
@@ -77,6 +77,7 @@ class ForwardPass:
         normaliser: What the sum of the terms is divided by.
         uses: Parameter to its uses, for parameters whose uses are known to be all and example-first.
         others: Parameters in use that need the general, per-example fallback.
+        bytes_per_example: Memory that an example's activations take, about.
         needed_again: Whether another estimator still needs the graph, so that it must be retained.
     """
 
@@ -88,6 +89,7 @@ class ForwardPass:
     normaliser: float
     uses: Mapping[str, Sequence[Use]] = field(default_factory=dict)
     others: Sequence[str] = ()
+    bytes_per_example: int = 0
     needed_again: bool = True
 
     def backward(self, column: Tensor) -> dict[str, list[Tensor]]:

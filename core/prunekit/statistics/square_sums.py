@@ -140,13 +140,13 @@ class _Inward:
             # Along one axis, position o looks at o·stride + index·dilation − padding.
             shift = int(index[axis]) * geometry.dilation[axis] - geometry.padding[axis][0]
             stride = geometry.stride[axis]
-            low = max(0, -(shift // stride))
+            low = min(places[axis], max(0, -(shift // stride)))
             high = min(places[axis], (self._reach[axis] - 1 - shift) // stride + 1)
             box.append(slice(low, max(low, high)))
         numbers = torch.arange(self.positions, device=self._view.device).view(places)
         seen = self._view[start:stop][(..., *index, *box)].flatten(2)
-        n, channels, _ = seen.shape
-        inner = seen.permute(2, 0, 1).reshape(-1, n, geometry.groups, channels // geometry.groups)
+        n, channels, positions = seen.shape
+        inner = seen.permute(2, 0, 1).reshape(positions, n, geometry.groups, channels // geometry.groups)
         return numbers[tuple(box)].flatten(), inner
 
 
@@ -258,6 +258,8 @@ class _Pairs:
             some = merged[:, start : start + rows]
             for offset in range(u.offsets):
                 valid, inward = u.at(offset, start, start + rows)
+                if not len(valid):  # a place of the kernel that sees only padding
+                    continue
                 i, j = torch.triu_indices(len(valid), len(valid), device=total.device)
                 products = inward[i] * inward[j]
                 products[i != j] *= 2  # which stands for both orders

@@ -37,7 +37,7 @@ class SquaredColumns(Estimator):
 
     def add(self, batch: ForwardPass) -> None:
         """Send every column back and add its squares."""
-        from prunekit.statistics.per_example import squared_columns
+        from prunekit.statistics.per_example import columns_at_once
         from prunekit.statistics.square_sums import SquareSum
 
         problem = self._problem
@@ -46,17 +46,26 @@ class SquaredColumns(Estimator):
             name: SquareSum(uses, count, problem.dtype(problem.parameters[name]), self._scratch)
             for name, uses in batch.uses.items()
         }
-        kept = []
+        kept: list[Tensor] = []
+        together = columns_at_once(batch, count) if batch.others else 0
         for column in columns:
             for name, returned in batch.backward(column).items():
                 squares[name].add(returned)
             if batch.others:
                 kept.append(column)
+                if len(kept) == together:
+                    self._add_others(batch, kept)
+                    kept = []
         for name, square in squares.items():
             self._add(name, square.total(problem.parameters[name].shape))
         if kept:
-            for name, value in squared_columns(batch, kept).items():
-                self._add(name, value)
+            self._add_others(batch, kept)
+
+    def _add_others(self, batch: ForwardPass, columns: list[Tensor]) -> None:
+        from prunekit.statistics.per_example import squared_columns
+
+        for name, value in squared_columns(batch, columns).items():
+            self._add(name, value)
 
     def _add(self, name: str, value: Tensor | None) -> None:
         if value is not None:

@@ -1,18 +1,23 @@
-"""Which captured uses can be trusted, and how much memory an example takes: asked of three examples.
+"""Which captured uses can be trusted, and how much memory an example takes.
 
-Three examples go through the network once. A random vector is sent back, and for each parameter the
-product of its captured activations and returned gradients must give autograd's own gradient: then the
-uses are all there and their geometry is understood. The same vector with only one example kept must
-reach nothing but that row of every use: then the first axis is the example. Whatever fails goes to
-the per-example fallback, so a network that folds, transposes or normalises in its own way costs time,
-never correctness.
+Three examples go through the network once, or the whole batch, where the network does not take three. A random
+vector is sent back, and for each parameter the product of its captured activations and returned gradients must
+give autograd's own gradient: then the uses are all there and their geometry is understood. The same vector with
+each example's part multiplied by a factor of its own must bring back the same, each row times the factor of its
+example: then the first axis is the example. That is asked of the batch at hand too, since what holds for three rows
+may not hold for these: of each number of examples once, and of every slice where the network picks rows by values
+(a sort, a gather). Whatever fails goes to the per-example fallback, so a network that folds, transposes or
+normalises in its own way costs time, never correctness.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count as count_from
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -20,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from prunekit.network.call import Inputs, few_examples
+from prunekit.errors import PrunekitError, UnsupportedError
+from prunekit.network.call import Inputs, call, count, few_examples, picked
 from prunekit.statistics.capture import Signature, Use
 from prunekit.statistics.contraction import gradient
 from prunekit.statistics.problem import ForwardPass, Problem, forward
@@ -40,23 +46,27 @@ class Layout:
         trusted: Parameter to the signatures of its uses.
         bytes_per_example: Activations kept for a backward pass, with room for what is made from them.
         shape_of_graph: Operations of the graph that was examined; see :class:`Graph`.
+        takes_few: Whether the network takes a few examples of a batch by themselves.
+        in_place: Numbers of examples for which the rows of every use have been found to be the examples.
     """
 
     trusted: Mapping[str, tuple[Signature, ...]]
     bytes_per_example: int
     shape_of_graph: int = 0
+    takes_few: bool = True
+    in_place: set[int] = field(default_factory=set, compare=False)
 
-    def sort(
-        self, uses: Sequence[Use], graph: Graph, parameters: Mapping[str, Tensor], examples: int
-    ) -> tuple[dict[str, list[Use]], list[str]]:
+    def sort(self, batch: ForwardPass, uses: Sequence[Use], graph: Graph) -> None:
         """Split the parameters of a real pass into captured ones and ones for the fallback.
 
         What three examples do not use, others may (a mixture's experts), so this pass's graph decides
         whether a parameter is in use, and whether all its uses were seen.
         """
         by_name = _by_name(uses)
-        n = examples
-        captured, others = {}, []
+        n = len(batch.outputs)
+        captured: dict[str, list[Use]] = {}
+        others: list[str] = []
+        parameters = batch.problem.parameters
         for name, parameter in parameters.items():
             its_uses = by_name.get(name, [])
             known = bool(its_uses) and self.trusted.get(name) == tuple(u.signature for u in its_uses)
@@ -65,7 +75,17 @@ class Layout:
                 captured[name] = its_uses
             elif graph.edges[id(parameter)] and parameter.numel():
                 others.append(name)
-        return captured, others
+        batch.uses, batch.others = captured, others
+        batch.bytes_per_example = self.bytes_per_example
+        known_way = graph.shape == self.shape_of_graph and not graph.picks_rows
+        if known_way and n in self.in_place:
+            return
+        mixed = _mixed(batch, thorough=not known_way)
+        if mixed:
+            batch.uses = {name: captured[name] for name in captured if name not in mixed}
+            batch.others = [name for name in parameters if name in mixed or name in others]
+        elif known_way:
+            self.in_place.add(n)
 
 
 class Graph:
@@ -75,12 +95,14 @@ class Graph:
         edges: How many edges lead to each leaf, by the leaf's identity.
         shape: A hash of all operations with the axes and places they work on, in the order of a walk; the
             same for two passes of one network that take the same way, whatever the number of examples.
+        picks_rows: Whether values may decide which row meets which: a sort, a gather, a function of the user's own.
     """
 
     def __init__(self, outputs: Tensor) -> None:
         seen: dict[object, int] = {}
         walk: list[object] = []
         self.edges: Counter[int] = Counter()
+        self.picks_rows = False
         waiting: list[Any] = [outputs.grad_fn]
         while waiting:
             node = waiting.pop()
@@ -92,6 +114,7 @@ class Graph:
                 continue
             seen[node] = len(seen)
             walk.append((node.name(), id(leaf), *(_plain(getattr(node, key, None)) for key in _PLACES)))
+            self.picks_rows = self.picks_rows or _picks_rows(node)
             waiting += [following for following, _ in node.next_functions]
         self.shape = hash(repr(walk))
 
@@ -101,6 +124,40 @@ _PLACES = tuple(
     for key in ("dim", "dim0", "dim1", "dims", "index", "start", "end", "step", "repeats", "equation")
 )
 """What tells operations of one name apart besides sizes."""
+
+
+_PICKING = (
+    "Gather",
+    "Index",
+    "Kthvalue",
+    "MaskedS",  # masked_select, masked_scatter
+    "Mode",
+    "Put",
+    "RepeatInterleave",
+    "Scatter",
+    "Segment",
+    "Sort",
+    "Sparse",
+    "Take",
+    "Topk",
+    "Unique",
+)
+_PRODUCTS = ("MmBackward", "AddmmBackward", "BmmBackward", "BaddbmmBackward")
+
+
+def _picks_rows(node: Any) -> bool:
+    """Whether an operation's values, not its axes, may decide which rows meet."""
+    name = node.name()
+    if name.startswith(_PICKING) or isinstance(node, torch.autograd.function.BackwardCFunction):
+        return True
+    if not name.startswith(_PRODUCTS):
+        return False
+    # A matrix ahead of something computed, such as a graph's edges ahead of its nodes.
+    left, right = (edge[0] for edge in node.next_functions[-2:])
+    while right is not None and right.name().startswith(("TBackward", "TransposeBackward")):
+        right = right.next_functions[0][0]
+    computed = right is not None and not hasattr(right, "variable")
+    return computed and (left is None or "bmm" not in name.lower())
 
 
 def _plain(value: object) -> object:
@@ -138,8 +195,18 @@ def examine_anew(problem: Problem, shapes: Shapes, inputs: Inputs, targets: Tens
 
 
 def examine(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) -> Layout:
-    """Find the layout for inputs of this shape, with three of its examples."""
-    examples = _EXAMPLES if capture else 1  # one is enough to be weighed
+    """Find the layout for inputs of this shape, with a few of its examples, or all where the network takes no few."""
+    for examples in (_EXAMPLES,) if capture else (1, _EXAMPLES):  # one is enough to be weighed
+        try:
+            return _examined(
+                problem, few_examples(inputs, examples), few_examples(targets, examples), capture
+            )
+        except Exception:  # a batch size that is fixed inside; other reasons come back below
+            continue
+    return replace(_examined(problem, inputs, targets, capture), takes_few=False)
+
+
+def _examined(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) -> Layout:
     seen: dict[int, int] = {}
     known = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
 
@@ -150,32 +217,103 @@ def examine(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) ->
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
-        batch, uses = forward(
-            problem, few_examples(inputs, examples), few_examples(targets, examples), capture
-        )
+        batch, uses = forward(problem, inputs, targets, capture)
     saved = sum(seen.values())
     products = 0
     if capture:
         columns = problem.loss.ggn_rank(batch.outputs, batch.targets)
         products = sum(_room(use, columns) for use in uses if not use.geometry.bias)
-    size = (2 * saved + products * batch.outputs.element_size()) // examples + 1
+    size = (2 * saved + products * batch.outputs.element_size()) // max(1, count(inputs)) + 1
     if not capture:
         return Layout({}, size)
     batch.uses = _by_name(uses)
     return Layout(_trusted(batch), size, Graph(batch.outputs).shape)
 
 
+@contextmanager
+def in_part(layout: Layout, examples: int, size: int) -> Iterator[None]:
+    """Run the network on some of a batch's examples; say so where it fails because they are not all.
+
+    Args:
+        layout: What was found for such inputs.
+        examples: Of the batch.
+        size: How many of them run.
+
+    Raises:
+        UnsupportedError: If the network does not take so many.
+    """
+    if size < examples and not layout.takes_few:
+        raise UnsupportedError(_WHOLE.format(examples))
+    try:
+        yield
+    except (PrunekitError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if size >= examples:
+            raise
+        raise UnsupportedError(
+            f"the network fails on {size} of a batch's {examples} examples, which together take more than the memory "
+            f"budget: {error}. Give smaller batches, or more memory (memory=)"
+        ) from error
+
+
+_WHOLE = (
+    "a batch of {} examples takes more than the memory budget, and the network gives other outputs for a part of a "
+    "batch than for the whole: its examples see each other (statistics of the batch, a sort, a graph), an input belongs "
+    "to all of them, or its batch size is fixed. Give smaller batches that are complete in themselves, or more memory "
+    "(memory=)"
+)
+
+
+def refuse_cut(problem: Problem, inputs: Inputs, outputs: Tensor) -> None:
+    """Refuse to cut a batch whose examples see each other.
+
+    A few examples of the first slice go through the network in other company; they must give what they gave.
+
+    Args:
+        problem: What is estimated.
+        inputs: The whole batch's.
+        outputs: Of its first slice.
+
+    Raises:
+        UnsupportedError: If they do not, saying what to do.
+    """
+    n, size = count(inputs), len(outputs)
+    mine = list(dict.fromkeys((size - 1, size // 2, 0)))[: max(1, size - 1)]
+    company = [n - 1, *mine]
+    random = torch.get_rng_state()
+    again = call(problem.model, picked(inputs, company)).detach()
+    drawn = not torch.equal(random, torch.get_rng_state())
+    torch.set_rng_state(random)
+    # What draws random numbers cannot be compared.
+    if not drawn and not (len(again) == len(company) and alike(again[1:], outputs[mine], outputs)):
+        raise UnsupportedError(_WHOLE.format(n))
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """How far two ways to one number may differ, of the largest: rounding, never another example."""
+    return min(0.06, 3 * math.sqrt(torch.finfo(dtype).eps))
+
+
+def alike(some: Tensor, others: Tensor, largest: Tensor | None = None) -> bool:
+    """Whether two passes gave the same, to rounding of the largest number among ``others`` or of ``largest``."""
+    if some.shape != others.shape:
+        return False
+    size = (others if largest is None else largest).detach().abs().nan_to_num(0.0, 0.0).max()
+    tolerance = rounding(others.dtype) * float(size)
+    return torch.allclose(
+        some.detach().double(), others.detach().double(), rtol=0.0, atol=tolerance, equal_nan=True
+    )
+
+
 def _trusted(batch: ForwardPass) -> dict[str, tuple[Signature, ...]]:
     """The signatures of the uses of each parameter whose captured products give autograd's own gradient."""
-    generator = torch.Generator().manual_seed(0)
-    column = torch.randn(batch.outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(
-        batch.outputs
-    )
+    column = _random_column(batch)
     parameters = batch.problem.parameters
     expected = torch.autograd.grad(
         (batch.outputs * column).sum(), list(parameters.values()), retain_graph=True, allow_unused=True
     )
-    returned, mixed = batch.backward(column), _mixed(batch, column)
+    returned, mixed = batch.backward(column), _mixed(batch, thorough=True)
     return {
         name: tuple(use.signature for use in batch.uses[name])
         for name, truth in zip(parameters, expected, strict=True)
@@ -186,17 +324,56 @@ def _trusted(batch: ForwardPass) -> dict[str, tuple[Signature, ...]]:
     }
 
 
-def _mixed(batch: ForwardPass, column: Tensor) -> set[str]:
-    """Parameters of which a row of some use gets another example's gradient."""
-    mixed = set()
-    for example in range(_EXAMPLES):
-        alone = torch.zeros_like(column)
-        alone[example] = column[example]
-        rest = [i for i in range(_EXAMPLES) if i != example]
-        for name, returned in batch.backward(alone).items():
-            if any(len(g) != _EXAMPLES or bool(g[rest].any()) for g in returned):
-                mixed.add(name)
+def _random_column(batch: ForwardPass) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(batch.outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return drawn.to(batch.outputs)
+
+
+def _mixed(batch: ForwardPass, thorough: bool) -> set[str]:
+    """Parameters of which a row of some use gets another example's gradient.
+
+    Each example's part of a random vector is multiplied by a power of two, with a sign; what comes back must be
+    multiplied by the same, exactly: powers of two cost no rounding.
+
+    Args:
+        batch: With its uses.
+        thorough: Give any two examples different factors, in as many passes as that takes, and not just most.
+    """
+    n = len(batch.outputs)
+    if not batch.uses or n == 1:
+        return set()
+    column = _random_column(batch)
+    returned = batch.backward(column)
+    mixed = {name for name, gradients in returned.items() if any(len(g) != n for g in gradients)}
+    kinds = 16 if column.dtype == torch.float16 else 32
+    numbers = torch.arange(n, device="cpu")
+    if thorough:
+        passes = next(p for p in count_from(1) if kinds**p >= n)
+        digits = [numbers // kinds**p % kinds for p in range(passes)]
+    else:
+        digits = [torch.randint(kinds, (n,), generator=torch.Generator().manual_seed(n), device="cpu")]
+    eps = torch.finfo(column.dtype).eps
+    # Kernels of a GPU may add in another order at every call.
+    tolerance = 64 * eps if column.device.type == "cpu" else eps**0.5
+    for digit in digits:
+        factors = ((1 - 2 * (digit % 2)) * 2.0 ** (digit // 2)).to(column)
+        again = batch.backward(column * _by_row(factors, column))
+        for name, gradients in again.items():
+            if name in mixed:
+                continue
+            for g, before in zip(gradients, returned[name], strict=True):
+                expected = before * _by_row(factors, before)
+                if torch.equal(g, expected):
+                    continue
+                bound = tolerance * expected.reshape(n, -1).abs().amax(1)
+                if not bool(((g - expected).reshape(n, -1).abs().amax(1) <= bound).all()):
+                    mixed.add(name)
     return mixed
+
+
+def _by_row(factors: Tensor, like: Tensor) -> Tensor:
+    return factors.to(like).view(-1, *(1,) * (like.ndim - 1))
 
 
 def _agrees(uses: Sequence[Use], returned: Sequence[Tensor], expected: Tensor) -> bool:
@@ -204,7 +381,7 @@ def _agrees(uses: Sequence[Use], returned: Sequence[Tensor], expected: Tensor) -
     same_kind = len({(u.geometry.transposed, u.geometry.groups, u.geometry.bias) for u in uses}) == 1
     if not expected.numel():  # a layer of width zero: sort leaves it out
         return False
-    if not same_kind or any(len(use.input) != _EXAMPLES for use in uses):
+    if not same_kind or any(len(use.input) != use.output_shape[0] for use in uses):
         return False
     tolerance: float = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
     return float((gradient(uses, returned, expected.shape) - expected).abs().max()) <= tolerance

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from prunekit.losses.base import Loss
 from prunekit.masks.apply import apply_masks
-from prunekit.masks.prunable import layers_of, prunable_parameters
+from prunekit.masks.axes import layers_of
+from prunekit.masks.prunable import named_parameters, prunable_parameters
 from prunekit.masks.weights import Layer
 from prunekit.plugins.build import component, estimators
 from prunekit.plugins.host import PluginManager
@@ -125,7 +126,8 @@ def _computed(
     model = network(dtype) if case == "usual" else odd_network(case, dtype)
     data = batch(dtype) if case == "usual" else odd_batch(dtype)
     loss: Loss = component("loss", "cross_entropy", manager)
-    parameters = prunable_parameters(model)
+    # Those without elements are not prunable, but may be asked for by name.
+    parameters = named_parameters(model, ["*.weight"]) if case == ODD[0] else prunable_parameters(model)
     draw = torch.Generator().manual_seed(2)
     order = {k: torch.rand(p.shape, generator=draw, dtype=torch.float64) for k, p in parameters.items()}
     masks = {k: r >= sparsity for k, r in order.items()}

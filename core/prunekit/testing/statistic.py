@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from prunekit.errors import UnsupportedError
 from prunekit.losses.base import Loss
 from prunekit.masks.apply import apply_masks
-from prunekit.masks.prunable import layers_of, prunable_parameters
+from prunekit.masks.axes import layers_of
+from prunekit.masks.prunable import prunable_parameters
 from prunekit.plugins.build import component
 from prunekit.seeds import generator
 from prunekit.statistics.base import Estimator

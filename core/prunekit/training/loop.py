@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from prunekit.data import Splits
 from prunekit.errors import RunError
 from prunekit.losses.base import Loss
-from prunekit.masks.apply import attach
+from prunekit.masks.apply import checked
+from prunekit.masks.attach import Attachment
 from prunekit.network.call import Inputs, call, count
 from prunekit.network.restore import preserved_rng, without_autocast
 from prunekit.seeds import derived, generator
@@ -29,7 +30,7 @@ class Trainer:
         splits: Batches are drawn from the training split, on its device.
         loss: The task loss.
         settings: Epochs, batch size, optimizer, learning rates.
-        seed: The run's seed.
+        seed: The phase's.
         phase: ``dense`` or ``finetuned``; separates the random draws of the two.
         masks: Weights to hold at exactly zero, or ``None``.
     """
@@ -53,7 +54,7 @@ class Trainer:
         self.optimizer = optimizer(settings.optimizer, (p for p in model.parameters() if p.requires_grad))
         # Frozen weights stay as they are, zeros included.
         held = {n: m for n, m in (masks or {}).items() if model.get_parameter(n).requires_grad}
-        self._attachment = attach(model, self.optimizer, held) if held else None
+        self._attachment = Attachment(self.optimizer, checked(model, held), held) if held else None
 
     def epoch(self, index: int) -> float:
         """Train one epoch (from 0).

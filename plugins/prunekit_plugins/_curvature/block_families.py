@@ -154,13 +154,13 @@ def _that_count(share: Tensor) -> Tensor:
     return order[: int(enough.count_nonzero())]
 
 
-def units_first(shape: Sequence[int], input_axis: int) -> Tensor:
+def units_first(shape: Sequence[int], output_axis: int) -> Tensor:
     """Flat positions of the weights that feed each unit, ``[units, weights]``: a layer's outputs; a bias's entries."""
     size = torch.Size(shape).numel()
     positions = torch.arange(size, device="cpu")
     if len(shape) < 2:
         return positions.unsqueeze(1)
-    return positions.view(*shape).movedim(1 - input_axis, 0).flatten(1)
+    return positions.view(*shape).movedim(output_axis, 0).flatten(1)
 
 
 def packed(index: Tensor, keep: Tensor, size: int | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from prunekit import Detailed
 from prunekit.masks import FlatIndex
+
+_ENTRIES = 1 << 24  # numbers of a piece of single weights' gradients
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,22 @@ class LayerFactors:
         total = torch.bmm(merged.view(groups, -1, n * t), self.inputs.view(groups, a, n * t).transpose(1, 2))
         return (total.transpose(1, 2) if self.transposed else total).reshape(shape)
 
+    def at(self, indices: Tensor, shape: torch.Size) -> Tensor:
+        """J of single weights, ``[columns · N, weights]``, by their flat indices in the parameter."""
+        groups, a, n, t = self.inputs.shape
+        size = math.prod(shape) // groups
+        group, within = indices // size, indices % size
+        first, second = within // (size // a), within % (size // a)
+        output, entered = (second, first) if self.transposed else (within // a, within % a)
+        rows = self.returned.new_empty(len(self.returned), n, len(indices))
+        for some in torch.split(
+            torch.arange(len(indices), device=indices.device), max(1, _ENTRIES // (n * t))
+        ):
+            u = self.inputs[group[some], entered[some]]
+            for v, row in zip(self.returned, rows, strict=True):
+                row[:, some] = (v[group[some], output[some]] * u).sum(2).t()
+        return rows.flatten(0, 1)
+
     def diagonal(self, shape: torch.Size) -> Tensor:
         """``Σ_n Σ_c (Σ_t v u)²`` in the parameter's shape."""
         groups, a, n, t = self.inputs.shape
@@ -88,6 +107,10 @@ class LayerRows:
     def back(self, share: Tensor, shape: torch.Size) -> Tensor:
         """``Jᵀ z`` in the parameter's shape."""
         return torch.einsum("cn,cnk->k", share.to(self.rows.dtype), self.rows).view(shape)
+
+    def at(self, indices: Tensor, shape: torch.Size) -> Tensor:
+        """J of single weights, ``[columns · N, weights]``, by their flat indices in the parameter."""
+        return self.rows[..., indices].flatten(0, 1)
 
     def diagonal(self, shape: torch.Size) -> Tensor:
         """Sums of squares in the parameter's shape."""
@@ -139,6 +162,23 @@ class Factors(Detailed):
         for part in self.parts:
             total += float(self._along(part, given).square().sum())
         return total / self.normaliser
+
+    def among(self, indices: Tensor) -> Tensor:
+        """C of single weights with each other, float64, by their flat indices in ascending order."""
+        total = torch.zeros(len(indices), len(indices), dtype=torch.float64, device=indices.device)
+        layers = FlatIndex(self.shapes).layers
+        for part in self.parts:
+            held = [x for x in layers if x.name in part]
+            inside = [
+                indices[(indices >= x.part.start) & (indices < x.part.stop)] - x.part.start for x in held
+            ]
+            rows = [part[x.name].at(at, self.shapes[x.name]) for x, at in zip(held, inside, strict=True)]
+            where = torch.cat(
+                [torch.searchsorted(indices, at + x.part.start) for x, at in zip(held, inside, strict=True)]
+            )
+            joined = torch.cat([r.double() for r in rows], 1)
+            total[where[:, None], where] += joined.t() @ joined
+        return total.div_(self.normaliser)
 
     def _along(self, part: Mapping[str, LayerFactors | LayerRows], given: Mapping[str, Tensor]) -> Tensor:
         """``J v`` of one batch, summed over the layers, float64."""

@@ -4,89 +4,23 @@ The model is ``Q(w) = gᵀ(w − θ) + ½ (w − θ)ᵀ(C + αI)(w − θ)``, an
 places. The places are chosen by exchange: the diagonal of C says what the cheapest kept weights would cost and the
 best pruned ones would give back, given all the others as they are; some are swapped, the rest is fitted anew, and
 the swap stands if it made the model smaller; if not, fewer are tried. With every weight free to move this is
-iterative hard thresholding in the metric of the diagonal, with an active set (Benbaki et al., 2023); with fixed
-weights it is the local search of Yu et al. (2022).
+iterative hard thresholding in the metric of the diagonal, with an active set (Benbaki et al., 2023). Where kept
+weights are fixed, pairs are swapped one by one after that (:mod:`prunekit_plugins._selection.pairs`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from prunekit.masks import smallest
-from prunekit_plugins._curvature.jacobian_factors import Factors
-from prunekit_plugins._linalg.conjugate import solved
+from prunekit_plugins._selection.pairs import best_by_pairs
+from prunekit_plugins._selection.quadratic import Quadratic
 
 _FIRST = 0.3  # of the kept weights are swapped at first, at most
 _FEWER = 4  # times fewer, after a swap that made the model larger
-
-
-@dataclass(frozen=True)
-class Quadratic:
-    """The quadratic model.
-
-    Attributes:
-        factors: C.
-        weights: θ, flat, float64.
-        gradient: g, flat; zeros where it is left out.
-        damping: α.
-        moves: Whether kept weights are free, or stay at θ.
-        tolerance: Of a fit: its residual, relative.
-        iterations: Of a fit, at most.
-    """
-
-    factors: Factors
-    weights: Tensor
-    gradient: Tensor
-    damping: float
-    moves: bool
-    tolerance: float
-    iterations: int
-
-    @cached_property
-    def diagonal(self) -> Tensor:
-        """Of C + αI."""
-        return torch.cat([t.flatten() for t in self.factors.values()]) + self.damping
-
-    @cached_property
-    def wanted(self) -> Tensor:
-        """(C + αI) θ − g: where the model has its minimum, (C + αI) w is that."""
-        return self.factors.product(self.weights) + self.damping * self.weights - self.gradient
-
-    def slope(self, values: Tensor) -> Tensor:
-        """The model's gradient ∇Q at the given values of the weights."""
-        change = values - self.weights
-        return self.gradient + self.factors.product(change) + self.damping * change
-
-    def height(self, values: Tensor) -> float:
-        """The model's value Q at the given values of the weights."""
-        change = values - self.weights
-        curved = self.factors.curved(change) + self.damping * float(change @ change)
-        return float(self.gradient @ change) + 0.5 * curved
-
-    def change(self, values: Tensor) -> float:
-        """``gᵀΔ + ½ ΔᵀCΔ`` from the weights to other values, without damping."""
-        change = values - self.weights
-        return float(self.gradient @ change) + 0.5 * self.factors.curved(change)
-
-    def fitted(self, kept: Tensor, start: Tensor) -> Tensor:
-        """The values with the smallest Q that are zero outside ``kept``."""
-        if not self.moves:
-            return self.weights * kept
-        scale = torch.where(kept, self.diagonal, 1.0)
-        values, _, _ = solved(
-            lambda v: torch.where(kept, self.factors.product(v) + self.damping * v, 0.0),
-            lambda v: v / scale,
-            torch.where(kept, self.wanted, 0.0),
-            self.tolerance,
-            self.iterations,
-            torch.where(kept, start, 0.0),
-        )
-        return values
 
 
 def search(
@@ -103,11 +37,29 @@ def search(
     Returns:
         What is kept, bool, and the values fitted to it; both flat.
     """
-    kept = torch.zeros_like(open_)
     alone = removal_costs(model, model.weights, model.gradient)
+    ranked = _without_cheapest(alone, open_, layers)
+    kept, values = _exchanged(model, open_, layers, rounds, ranked)
+    if model.moves or not rounds:
+        return kept, values
+    largest = _without_cheapest(model.weights.abs(), open_, layers)
+    kept = best_by_pairs(model, open_, layers, rounds, [kept, ranked, largest])
+    return kept, model.fitted(kept, model.weights)
+
+
+def _without_cheapest(cost: Tensor, open_: Tensor, layers: Sequence[tuple[slice, int]]) -> Tensor:
+    """What is kept when the cheapest of each part go."""
+    kept = torch.zeros_like(open_)
     for part, count in layers:
-        cost = alone[part]
-        kept[part] = ~smallest(torch.where(open_[part], cost, -torch.inf), len(cost) - count)
+        several = torch.where(open_[part], cost[part], -torch.inf)
+        kept[part] = ~smallest(several, len(several) - count)
+    return kept
+
+
+def _exchanged(
+    model: Quadratic, open_: Tensor, layers: Sequence[tuple[slice, int]], rounds: int, kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Swap many at a time, and fewer where that makes the model larger."""
     values = model.fitted(kept, model.weights)
     height, share = model.height(values), _FIRST
     for _ in range(rounds):

@@ -59,12 +59,16 @@ def refuse_other_layers(layers: Sequence[Layer], m: int, where: str) -> None:
     """
     problems = []
     for layer in layers:
-        inputs = layer.shape[layer.input_axis] if len(layer.shape) > 1 else 0
         if len(layer.shape) < 2:
             problems.append(f"{where}: {layer.name} has no input dimension; exclude it (prune.prunable)")
-        elif inputs % m:
+        elif layer.input_axis is None:
             problems.append(
-                f"{where}: {layer.name} has {inputs} inputs, which are no whole groups of {m}; "
+                f"{where}: which axis of {layer.name} its inputs are on is not known, since no product with it was seen; "
+                "exclude it (prune.prunable)"
+            )
+        elif layer.shape[layer.input_axis] % m:
+            problems.append(
+                f"{where}: {layer.name} has {layer.shape[layer.input_axis]} inputs, which are no whole groups of {m}; "
                 "exclude it (prune.prunable)"
             )
     if problems:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
+from prunekit import Tensors
 from prunekit.masks import FlatIndex
 from prunekit_plugins._curvature.blocks import not_definite
 from prunekit_plugins._curvature.layer_gram import LayerBlocks, LayerGram
 from prunekit_plugins._linalg.constrained import adjusted
 from prunekit_plugins._linalg.inversion import inverse
 
-Tensors = Mapping[str, Tensor]
-
 _PIECE = 128 << 20
-_MATRICES = 6
+_MATRICES = 6  # of one layer in work
 _LITTLE = 1e-8  # of the mean diagonal, as criterion obc has it: the least error to as many digits, or nearly
 
 

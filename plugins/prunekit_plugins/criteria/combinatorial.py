@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from prunekit import Statistics, Tensors
     from prunekit_plugins._curvature.jacobian_factors import Factors
-    from prunekit_plugins._selection.exchange import Quadratic
+    from prunekit_plugins._selection.quadratic import Quadratic
 
 
 class CombinatorialOptions(Options):
@@ -29,7 +29,8 @@ class CombinatorialOptions(Options):
         selection: ``exchange`` improves the choice as described; ``saliency`` ranks all at once and leaves the choice to
             the selector.
         scope: Of the exchange: ``global``, one budget for all layers; ``layerwise``, a share for each.
-        rounds: Exchanges that are tried, at most.
+        rounds: Exchanges that are tried, at most. Without ``update``, pairs are swapped after them until no swap helps, or,
+            of more than 4096 weights, among the most promising as often.
         tolerance: Of a fit of the surviving weights: its residual, relative.
         iterations: Of such a fit, at most; products with the curvature.
     """
@@ -50,7 +51,9 @@ class Combinatorial(Criterion):
     """Chooses all weights of a step together, by exchange, on gᵀΔ + ½Δᵀ(C + αI)Δ with the curvature of all layers.
 
     What one removal costs depends on the others that go: the masks are improved by swapping kept and pruned weights
-    while the model, with the survivors fitted anew, becomes smaller. C is never formed; a product with it costs about
+    while the model, with the survivors fitted anew, becomes smaller. Without ``update`` pairs are weighed with their cross
+    term and swapped one by one, from the choices by magnitude, by single costs and by growing, and the best is taken. C
+    is never formed; a product with it costs about
     two forward passes of the step's examples. With the gradient, survivors take the damped Gauss-Newton step of the
     step's examples, even where nothing is pruned, so many examples and enough damping keep them from fitting those
     alone.
@@ -124,7 +127,7 @@ class Combinatorial(Criterion):
     def _model(self, weights: Tensors, statistics: Statistics, lam: float) -> Quadratic:
         import torch
 
-        from prunekit_plugins._selection.exchange import Quadratic
+        from prunekit_plugins._selection.quadratic import Quadratic
 
         options, index = self.options, FlatIndex.of(weights)
         values = index.flat(weights, torch.float64)

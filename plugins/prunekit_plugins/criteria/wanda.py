@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prunekit import Statistics, Tensors
+    from prunekit.masks import Layer
     from prunekit_plugins._curvature.layer_gram import LayerBlocks
 
 
@@ -31,8 +32,7 @@ class WandaOptions(Options):
 class Wanda(Criterion):
     """|W_ij|·‖x_j‖₂, the norm taken over all examples and positions, up to one factor for the whole network.
 
-    A row is what axis 0 of a weight indexes, which for linear layers and convolutions are the outputs; for
-    transposed convolutions it is the inputs, as a criterion cannot see which a layer is. A bias is one row.
+    A row is what feeds one output: a unit of a linear layer, a channel of a convolution. A bias is one row.
     The inputs are those of the network as it is at the step; the authors' code prunes block after block, each
     with inputs from the pruned ones before. Nothing is predicted.
     Reference: Sun, Liu, Bair & Kolter (2024), section 3.
@@ -87,7 +87,8 @@ class Wanda(Criterion):
 
 def _by_row(scores: Tensors, context: Context) -> dict[str, Tensor]:
     """The rows' shares differ by rounding only: by largest remainder, earlier rows first on ties."""
-    kept = {name: _rows(mask) for name, mask in context.masks.items()}
+    layers = {layer.name: layer for layer in context.layers}
+    kept = {name: _rows(mask, layers[name]) for name, mask in context.masks.items()}
     gone = {name: rows.shape[1] - rows.sum(1) for name, rows in kept.items()}
     sizes = [rows.shape[1] for rows in kept.values() for _ in range(len(rows))]
     lower = [count for counts in gone.values() for count in counts.tolist()]
@@ -96,13 +97,27 @@ def _by_row(scores: Tensors, context: Context) -> dict[str, Tensor]:
     for name, rows in kept.items():
         counts = gone[name].new_tensor(budgets[start : start + len(rows)])
         start += len(rows)
-        chosen[name] = _prune_smallest(_rows(scores[name]), rows, counts).view(context.masks[name].shape)
+        mask = _prune_smallest(_rows(scores[name], layers[name]), rows, counts)
+        chosen[name] = _from_rows(mask, layers[name])
     return chosen
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def _rows(tensor: Tensor, layer: Layer) -> Tensor:
     """``[rows, weights of a row]``; a vector is one row."""
-    return tensor.flatten(1) if tensor.ndim > 1 else tensor.reshape(1, -1)
+    return tensor.movedim(_outputs(layer), 0).flatten(1) if tensor.ndim > 1 else tensor.reshape(1, -1)
+
+
+def _from_rows(rows: Tensor, layer: Layer) -> Tensor:
+    """Undo :func:`_rows`."""
+    if len(layer.shape) < 2:
+        return rows.view(layer.shape)
+    axis, rest = _outputs(layer), list(layer.shape)
+    return rows.view(rest.pop(axis), *rest).movedim(0, axis).contiguous()
+
+
+def _outputs(layer: Layer) -> int:
+    """The axis of a layer's outputs; whatever is no linear layer or convolution, its statistic has refused."""
+    return 0 if layer.output_axis is None else layer.output_axis
 
 
 def _prune_smallest(scores: Tensor, kept: Tensor, counts: Tensor) -> Tensor:

@@ -18,12 +18,10 @@ class DigitsOptions(Options):
     Attributes:
         valid: Validation examples.
         test: Test examples.
-        split_seed: Draws the split; default the run's seed.
     """
 
     valid: int = Field(default=300, ge=0)
     test: int = Field(default=300, ge=0)
-    split_seed: int | None = Field(default=None, ge=0)
 
 
 class Digits(Dataset):
@@ -54,9 +52,7 @@ class Digits(Dataset):
         order = torch.randperm(
             len(x),
             device="cpu",
-            generator=torch.Generator().manual_seed(
-                seed if options.split_seed is None else options.split_seed
-            ),
+            generator=torch.Generator().manual_seed(seed),
         )
         x, y = x[order], y[order]
         test = x[len(x) - options.test :], y[len(y) - options.test :]

@@ -28,7 +28,7 @@ class GaussiansOptions(Options):
         train: Training examples.
         valid: Validation examples.
         test: Test examples.
-        data_seed: Draws the examples; default the run's seed.
+        data_seed: Draws the examples; default the split's seed.
     """
 
     train: int = Field(default=1000, ge=1)
@@ -48,7 +48,7 @@ class Gaussians(Dataset):
     Options = GaussiansOptions
 
     def load(self, seed: int) -> Splits:
-        """Draw the examples of every split, with ``data_seed`` if it is given, else with the run's seed."""
+        """Draw the examples of every split, with ``data_seed`` if it is given, else with the split's seed."""
         import torch
 
         from prunekit import Splits

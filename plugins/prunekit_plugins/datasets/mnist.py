@@ -32,14 +32,12 @@ class MNISTOptions(Options):
         valid: Validation examples, drawn from the 60,000 training images.
         train: Use only the first so many training examples of the split; null = all.
         test: Use only the first so many test examples; null = all.
-        split_seed: Draws the split; default the run's seed, as in the paper.
     """
 
     root: Path = Path("data")
     valid: int = Field(default=10_000, ge=0, lt=60_000)
     train: int | None = Field(default=None, ge=1)
     test: int | None = Field(default=None, ge=1)
-    split_seed: int | None = Field(default=None, ge=0)
 
 
 class MNIST(Dataset):
@@ -69,8 +67,7 @@ class MNIST(Dataset):
                 )
         x = torch.from_numpy(arrays["train_x"]).unsqueeze(1)
         y = torch.from_numpy(arrays["train_y"]).long()
-        draw = seed if self.options.split_seed is None else self.options.split_seed
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(draw), device="cpu")
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed), device="cpu")
         train = len(x) - self.options.valid
         if train <= 0:
             raise DataError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from prunekit import DataError, Loss
 from prunekit_plugins.losses._columns import apart
+from prunekit_plugins.losses._shapes import by_example, like_outputs
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class BinaryCrossEntropy(Loss):
     """``binary_cross_entropy_with_logits`` in nats, averaged over examples and outputs.
 
-    Targets are 0/1 or probabilities, in the shape of the logits (an extra axis of length 1 is allowed).
+    Targets are 0/1 or probabilities, in the shape of the logits; axes of length 1 after the first may differ.
     """
 
     name = "bce_with_logits"
@@ -34,7 +35,7 @@ class BinaryCrossEntropy(Loss):
         # In bfloat16 the sum over a batch would keep three digits, in float16 overflow.
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return F.binary_cross_entropy_with_logits(
-            outputs, targets.view_as(outputs).to(outputs.dtype), reduction="sum"
+            outputs, like_outputs(self, outputs, targets).to(outputs.dtype), reduction="sum"
         )
 
     def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
@@ -44,13 +45,13 @@ class BinaryCrossEntropy(Loss):
     def ggn_factor(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """√(σ(1−σ)) on the diagonal."""
         # σ(o)σ(−o) keeps the small factor exact where 1 − σ would cancel.
-        root = (outputs.sigmoid() * (-outputs).sigmoid()).sqrt().flatten(1)
+        root = by_example((outputs.sigmoid() * (-outputs).sigmoid()).sqrt())
         for column in apart(root):
             yield column.view_as(outputs)
 
     def term_gradients(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """σ(o) − t, one output at a time."""
-        for column in apart((outputs.sigmoid() - targets.view_as(outputs)).flatten(1)):
+        for column in apart(by_example(outputs.sigmoid() - like_outputs(self, outputs, targets))):
             yield column.view_as(outputs)
 
     def term_count(self, outputs: Tensor, targets: Tensor) -> int:
@@ -70,5 +71,5 @@ class BinaryCrossEntropy(Loss):
 
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Outputs on the wrong side of one half, and all outputs."""
-        wrong = (outputs > 0) != (targets.view_as(outputs) > 0.5)
+        wrong = (outputs > 0) != (like_outputs(self, outputs, targets) > 0.5)
         return wrong.sum(), outputs.numel()

@@ -31,21 +31,38 @@ class CrossEntropyOptions(Options):
 class CrossEntropy(Loss):
     """``torch.nn.functional.cross_entropy``, in nats.
 
-    Outputs are logits ``[N, C]`` or ``[N, C, d1, …]``; targets class indices ``[N, …]`` or probabilities
-    in the shape of the outputs. Averaged as torch does: over non-ignored targets, by class weight where
-    there is one; over all targets for probabilities.
+    Outputs are logits ``[N, C]`` or ``[N, C, d1, …]``; targets class indices ``[N, …]``, integers of any
+    type, or probabilities in the shape of the outputs. Averaged as torch does: over non-ignored targets, by class
+    weight where there is one; over all targets for probabilities.
     """
 
     name = "cross_entropy"
     Options = CrossEntropyOptions
 
     def check(self, targets: Tensor) -> None:
-        """Targets that are no class indices are probabilities."""
-        if targets.is_floating_point() and float(targets.min()) < 0:
+        """Targets are class indices from 0, the ignored one aside, or probabilities."""
+        if targets.is_floating_point():
+            if float(targets.min()) < 0:
+                raise DataError(
+                    f"loss {self.name!r}: targets are class indices (integers) or probabilities; "
+                    f"found {float(targets.min()):g}"
+                )
+            return
+        counted = targets[self.counted(targets)]
+        if counted.numel() and int(counted.min()) < 0:
             raise DataError(
-                "loss 'cross_entropy': targets are class indices (integers) or probabilities; "
-                f"found {float(targets.min()):g}"
+                f"loss {self.name!r}: class indices start at 0; found {int(counted.min())}. Where that stands for "
+                f"'no label', say so with ignore_index (now {self.options.ignore_index})"
             )
+
+    def counted(self, targets: Tensor) -> Tensor:
+        """All but those of ``ignore_index``; probabilities all."""
+        import torch
+
+        if targets.is_floating_point():
+            return torch.ones_like(targets, dtype=torch.bool)
+        counts: Tensor = targets.long() != self.options.ignore_index
+        return counts
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the terms."""
@@ -61,25 +78,62 @@ class CrossEntropy(Loss):
 
         # In bfloat16 the sum over a batch would keep three digits, in float16 overflow.
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
-        return F.cross_entropy(
-            outputs,
-            targets,
-            weight=self._weight(outputs),
-            ignore_index=self.options.ignore_index,
-            reduction=reduction,
-            label_smoothing=self.options.label_smoothing,
+        targets = self._taken(outputs, targets)
+        try:
+            return F.cross_entropy(
+                outputs,
+                targets,
+                weight=self._weight(outputs),
+                ignore_index=self.options.ignore_index,
+                reduction=reduction,
+                label_smoothing=self.options.label_smoothing,
+            )
+        except IndexError:
+            counted = targets[self.counted(targets)]
+            raise DataError(
+                f"loss {self.name!r}: the network has {outputs.shape[1]} classes, so class indices go from 0 to "
+                f"{outputs.shape[1] - 1}; found {int(counted.min())} to {int(counted.max())} (ignore_index is "
+                f"{self.options.ignore_index})"
+            ) from None
+
+    def _taken(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The targets in the type that torch takes.
+
+        Raises:
+            DataError: If their shape does not fit the logits.
+        """
+        if outputs.ndim < 2:
+            raise DataError(
+                f"loss {self.name!r}: the outputs have shape {tuple(outputs.shape)}, and logits have an axis of "
+                "classes, (examples, classes, …). For one number per example, use 'bce_with_logits' (two classes) or "
+                "'mse' (values)"
+            )
+        probabilities = targets.is_floating_point()
+        wanted = outputs.shape if probabilities else outputs.shape[:1] + outputs.shape[2:]
+        if targets.shape == wanted:
+            return targets.to(outputs.dtype) if probabilities else targets.long()
+        advice = ""
+        if probabilities and targets.shape == outputs.shape[:1] + outputs.shape[2:]:
+            advice = "; class indices are integers: use targets.long()"
+        elif targets.numel() == wanted.numel():
+            advice = (
+                f"; labels in a column: use targets.reshape{tuple(wanted)}, or squeeze the axis of length 1"
+            )
+        raise DataError(
+            f"loss {self.name!r}: logits of {outputs.shape[1]} classes of shape {tuple(outputs.shape)} need "
+            f"{'probabilities' if probabilities else 'class indices'} of shape {tuple(wanted)}; found "
+            f"{targets.dtype} of shape {tuple(targets.shape)}{advice}"
         )
 
     def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
         """Number of targets that count, or the sum of their classes' weights."""
         if targets.is_floating_point():
             return float(outputs.numel() // outputs.shape[1])
-        counted = targets != self.options.ignore_index
+        counted = self.counted(targets)
         weight = self._weight(outputs)
         if weight is None:
             return float(counted.sum())
-        return float(weight.double()[targets[counted]].sum())
+        return float(weight.double()[targets[counted].long()].sum())
 
     def ggn_rank(self, outputs: Tensor, targets: Tensor) -> int:
         """Classes − 1 for every position."""
@@ -145,7 +199,7 @@ class CrossEntropy(Loss):
 
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Wrong and all predictions, by the largest logit; ignored targets do not count."""
-        truth = targets.argmax(1) if targets.is_floating_point() else targets
+        truth = targets.argmax(1) if targets.is_floating_point() else targets.long()
         counted = truth != self.options.ignore_index
         return ((outputs.argmax(1) != truth) & counted).sum(), int(counted.sum())
 
@@ -169,7 +223,7 @@ class CrossEntropy(Loss):
             soft = targets.reshape(n, classes, -1)
             soft = (1 - smoothing) * soft + smoothing / classes
             return torch.einsum("nct,c->nt", soft, w.to(soft))
-        flat = targets.reshape(n, -1)
+        flat = targets.reshape(n, -1).long()
         counted = flat != self.options.ignore_index
         own = w[flat * counted]  # an ignored target need not be a class
         mass: Tensor = ((1 - smoothing) * own + smoothing * w.mean()) * counted

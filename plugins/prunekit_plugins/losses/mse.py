@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 from prunekit import Loss
 from prunekit_plugins.losses._columns import apart
+from prunekit_plugins.losses._shapes import by_example, like_outputs
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
 class MeanSquaredError(Loss):
-    """``torch.nn.functional.mse_loss``: (o − t)², averaged over examples and outputs, without a half."""
+    """``torch.nn.functional.mse_loss``: (o − t)², averaged over examples and outputs, without a half.
+
+    Targets are numbers in the shape of the outputs; axes of length 1 after the first may differ.
+    """
 
     name = "mse"
 
@@ -24,7 +28,7 @@ class MeanSquaredError(Loss):
 
         # In bfloat16 the sum over a batch would keep three digits, in float16 overflow.
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        return F.mse_loss(outputs, targets.view_as(outputs), reduction="sum")
+        return F.mse_loss(outputs, like_outputs(self, outputs, targets), reduction="sum")
 
     def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
         """Number of outputs over all examples."""
@@ -34,12 +38,12 @@ class MeanSquaredError(Loss):
         """√2 times each unit vector: the Hessian is 2·I."""
         import torch
 
-        for column in apart(torch.full_like(outputs.flatten(1), 2.0**0.5)):
+        for column in apart(torch.full_like(by_example(outputs), 2.0**0.5)):
             yield column.view_as(outputs)
 
     def term_gradients(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """2(o − t), one output at a time."""
-        for column in apart(2 * (outputs - targets.view_as(outputs)).flatten(1)):
+        for column in apart(2 * by_example(outputs - like_outputs(self, outputs, targets))):
             yield column.view_as(outputs)
 
     def term_count(self, outputs: Tensor, targets: Tensor) -> int:

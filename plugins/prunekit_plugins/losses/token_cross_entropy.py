@@ -25,7 +25,9 @@ class TokenCrossEntropy(Loss):
 
     @property
     def _loss(self) -> CrossEntropy:
-        return CrossEntropy.from_options(self.options)
+        loss = CrossEntropy.from_options(self.options)
+        loss.name = self.name  # type: ignore[misc]  # messages are about the task's loss
+        return loss
 
     def check(self, targets: Tensor) -> None:
         """Refuse the targets that ``cross_entropy`` refuses."""

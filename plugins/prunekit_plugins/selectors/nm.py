@@ -67,6 +67,7 @@ class Pattern(Selector):
         import torch
 
         m = self.options.m
+        assert layer.input_axis is not None  # else it has been refused
         ranked = saliency.view(layer.shape).movedim(layer.input_axis, -1)
         rank = ranked.reshape(*ranked.shape[:-1], -1, m)
         # Stable: of equal saliencies the earlier input goes first.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from prunekit import UnsupportedError
 from prunekit_plugins._curvature.cost import cost_notice
 from prunekit_plugins._curvature.options import InverseOptions
 from prunekit_plugins._curvature.summed_blocks import SummedBlocks, refuse_large_blocks
@@ -47,10 +48,10 @@ class InverseRows(SummedBlocks):
     by_unit = True
 
     def check(self, layers: Sequence[Layer], memory: int) -> str | None:
-        """Refuse rows that cannot be inverted."""
+        """Refuse weights of which it is not known what feeds a unit, and rows that cannot be inverted."""
 
         def row(layer: Layer) -> int:
-            whole = layer.size // layer.shape[1 - layer.input_axis] if len(layer.shape) > 1 else 1
+            whole = layer.size // layer.shape[_outputs(layer)] if len(layer.shape) > 1 else 1
             return min(whole, self.options.size or whole)
 
         largest = max(layers, key=row)
@@ -65,5 +66,17 @@ class InverseRows(SummedBlocks):
         from prunekit_plugins._curvature.block_families import packed, units_first
         from prunekit_plugins._curvature.block_sums import Places
 
-        index = units_first(layer.shape, layer.input_axis).to(keep.device)
+        outputs = _outputs(layer) if len(layer.shape) > 1 else 0
+        index = units_first(layer.shape, outputs).to(keep.device)
         return Places(*packed(index, keep.flatten()[index], self.options.size))
+
+
+def _outputs(layer: Layer) -> int:
+    """The axis of a layer's units."""
+    if {layer.input_axis, layer.output_axis} != {0, 1} or layer.output_axis is None:
+        raise UnsupportedError(
+            f"inverse_rows: {layer.name} is not known to be one matrix or kernel with its inputs on one axis and its "
+            "outputs on the other, as linear and convolution layers have it; exclude it (prunable), or choose another "
+            "criterion"
+        )
+    return layer.output_axis
