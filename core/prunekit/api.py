@@ -12,6 +12,7 @@ from prunekit.distributed import from_first, rank, started, together
 from prunekit.errors import DataError, PrunekitWarning
 from prunekit.masks.settings import Prunable
 from prunekit.network.devices import device_errors
+from prunekit.network.ordinary import ordinary_tensors
 from prunekit.results import Results, open_results
 from prunekit.statistics.request import Estimates, Request, Statistic
 
@@ -39,6 +40,7 @@ Batches: TypeAlias = "Iterable[Batch]"
 
 @together()
 @device_errors()
+@ordinary_tensors()
 def statistics(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
@@ -130,6 +132,7 @@ def operator(
 
 @together()
 @device_errors()
+@ordinary_tensors()
 def saliency(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
@@ -225,6 +228,7 @@ class Pruning:
 
 @together()
 @device_errors()
+@ordinary_tensors()
 def prune(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
@@ -390,7 +394,7 @@ def run(
     from prunekit.runs.run import execute
     from prunekit.spec import load
 
-    with started(), together(), device_errors():
+    with started(), together(), device_errors(), ordinary_tensors():
         blocked = list(block)
         manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
         resolved = load(spec, overrides, manager)

@@ -74,10 +74,14 @@ class Split:
         return self._each(lambda t: t[:examples])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Split:
-        """Move; floating-point tensors also take ``dtype``, class indices and tokens keep theirs."""
+        """Move; floating-point tensors also take ``dtype``, class indices and tokens keep theirs.
+
+        What was made in inference mode is copied, since no graph could hold it.
+        """
 
         def move(t: Tensor) -> Tensor:
-            return t.to(device, dtype if t.is_floating_point() else None)
+            moved = t.to(device, dtype if t.is_floating_point() else None)
+            return moved.clone() if moved.is_inference() else moved
 
         return self._each(move)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from prunekit.errors import DataError, UnsupportedError
+from prunekit.network.hooks import unhooked
+from prunekit.network.remembered import one_pass
 
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
 """A tensor, a tuple or list of arguments, or a mapping of keyword arguments."""
@@ -21,9 +22,6 @@ Batch: TypeAlias = Sequence[Any] | Mapping[str, Any]
 """``(input, target)``, or a mapping of keyword arguments with ``labels`` among them."""
 
 T = TypeVar("T")
-
-_WRITES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether a model overwrites its inputs, as its first call has shown."""
 
 _LABELS = "labels"
 _ACCEPTED = (
@@ -36,8 +34,8 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
 
     Args:
         model: Returns a tensor, an object or mapping with ``logits``, or a tuple that begins with the tensor.
-        inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments. Never changed: a
-            model that works on them in place gets copies.
+        inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments. Never changed: the model
+            gets copies, since nothing tells beforehand which one works on its inputs in place.
         weights: Parameters and buffers to use in place of the model's own, by name; the others stay.
 
     Raises:
@@ -49,9 +47,8 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
         >>> call(model, {"input": torch.ones(1, 2)}, {"weight": torch.full((1, 2), 3.0)})
         tensor([[6.]])
     """
-    writes = _WRITES.get(model)
-    if writes is not False:
-        inputs = copied(inputs)
+    network, weights = _unwrapped(model, weights)
+    inputs = copied(inputs)
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(inputs, Tensor):
@@ -61,17 +58,14 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
     else:
         args = tuple(inputs)
     try:
-        if weights is None:
-            outputs = model(*args, **kwargs)
-        else:
-            outputs = functional_call(model, dict(weights), args, kwargs)
+        with one_pass(model), unhooked(model):
+            if weights is None:
+                outputs = network(*args, **kwargs)
+            else:
+                outputs = functional_call(network, dict(weights), args, kwargs)
     except RuntimeError as error:
-        _refuse_types(model, inputs, error)
+        _refuse_types(network, inputs, error)
         raise
-    if writes is None:
-        leaves = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
-        if not any(t.is_inference() for t in leaves):  # these count no versions
-            _WRITES[model] = any(t._version for t in leaves)
     logits = outputs if isinstance(outputs, Tensor) else _logits(outputs)
     # A network that squeezes a batch of one gives a number, and the example is still the first axis.
     return logits if logits.ndim else logits.reshape(1)
@@ -96,6 +90,17 @@ def _refuse_types(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None
 
 
 _TYPES = re.compile(r"same dtype|scalar type|expected .* dtype|[Ii]nput type .* should be the same")
+
+
+def _unwrapped(
+    model: nn.Module, weights: Mapping[str, Tensor] | None
+) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
+    """The network inside wrappers for several devices, which scatter examples, copy weights or wait for others."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+        if weights is not None:
+            weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    return model, weights
 
 
 def unpack(batch: Batch) -> tuple[Inputs, Any]:
@@ -124,7 +129,19 @@ def unpack(batch: Batch) -> tuple[Inputs, Any]:
         )
     if not isinstance(inputs, Tensor):
         _check(inputs)
-    return inputs, target
+    return ordinary(inputs), ordinary(target)
+
+
+def ordinary(data: T) -> T:
+    """The same with copies of tensors that were made in inference mode, which no graph can hold."""
+
+    def copy(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_inference():
+            return leaf
+        with torch.inference_mode(False):
+            return leaf.clone()
+
+    return _each(copy, data)
 
 
 def count(inputs: Inputs) -> int:

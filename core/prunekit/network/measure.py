@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from prunekit import distributed
@@ -26,6 +25,7 @@ def measure(
     batches: Iterable[Batch],
     loss: Loss,
     weights: Mapping[str, Tensor] | None = None,
+    at_once: int | None = None,
 ) -> tuple[float, float | None]:
     """Loss and error of a set of examples.
 
@@ -35,6 +35,7 @@ def measure(
             maybe none.
         loss: Its terms are summed in float64 and divided by the summed normaliser.
         weights: Parameters and buffers to use in place of the model's own.
+        at_once: Examples per forward pass; :data:`SLICE`, or more on a GPU, by default.
 
     Returns:
         The loss, and the fraction of wrong predictions or ``None`` for a regression task.
@@ -42,13 +43,13 @@ def measure(
     total: Tensor | float = 0.0
     wrong: Tensor | float = 0.0
     normaliser, predictions = 0.0, 0
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         for batch in batches:
             batch_inputs, batch_targets = unpack(batch)
             if count(batch_inputs) == 0:
                 continue
-            for inputs, targets in pieces(batch_inputs, batch_targets, _at_once(batch_inputs)):
-                outputs = call(model, inputs, weights)
+            for inputs, targets in pieces(batch_inputs, batch_targets, at_once or _at_once(batch_inputs)):
+                outputs = call(model, inputs, weights).detach()
                 total = total + loss.total(outputs, targets).double()
                 normaliser += loss.normaliser(outputs, targets)
                 errors = loss.errors(outputs, targets)

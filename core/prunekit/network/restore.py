@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from prunekit.errors import UnsupportedError
 from prunekit.masks.memory import memory
+from prunekit.network.hooks import without_gradient_hooks
+from prunekit.network.neutral import neutral
+from prunekit.network.remembered import Remembered, overwrites, passes_from
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm  # no public name covers the 1d, 2d, 3d and Sync classes
 
@@ -40,14 +44,19 @@ def preserved_rng() -> Iterator[None]:
 
 @contextmanager
 def _preserved_rng() -> Iterator[None]:
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    cpu, *cuda = random_states()
     try:
         yield
     finally:
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def random_states() -> list[Tensor]:
+    """Torch's global random states: of the CPU, and of every CUDA device if one is in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *cuda]
 
 
 @contextmanager
@@ -119,7 +128,8 @@ def without_autocast() -> Iterator[None]:
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+                # Nor may a model's own keep 16-bit copies: the one around the call would let them outlive a step.
+                stack.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
         yield
 
 
@@ -131,12 +141,19 @@ def _settings(backend: Any, *operations: str) -> list[Any]:
 
 @contextmanager
 def evaluating(model: nn.Module, differentiate: Collection[str] = ()) -> Iterator[None]:
-    """Run the model in eval mode and restore it exactly.
+    """Run the model in eval mode, every pass from the same state, and restore it exactly.
+
+    Inside, gradients are enabled, and hooks on gradients are set aside; see :mod:`prunekit.network.neutral`.
 
     Args:
-        model: Training flags of every module, buffers and ``requires_grad`` are restored, also on error.
+        model: Training flags of every module, buffers and what else modules remember, and ``requires_grad`` are
+            restored, also on error.
         differentiate: Parameters that need a gradient inside, frozen or not; all others are frozen. Places whose
             parameters lie over one memory hold the first of them inside, so that a gradient counts every use.
+
+    Raises:
+        UnsupportedError: If a parameter cannot be differentiated, or if the network overwrites one where that could not
+            be foreseen; naming it.
     """
     with taking_turns(), _evaluating(model, differentiate):
         yield
@@ -145,49 +162,113 @@ def evaluating(model: nn.Module, differentiate: Collection[str] = ()) -> Iterato
 @contextmanager
 def _evaluating(model: nn.Module, differentiate: Collection[str]) -> Iterator[None]:
     # One walk over the modules: for a small network the walks are what this costs.
-    modes: list[tuple[nn.Module, bool]] = []
-    held: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
-    flags: dict[nn.Parameter, bool] = {}
+    modules: list[tuple[str, nn.Module]] = []
+    parameters: dict[str, nn.Parameter] = {}
     homes: dict[object, nn.Parameter] = {}
     twins: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
     wanted: set[int] = set()
+    overwritten: set[str] = set()
     for prefix, module in model.named_modules():
-        modes.append((module, module.training))
-        if module._buffers:  # a forward pass may change one in place or put another tensor in its stead
-            held.append((module, dict(module._buffers)))
+        modules.append((prefix, module))
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                flags[parameter] = parameter.requires_grad
+                name = f"{prefix}.{key}" if prefix else key
+                parameters[name] = parameter
                 first = homes.setdefault(memory(parameter), parameter)
                 if first is not parameter:
                     twins.append((module, key, parameter, first))
-                if (f"{prefix}.{key}" if prefix else key) in differentiate:
+                if name in differentiate:
                     wanted.add(id(parameter))
-    buffers = {b: b.detach().clone() for _, own in held for b in own.values() if b is not None}
-    try:
-        for module, key, _, first in twins:
-            module._parameters[key] = first
-        if any(mode for _, mode in modes):
-            model.eval()
-        if differentiate:
-            for parameter in flags:
+                if getattr(module, "max_norm", None) is not None:  # embeddings renormalise in place
+                    overwritten.add(name)
+    if wanted:
+        refuse_inference_tensors(parameters)
+    flags = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
+    with (
+        _in_eval_mode(modules),
+        _one_for_one_memory(twins),
+        without_gradient_hooks(model, modules, parameters),
+    ):
+        known = overwrites(model)
+        # Before anything is known of a model, it may overwrite any of them.
+        at_risk = parameters.keys() if known is None else overwritten | known
+        countable = {name: p for name, p in parameters.items() if _counts_versions(p)}
+        versions = {name: p._version for name, p in countable.items()}
+        held = {name: p for name, p in countable.items() if name in at_risk}
+        state = Remembered((module for _, module in modules), held)
+        try:
+            for parameter, _ in flags:
                 parameter.requires_grad_(id(parameter) in wanted)
-        with _preserved_rng(), _full_float32():
-            yield
+            with passes_from(model, state), _preserved_rng(), _full_float32(), neutral():
+                yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+        changed = [n for n, p in countable.items() if n not in held and p._version != versions[n]]
+        if changed:
+            raise UnsupportedError(
+                f"the network has overwritten {', '.join(changed)} in a forward pass, and had not done so in earlier "
+                "ones, so what stood there is gone. A forward pass must not change weights in eval mode"
+            )
+
+
+@contextmanager
+def _in_eval_mode(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Eval mode; what modules do on changing modes, such as merging an adapter, they do, and it is undone."""
+    modes = [(module, module.training) for _, module in modules]
+    training = [module for module, mode in modes if mode]
+    working = [module for module in training if _works_on_changing(module)]
+    weights = {str(id(p)): p for module in working for p in module.parameters() if _counts_versions(p)}
+    found = Remembered((module for _, module in modules), weights) if working else None
+    try:
+        if training:
+            modules[0][1].eval()
+        yield
     finally:
-        for module, key, parameter, _ in twins:
-            module._parameters[key] = parameter
+        if found is not None:
+            for module in working:
+                module.train()
+            found.restore_values(parameters=True)
         for module, mode in modes:
             if module.training != mode:
                 module.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-        for module, own in held:
-            module._buffers.clear()
-            module._buffers.update(own)
-        with torch.no_grad():
-            for buffer, value in buffers.items():
-                buffer.copy_(value)
+
+
+@contextmanager
+def _one_for_one_memory(
+    twins: Sequence[tuple[nn.Module, str, nn.Parameter, nn.Parameter]],
+) -> Iterator[None]:
+    """Let places whose parameters lie over one memory hold the first of them."""
+    try:
+        for module, key, _, first in twins:
+            module._parameters[key] = first
+        yield
+    finally:
+        for module, key, parameter, _ in twins:
+            module._parameters[key] = parameter
+
+
+def _counts_versions(parameter: Tensor) -> bool:
+    return not (parameter.is_inference() or is_lazy(parameter))
+
+
+def _works_on_changing(module: nn.Module) -> bool:
+    return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+
+
+def refuse_inference_tensors(parameters: Mapping[str, Tensor]) -> None:
+    """Refuse weights that torch can neither differentiate nor change.
+
+    Raises:
+        UnsupportedError: Naming them.
+    """
+    names = [name for name, p in parameters.items() if p.is_inference()]
+    if names:
+        raise UnsupportedError(
+            f"{', '.join(names[:8])}{' and more' if len(names) > 8 else ''}: made inside torch.inference_mode(), where "
+            "tensors can later be neither differentiated nor changed; build the model outside (torch.no_grad() will do), "
+            "or copy its state_dict into one that was"
+        )
 
 
 @contextmanager
@@ -217,10 +298,16 @@ def refuse_batch_statistics(model: nn.Module) -> None:
             )
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones once; without sparse buffers, which are wiring (a graph's edges)."""
+    named = dict([*model.named_parameters(), *model.named_buffers()])
+    return {name: t for name, t in named.items() if t.layout == torch.strided}
+
+
 @contextmanager
 def holding(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Let a model have other parameters and buffers, by name; its own come back bit for bit, also on error."""
-    named = dict([*model.named_parameters(), *model.named_buffers()])
+    named = named_tensors(model)
     own = {name: named[name].detach().clone() for name in weights}
     with torch.no_grad():
         try:

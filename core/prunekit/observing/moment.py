@@ -14,7 +14,7 @@ from prunekit.errors import DataError, RunError
 from prunekit.losses.base import Loss
 from prunekit.network.call import Batch
 from prunekit.network.measure import measure, own_part
-from prunekit.network.restore import holding
+from prunekit.network.restore import holding, named_tensors
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.estimate import DEFAULT_MEMORY, estimate
 from prunekit.statistics.operator import Operator
@@ -77,8 +77,7 @@ class Moment:
     def weights(self, phase: str | None = None) -> dict[str, Tensor]:
         """Copies of parameters and buffers, now or of a phase, on the model's device."""
         if phase is None:
-            named = [*self._model.named_parameters(), *self._model.named_buffers()]
-            return {name: t.detach().clone() for name, t in named}
+            return {name: t.detach().clone() for name, t in named_tensors(self._model).items()}
         device = next(iter(self._masks.values())).device  # after resuming, finished phases lie on the CPU
         return {name: t.to(device, copy=True) for name, t in self._phases[phase].items()}
 

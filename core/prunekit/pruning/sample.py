@@ -59,6 +59,11 @@ class Sample:
         self.statistics = Estimates({request: self.statistics[request] for request in estimators})
         return self.statistics
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether a pass over the data has brought the loss before the step."""
+        return self._loss is not None
+
     def loss(self, model: nn.Module, loss: Loss) -> float:
         """The loss before the step: measured once, unless a pass over the data has brought it."""
         if self._loss is None:

@@ -21,10 +21,11 @@ from prunekit.masks.prunable import described, left_out, notable, prunable_param
 from prunekit.masks.settings import Prunable
 from prunekit.masks.weights import pruned_counts, read_together
 from prunekit.network.measure import measure
-from prunekit.network.restore import taking_turns
+from prunekit.network.restore import refuse_inference_tensors, taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings
 from prunekit.pruning.change import Change
 from prunekit.pruning.criterion import Criterion, locality_weight, refuse_non_finite
+from prunekit.pruning.guard import refuse_several_functions
 from prunekit.pruning.proposal import Context, Proposal
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.scheduler import Scheduler, check_levels
@@ -95,6 +96,7 @@ class Pruner:
         model, self._model, self._loss = surroundings.model, surroundings.model, surroundings.loss
         self.criterion, self.scheduler, self.selector, self.lam = criterion, scheduler, selector, lam
         self.parameters = prunable_parameters(model, prunable)
+        refuse_inference_tensors(self.parameters)
         self.layers = layers_of(model, self.parameters)
         self.total = sum(layer.size for layer in self.layers)
         self.left_out = left_out(model, prunable)
@@ -105,6 +107,7 @@ class Pruner:
         self._lost: list[str] = []
         self._least = 0  # weights that are pruned before the first step
         self._measures = measures or {}
+        self._guarded = False
         self.levels = None if scheduler.adapts else _levels(scheduler)
         """The whole schedule, where it is fixed."""
         budgets = [pruned_count(level, self.total) for level in self.levels or ()]
@@ -260,12 +263,16 @@ class Pruner:
             if suspects := self._suspects():
                 raise RunError(f"step {index + 1}: {error}{suspects}") from error
             raise
+        estimated = sample.has_loss
         before = sample.loss(self._model, self._loss)
         if not math.isfinite(before):
             raise RunError(
                 f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
                 "been changed"
             )
+        if not self._guarded:
+            refuse_several_functions(self._model, sample.batches, self._loss, before, estimated)
+            self._guarded = True
         dtypes = {name: p.dtype for name, p in self.parameters.items()}
         context = Context(
             self._weights(),
@@ -359,9 +366,9 @@ class Pruner:
         )
 
     def _weights(self) -> dict[str, Tensor]:
-        """The prunable weights now, detached, in float32 at least, exact zeros where pruned."""
+        """The prunable weights now, detached, in float32 at least, exact zeros where pruned; rows contiguous."""
         return {
-            name: p.detach().to(torch.promote_types(p.dtype, torch.float32))
+            name: p.detach().to(torch.promote_types(p.dtype, torch.float32)).contiguous()
             for name, p in self.parameters.items()
         }
 

@@ -6,6 +6,7 @@ import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from prunekit.errors import DataError, DeviceError, PrunekitWarning, SpecError
 from prunekit.losses.base import Loss
 from prunekit.masks.memory import tie
 from prunekit.network.call import call
-from prunekit.network.restore import evaluating, preserved_rng, usual_defaults
+from prunekit.network.restore import evaluating, named_tensors, preserved_rng, usual_defaults
 from prunekit.plugins.build import component, estimators
 from prunekit.plugins.host import PluginManager
 from prunekit.pruning.criterion import Criterion
@@ -161,6 +162,7 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
 def environment(plan: Plan) -> dict[str, Plain]:
     """What a result depends on besides the spec and its inputs."""
     device = plan.device
+    backends: Any = torch.backends
     facts: dict[str, Plain] = {
         "prunekit": __version__,
         "python": platform.python_version(),
@@ -169,28 +171,33 @@ def environment(plan: Plan) -> dict[str, Plain]:
         "platform": platform.platform(),
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": bool(backends.mkldnn.is_available() and backends.mkldnn.enabled),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "world": distributed.world(),
     }
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cudnn"] = {
+            key: getattr(backends.cudnn, key) for key in ("enabled", "benchmark", "deterministic")
+        }
     return facts
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent and other buffers, tied ones once, detached copies."""
+    """Parameters and persistent and other buffers, tied ones once, sparse ones not, detached copies."""
     return {name: t.clone() for name, t in tensors(model).items()}
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of :func:`state_of` themselves, detached."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: t.detach() for name, t in named}
+    return {name: t.detach() for name, t in named_tensors(model).items()}
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put :func:`state_of` back."""
     with torch.no_grad():
-        for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        for name, t in named_tensors(model).items():
             t.copy_(state[name])
 
 
@@ -296,8 +303,8 @@ def _check_fit(model: nn.Module, splits: Splits, loss: Loss) -> None:
                 indices = torch.stack([indices[0], largest, smallest])
         few = split.take(indices)
         try:
-            with evaluating(model), torch.no_grad():
-                outputs = call(model, few.x).cpu()
+            with evaluating(model):
+                outputs = call(model, few.x).detach().cpu()
             # On the CPU, where a class that the network lacks is an error; CUDA would not survive it.
             loss.total(outputs, few.y.cpu())
             loss.errors(outputs, few.y.cpu())

@@ -19,6 +19,7 @@ from prunekit.masks.prunable import described, prunable_parameters
 from prunekit.network.axes import observe_axes
 from prunekit.network.devices import device_errors
 from prunekit.network.measure import measure, metric_names, metrics, own_part
+from prunekit.network.restore import preserved_rng
 from prunekit.observing.listener import Listener
 from prunekit.observing.moment import Moment, Surroundings
 from prunekit.observing.probe import Moments, Probe
@@ -32,7 +33,7 @@ from prunekit.runs import plan as setup
 from prunekit.runs.resume import refuse_another_run
 from prunekit.runs.state import State, plain, state_path
 from prunekit.runs.view import refreshed
-from prunekit.seeds import generator
+from prunekit.seeds import derived, generator
 from prunekit.spec.model import Prune
 from prunekit.spec.resolve import Spec
 from prunekit.training.loop import Trainer
@@ -66,7 +67,10 @@ def execute(
         # Whoever calls has made sure that what is there may go. The state first: alone it would look resumable.
         state_path(out).unlink(missing_ok=True)
         out.unlink(missing_ok=True)
-    execution.go()
+    with preserved_rng():
+        # What draws without asking for a generator must not depend on what the process has drawn before.
+        torch.default_generator.manual_seed(derived(spec.settings.seed, "passes"))
+        execution.go()
 
 
 class _Execution:

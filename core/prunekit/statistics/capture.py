@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode
+
+from prunekit.network.hooks import Unhooked
 
 Args: TypeAlias = Sequence[Any]
 Kwargs: TypeAlias = Mapping[str, Any]
@@ -78,7 +79,7 @@ class Use:
         return self.input._version == self.version
 
 
-class Capture(TorchFunctionMode):
+class Capture(Unhooked):
     """Collects the uses of some parameters.
 
     Args:
@@ -95,7 +96,7 @@ class Capture(TorchFunctionMode):
     ) -> object:
         """Record the call if it applies a watched weight."""
         kwargs = kwargs or {}
-        output = func(*args, **kwargs)
+        output = super().__torch_function__(func, types, args, kwargs)
         describe = _DESCRIBE.get(func)
         if describe is not None and isinstance(output, Tensor) and output.requires_grad:
             x, weight = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "weight")

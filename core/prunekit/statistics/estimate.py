@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Generator, Tensor, nn
 
 from prunekit import distributed
@@ -84,12 +83,7 @@ def estimate(
     reading = _Pass(problem, estimators)
     if reading.working:
         refuse_batch_statistics(model)
-    with (
-        torch.inference_mode(False),
-        evaluating(model, tuple(parameters)),
-        differentiable(reading.twice),
-        torch.enable_grad(),
-    ):
+    with evaluating(model, tuple(parameters)), differentiable(reading.twice):
         for key, estimator in estimators.items():
             estimator.start(reading.problems[key])
         for batch in batches if reading.working else ():

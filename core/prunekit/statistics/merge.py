@@ -34,7 +34,9 @@ def own_draws(generator: Generator) -> Generator:
 
 
 def merged(estimator: Estimator, statistic: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The statistic of all examples, the same in every process."""
+    """The statistic of all examples, the same in every process; contiguous, whatever the weights' memory format."""
+    for values in (statistic, *([statistic.standard_error] if isinstance(statistic, Sampled) else [])):
+        values.update({name: value.contiguous() for name, value in values.items()})
     if distributed.world() == 1:
         return statistic
     if isinstance(statistic, Sampled):  # independent draws: variances add

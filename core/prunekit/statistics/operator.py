@@ -17,8 +17,9 @@ from prunekit import distributed
 from prunekit.errors import DataError, SpecError
 from prunekit.losses.base import Loss
 from prunekit.masks.weights import FlatIndex
-from prunekit.network.call import Batch, Inputs, call, count, pieces, rows, unpack
+from prunekit.network.call import Batch, Inputs, call, count, ordinary, pieces, rows, unpack
 from prunekit.network.devices import device_errors
+from prunekit.network.ordinary import ordinary_tensors
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.missing import missing_derivatives_named
@@ -110,6 +111,7 @@ class Operator:
     @overload
     def __matmul__(self, vector: np.ndarray) -> np.ndarray: ...
 
+    @ordinary_tensors()
     def __matmul__(self, vector: Any) -> dict[str, Tensor] | Tensor | np.ndarray:
         """Multiply.
 
@@ -158,12 +160,7 @@ class Operator:
         vector = self._checked(vector)
         refuse_batch_statistics(problem.model)
         total, normaliser = problem.zeros(), 0.0
-        with (
-            torch.inference_mode(False),
-            evaluating(problem.model, tuple(problem.parameters)),
-            differentiable(),
-            torch.enable_grad(),
-        ):
+        with evaluating(problem.model, tuple(problem.parameters)), differentiable():
             for batch in self._batches():
                 inputs, targets = unpack(batch)
                 if count(inputs):
@@ -185,8 +182,8 @@ class Operator:
         layout = weigh_once(problem, input_shapes(inputs), inputs, targets)
         size = max(1, problem.memory // (_KEPT * layout.bytes_per_example))
         if size < examples and not self._cut:
-            with torch.no_grad(), in_part(layout, examples, size):
-                first = call(problem.model, rows(inputs, 0, size))
+            with in_part(layout, examples, size):
+                first = call(problem.model, rows(inputs, 0, size)).detach()
             refuse_cut(problem, inputs, first)
             self._cut = True
         for some, their_targets in pieces(inputs, targets, size):
@@ -226,7 +223,7 @@ class Operator:
         ]
         if problems:
             raise SpecError(problems)
-        return {name: _as_tensor(given[name]).detach().to(p) for name, p in parameters.items()}
+        return {name: ordinary(_as_tensor(given[name]).detach()).to(p) for name, p in parameters.items()}
 
 
 def _as_tensor(value: Tensor | np.ndarray) -> Tensor:

@@ -13,6 +13,8 @@ from prunekit.errors import UnsupportedError
 from prunekit.masks.axes import layers_of
 from prunekit.masks.weights import FlatIndex, Layer
 from prunekit.network.call import Inputs, call
+from prunekit.network.hooks import Unhooked, note_hooks
+from prunekit.network.noise import refusing_noise
 from prunekit.statistics.capture import Capture, Use
 
 if TYPE_CHECKING:
@@ -146,14 +148,18 @@ class ForwardPass:
 def forward(
     problem: Problem, inputs: Inputs, targets: Tensor, capture: bool
 ) -> tuple[ForwardPass, list[Use]]:
-    """Run the network once."""
+    """Run the network once.
+
+    Raises:
+        UnsupportedError: If it draws random numbers, in eval mode; naming the modules.
+    """
     uses: list[Use] = []
-    if capture:
-        with Capture(problem.parameters) as recorder:
-            outputs = call(problem.model, inputs)
-        uses = recorder.uses
-    else:
+    mode = Capture(problem.parameters) if capture else Unhooked()
+    with refusing_noise(problem.model, inputs), mode:
         outputs = call(problem.model, inputs)
+    note_hooks(problem.model, mode)
+    if isinstance(mode, Capture):
+        uses = mode.uses
     if not outputs.requires_grad:  # they depend on no parameter that is asked for
         outputs = outputs.detach().requires_grad_()
     total = problem.loss.total(outputs, targets)

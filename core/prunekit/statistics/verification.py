@@ -282,8 +282,7 @@ def refuse_cut(problem: Problem, inputs: Inputs, outputs: Tensor) -> None:
     mine = list(dict.fromkeys((size - 1, size // 2, 0)))[: max(1, size - 1)]
     company = [n - 1, *mine]
     random = torch.get_rng_state()
-    with torch.no_grad():
-        again = call(problem.model, picked(inputs, company))
+    again = call(problem.model, picked(inputs, company)).detach()
     drawn = not torch.equal(random, torch.get_rng_state())
     torch.set_rng_state(random)
     # What draws random numbers cannot be compared.
