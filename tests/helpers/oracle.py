@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Values = dict[str, Tensor]
@@ -37,12 +38,17 @@ class Oracle:
     ) -> None:
         self.model, self.x, self.y, self.total = model, x, y, TOTALS[loss]
         self.parameters = {name: model.get_parameter(name) for name in names}
-        outputs = model(x)
+        outputs = self.run()
         rows = [self._flat(value) for value in outputs.flatten()]
         self.jacobian = torch.stack(rows).view(*outputs.shape, -1)  # [N, C, weights]
         self.outputs = outputs.detach()
         self.by_output = loss != "cross_entropy"
         self.normaliser = outputs.numel() if self.by_output else len(outputs)
+
+    def run(self) -> Tensor:
+        """The outputs, on copies of the buffers: networks that remember begin anew."""
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        return functional_call(self.model, buffers, (self.x.clone(),))
 
     def _flat(self, value: Tensor) -> Tensor:
         """The gradient of a number, over all weights."""
@@ -59,7 +65,7 @@ class Oracle:
 
     def loss(self) -> Tensor:
         """Of the weights as they are."""
-        return self.total(self.model(self.x), self.y) / self.normaliser
+        return self.total(self.run(), self.y) / self.normaliser
 
     def gradients(self) -> Tensor:
         """Of each term, ``[terms, weights]``."""
