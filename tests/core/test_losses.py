@@ -334,3 +334,10 @@ def test_inputs_of_another_type_get_a_message_that_helps(
     for name in ("gradient", "ggn_diagonal"):
         with pytest.raises(pk.DataError, match=rf"inputs of type {kind}.*x.to\(torch.float64\)"):
             pk.statistics(nn.Sequential(*layers).double(), [(inputs, LABELS)], [name])
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", "bce_with_logits"])
+@pytest.mark.parametrize("targets", [None, [0] * 12], ids=["none", "list"])
+def test_targets_that_are_no_tensor_are_refused(loss: str, targets: object) -> None:
+    with pytest.raises(pk.DataError, match=r"the targets are (NoneType|list); a tensor"):
+        pk.statistics(network(), [(INPUTS, targets)], ["gradient"], loss=loss)

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from prunekit import Loss
 
 
+def refuse_no_tensor(loss: Loss, targets: object) -> None:
+    """Refuse targets that are no tensor.
+
+    Raises:
+        DataError: Saying what they are.
+    """
+    if not hasattr(targets, "is_floating_point"):
+        raise DataError(f"loss {loss.name!r}: the targets are {type(targets).__name__}; a tensor is needed")
+
+
 def by_example(outputs: Tensor) -> Tensor:
     """The outputs as ``[N, outputs of an example]``: one number per example may come as ``[N]``."""
     return outputs.reshape(outputs.shape[0], -1)
@@ -21,8 +31,9 @@ def like_outputs(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """The targets in the outputs' shape, as numbers.
 
     Raises:
-        DataError: If they differ by more than axes of length 1, or differ at all where the loss wants one shape.
+        DataError: If they are no tensor, differ by more than axes of length 1, or at all where the loss wants one shape.
     """
+    refuse_no_tensor(loss, targets)
     if not targets.is_floating_point():
         targets = targets.to(outputs.dtype)
     if targets.shape == outputs.shape:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from prunekit import DataError, Loss, Options
 from prunekit_plugins.losses._columns import apart
+from prunekit_plugins.losses._shapes import refuse_no_tensor
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -108,6 +109,7 @@ class CrossEntropy(Loss):
                 "classes, (examples, classes, …). For one number per example, use 'bce_with_logits' (two classes) or "
                 "'mse' (values)"
             )
+        refuse_no_tensor(self, targets)
         probabilities = targets.is_floating_point()
         wanted = outputs.shape if probabilities else outputs.shape[:1] + outputs.shape[2:]
         if targets.shape == wanted:
