@@ -261,15 +261,15 @@ class Pruner:
                 raise RunError(f"step {index + 1}: {error}{suspects}") from error
             raise
         before = sample.loss(self._model, self._loss)
-        if not math.isfinite(before):
-            raise RunError(
-                f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
-                "been changed"
-            )
         context = Context(
             self._weights(), statistics, self.masks, budget, lam, self.selector, self.layers, self._watch
         )
         proposal = self._checked(self.criterion.propose(context), context)
+        if not math.isfinite(before):  # after the proposal, whose errors say more
+            raise RunError(
+                f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
+                "been changed"
+            )
         change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {})
         moment = self._moment("proposal", index, sample, statistics, change, proposal)
         tries = _trailing(history)
