@@ -363,6 +363,7 @@ def test_exported_weights_are_a_checkpoint_with_the_same_metrics(
             assert np.array_equal(second.weights("finetuned")[name], array)
 
 
+@pytest.mark.filterwarnings("ignore:(zeros|scheduler).")  # the export is of a pruned network
 @pytest.mark.parametrize("factory", ["running:convnet", "running:tied"])
 def test_buffers_and_tied_weights_survive_the_export(factory: str, spec: Path, tmp_path: Path) -> None:
     model = f"model.factory={factory}"

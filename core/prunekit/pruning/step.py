@@ -265,12 +265,7 @@ class Pruner:
             raise
         estimated = sample.has_loss
         before = sample.loss(self._model, self._loss)
-        if not math.isfinite(before):
-            raise RunError(
-                f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
-                "been changed"
-            )
-        if not self._guarded:
+        if not self._guarded and math.isfinite(before):
             refuse_several_functions(self._model, sample.batches, self._loss, before, estimated)
             self._guarded = True
         dtypes = {name: p.dtype for name, p in self.parameters.items()}
@@ -286,6 +281,11 @@ class Pruner:
             self._watch,
         )
         proposal = self._checked(self.criterion.propose(context), context)
+        if not math.isfinite(before):  # after the proposal, whose errors say more
+            raise RunError(
+                f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
+                "been changed"
+            )
         change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {})
         moment = self._moment("proposal", index, sample, statistics, change, proposal)
         tries = _trailing(history)
