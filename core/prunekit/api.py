@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from prunekit.distributed import from_first, rank, started, together
-from prunekit.errors import DataError
+from prunekit.errors import DataError, PrunekitWarning
 from prunekit.masks.settings import Prunable
 from prunekit.network.devices import device_errors
 from prunekit.network.ordinary import ordinary_tensors
 from prunekit.results import Results, open_results
-from prunekit.statistics.request import Estimates, Statistic
+from prunekit.statistics.request import Estimates, Request, Statistic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prunekit.pruning.scheduler import Scheduler
     from prunekit.pruning.selector import Selector
     from prunekit.records import Attempt, StepRecord
+    from prunekit.statistics.base import Estimator
     from prunekit.statistics.operator import Operator
 
 Given: TypeAlias = str | Mapping[str, object]
@@ -77,16 +78,10 @@ def statistics(
     from prunekit.statistics.estimate import estimate
 
     wanted = [requests] if isinstance(requests, str | Statistic) else list(requests)
-    selected = _parameters(model, parameters)
-    estimated = estimate(
-        model,
-        _looked_at(model, selected, _fresh(batches)),
-        estimators(wanted),
-        as_loss(loss),
-        selected,
-        generator(seed, "statistics", 0),
-        memory,
-    )
+    selected, task, built = _parameters(model, parameters), as_loss(loss), estimators(wanted)
+    held = _looked_at(model, selected, _fresh(batches))
+    estimated = estimate(model, held, built, task, selected, generator(seed, "statistics", 0), memory)
+    _warn_of_vanished(model, task, held, built, estimated.statistics, only_by_the_loss=True)
     return estimated.statistics
 
 
@@ -183,17 +178,13 @@ def saliency(
         name: p.detach().masked_fill(~given[name].to(p.device), 0.0)
         for name, p in checked(model, given).items()
     }
+    built, kept_now = estimators(chosen.required(strength)), _complete(given, selected)
     with holding(model, masked):
+        held = _looked_at(model, selected, _fresh(batches))
         estimated = estimate(
-            model,
-            _looked_at(model, selected, _fresh(batches)),
-            estimators(chosen.required(strength)),
-            task,
-            selected,
-            generator(seed, "statistics", 0),
-            memory,
-            _complete(given, selected),
+            model, held, built, task, selected, generator(seed, "statistics", 0), memory, kept_now
         )
+        _warn_of_vanished(model, task, held, built, estimated.statistics, kept_now)
         weights = {
             n: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
             for n, p in selected.items()
@@ -214,12 +205,14 @@ class Pruning:
         masks: Bool tensors, ``True`` = kept.
         steps: A record per step, readable by attribute or key; metrics of splits are ``None``.
         attempts: Every attempt, also those that were taken back.
+        warnings: What the user was warned of.
     """
 
     model: nn.Module
     masks: dict[str, Tensor]
     steps: list[StepRecord]
     attempts: list[Attempt]
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def sparsity(self) -> float:
@@ -248,6 +241,8 @@ def prune(
     loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
     prunable: Mapping[str, object] | Prunable | None = None,
     *,
+    masks: Mapping[str, Tensor] | None = None,
+    zeros: Literal["pruned", "free"] = "pruned",
     seed: int = 0,
     memory: int | None = None,
 ) -> Pruning:
@@ -264,6 +259,8 @@ def prune(
         lam: Locality weight λ (default 0).
         loss: As for :func:`statistics`.
         prunable: ``{include, exclude, biases, norms}``; default the matrices that multiply inputs.
+        masks: What is pruned already, as bool tensors, ``True`` = kept; what is not named is kept.
+        zeros: Whether weights that are exactly zero now are ``pruned``, so that they stay zero and count, or ``free``.
         seed: For criteria and statistics that draw.
         memory: Bytes for activations and products.
 
@@ -314,13 +311,15 @@ def prune(
         strength,
         prunable,
         measures_of(chosen, seed),
+        masks,
+        zeros,
     )
     steps_done, attempts = [], []
     for outcome in pruner.outcomes(lambda index: first.pop() if first else drawn(index)):
         attempts.append(outcome.attempt)
         if outcome.step is not None:
             steps_done.append(outcome.step)
-    return Pruning(model, pruner.masks, steps_done, attempts)
+    return Pruning(model, pruner.masks, steps_done, attempts, pruner.warnings)
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -435,6 +434,29 @@ def _looked_at(model: nn.Module, parameters: Mapping[str, Tensor], batches: Batc
     held = list(batches)  # read once: a loader may draw others at another reading
     observe_axes(model, parameters, lambda: held)
     return held
+
+
+def _warn_of_vanished(
+    model: nn.Module,
+    loss: Loss,
+    batches: Batches,
+    estimators: Mapping[Request, Estimator],
+    statistics: Estimates,
+    masks: Mapping[str, Tensor] | None = None,
+    only_by_the_loss: bool = False,
+) -> None:
+    """Warn of statistics that are zero in every weight; or only of those that this loss cannot have."""
+    import warnings
+    from itertools import islice
+
+    from prunekit.statistics.vanishing import LINEAR, vanished
+
+    def first() -> list[Batch]:
+        return list(islice(batches, 1))
+
+    for name, reason in vanished(model, loss, first, estimators, statistics, masks).items():
+        if reason == LINEAR or not only_by_the_loss:
+            warnings.warn(f"statistic {name}: {reason}", PrunekitWarning, stacklevel=5)
 
 
 def _complete(

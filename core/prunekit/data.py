@@ -115,15 +115,26 @@ class Splits:
 
     @property
     def info(self) -> DataInfo:
-        """Shape of the data as a model needs it."""
+        """Shape of the data as a model needs it, where every label is a class."""
+        return self.info_for(None)
+
+    def info_for(self, counted: Callable[[Tensor], Tensor] | None) -> DataInfo:
+        """Shape of the data as a model needs it.
+
+        Args:
+            counted: Which targets count for the loss, as ``Loss.counted``: a label that does not is no class.
+        """
         outputs = self.outputs
-        if outputs is None:
-            splits = [s for s in (self.train, self.valid, self.test) if s is not None and len(s)]
-            if self.task == "classification":
-                outputs = max(int(s.y.max()) for s in splits) + 1
-            else:
-                outputs = self.train.y[0].numel()
+        if outputs is None and self.task == "classification":
+            outputs = max((int(y.max()) for y in self.labels(counted) if y.numel()), default=0) + 1
+        elif outputs is None:
+            outputs = self.train.y[0].numel()
         return DataInfo(tuple(self.train.inputs[0].shape[1:]), outputs, self.task)
+
+    def labels(self, counted: Callable[[Tensor], Tensor] | None) -> list[Tensor]:
+        """The targets of each split, without those that do not count."""
+        targets = [s.y for s in (self.train, self.valid, self.test) if s is not None and len(s)]
+        return targets if counted is None else [y[counted(y)] for y in targets]
 
     def limited(self, train: int | None, test: int | None) -> Splits:
         """The same with at most so many training and test examples, the first ones."""

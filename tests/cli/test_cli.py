@@ -245,11 +245,38 @@ def with_nan() -> np.ndarray:
         ({"valid_x": np.zeros((5, 3)), "valid_y": np.zeros(5, dtype=int)}, "validation examples of shape (3,)"),
         ({"test_x": np.zeros((5, 4))}, "test_y is missing"),
         ({"train_y": np.zeros((30, 1), dtype=int)}, "do not fit"),
+        ({"train_y": np.zeros((30, 1), dtype=int)}, "labels in a column"),
     ],
 )  # fmt: skip
 def test_unfit_arrays_are_refused(changes: dict[str, Any], message: str, spec: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "unfit.npz", **arrays(**changes))
     assert message in refused(spec, "dataset.path=unfit.npz")
+
+
+@pytest.mark.parametrize("ignored", [255, -1, -100])
+def test_a_label_that_the_loss_ignores_is_no_class(ignored: int, spec: Path, tmp_path: Path) -> None:
+    labels = np.arange(30) % 2
+    labels[::7] = ignored
+    np.savez(tmp_path / "some.npz", **arrays(train_y=labels))
+    chosen = f"loss={{name: cross_entropy, ignore_index: {ignored}}}"
+    out = tmp_path / "ignored.h5"
+    code, _, err = running.cli("run", spec, "--out", out, "--set", "dataset.path=some.npz", "--set", chosen)
+    assert code == 0, err
+    with pk.open(out) as results:
+        assert list(results.weights("dense").values())[-1].shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.arange(30) % 2 + 1, "labels go from 1 to 2, and no example has 0"),
+        (np.arange(30) % 2 * 3, "no example has 1, 2; .*4 outputs for 2 classes"),
+    ],
+)
+def test_labels_that_start_at_1_or_have_gaps_are_said(labels, said: str, spec: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "gaps.npz", **arrays(train_y=labels))
+    with pytest.warns(pk.PrunekitWarning, match=said):
+        pk.run(spec, tmp_path / "gaps.h5", {"dataset.path": "gaps.npz"})
 
 
 @pytest.mark.parametrize(

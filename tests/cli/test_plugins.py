@@ -139,7 +139,10 @@ def test_show_as_json() -> None:
 
 def test_show_gives_required_options_and_statistics() -> None:
     (npz,) = json.loads(prunekit("plugins", "show", "npz", "--json").stdout)
-    assert [(o["name"], o["type"], o["default"]) for o in npz["options"]] == [("path", "path", "required")]
+    assert [(o["name"], o["type"], o["default"]) for o in npz["options"]] == [
+        ("split_seed", "int ≥ 0", "0"),
+        ("path", "path", "required"),
+    ]
     (qm,) = json.loads(prunekit("plugins", "show", "qm", "--json").stdout)
     assert {"gradient", "ggn_diagonal"} == set(qm["requires"])
     assert prunekit("plugins", "show", "hdf5").stdout.endswith("\nNo options.\n")

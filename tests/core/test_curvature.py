@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -388,6 +388,55 @@ def test_drawn_statistics_repeat_with_the_seed_and_labels_do_not_depend_on_the_s
 
     close(found(1, 2, 5), found(1))
     assert not torch.equal(found(1)["0.weight"], found(2)["0.weight"])
+
+
+class Squares(pk.Loss):
+    """Half the squared differences, without a way to draw of its own."""
+
+    name = "squares"
+
+    def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 0.5 * (outputs - targets).square().sum()
+
+    def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
+        return float(len(outputs))
+
+    def ggn_factor(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        for k in range(outputs.shape[1]):
+            column = torch.zeros_like(outputs)
+            column[:, k] = 1
+            yield column
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce_with_logits", "cross_entropy", Squares()], ids=str)
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("name", ["ggn_mc_diagonal", "curvature_factors", "inverse_full", "inverse_block"])
+def test_drawn_labels_do_not_depend_on_how_batches_are_cut(name: str, draws: int, loss: Any) -> None:
+    model, x = small(), torch.randn(40, 4, dtype=float64)
+    y: Tensor = torch.rand(40, 3, dtype=float64)
+    if loss == "cross_entropy":
+        y = torch.arange(40) % 3
+    curvature = {} if name == "ggn_mc_diagonal" else {"curvature": "ggn_mc"}
+    request = pk.Statistic(name, draws=draws, **curvature)
+
+    def found(*cuts: int, seed: int = 0) -> Any:
+        batches = [(x[a:b], y[a:b]) for a, b in pairwise([0, *cuts, 40])]
+        return pk.statistics(model, batches, request, loss=loss, seed=seed)[request]
+
+    whole = found()
+    for other in (found(1), found(15, 16, 31), found(*range(4, 40, 4))):
+        close(other, whole)
+    assert not torch.equal(whole["0.weight"], found(seed=1)["0.weight"])
+
+
+def test_drawn_noise_of_mse_is_normal_of_variance_two() -> None:
+    from prunekit_plugins.losses.mse import MeanSquaredError
+
+    outputs = torch.zeros(200_000, 2, dtype=float64)
+    drawn = MeanSquaredError().draw(outputs, outputs, torch.Generator().manual_seed(0)).flatten()
+    assert float(drawn.mean()) == pytest.approx(0, abs=0.01)
+    assert float(drawn.square().mean()) == pytest.approx(2, rel=0.01)
+    assert float(drawn.pow(4).mean()) == pytest.approx(12, rel=0.02)
 
 
 # -- operators -----------------------------------------------------------------------------------------------------

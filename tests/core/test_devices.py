@@ -244,6 +244,7 @@ MEASURED = {
     # What goes is chosen; it is finite, nested, of the right number; how much is left of each layer.
     f"{CORE}/masks/weights.py read_together": 4,
     f"{CORE}/network/measure.py measure": 2,  # the loss after the step, and the errors
+    f"{CORE}/pruning/ties.py ties": 1,
     f"{PLUGINS}/losses/cross_entropy.py errors": 1,
     f"{PLUGINS}/losses/cross_entropy.py normaliser": 2,
 }

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, float64, nn
+from torch.utils.checkpoint import checkpoint
 
 import prunekit as pk
 
@@ -309,3 +310,75 @@ def test_a_kernel_may_reach_nothing_but_padding(groups: int, kernel: int, size: 
     model = nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.Linear(4 * size * size, CLASSES)).double()
     inputs, y = x(N, 4, size, size), torch.randint(CLASSES, (N,))
     compare(pk.statistics(model, [(inputs, y)], TWO, parameters="all"), expected(model, inputs, y))
+
+
+class Zeta(nn.Module):
+    """Torch has no derivative of it."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.special.zeta(2 * torch.ones_like(h), h.abs() + 2) + torch.special.zeta(
+            h.abs() + 2, h.abs() + 1
+        )
+
+
+class Alignment(nn.Module):
+    """Torch has its gradient, and no second derivative."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        logs, n = h.view(len(h), 2, 3).log_softmax(2).movedim(1, 0), len(h)
+        ones = torch.ones(n, 1, dtype=torch.long)
+        lengths = torch.full((n,), 2), torch.full((n,), 1)
+        losses = [F.ctc_loss(k * logs, ones, *lengths, reduction="none") for k in (1, 2, 3, 4, 5, 6)]
+        return torch.stack(losses, 1)
+
+
+class Saving(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.layer, self.reentrant = nn.Linear(6, 6), reentrant
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.tanh(checkpoint(self.layer, h, use_reentrant=self.reentrant))
+
+
+def through(middle: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), middle, nn.Linear(6, CLASSES)).double()
+
+
+def batch_of(n: int) -> tuple[Tensor, Tensor]:
+    return x(n, 4), torch.randint(CLASSES, (n,))
+
+
+@pytest.mark.parametrize(
+    ("middle", "which", "names"),
+    [
+        (Zeta(), "first", ["gradient", "ggn_diagonal", "hutchinson_diagonal"]),
+        (Alignment(), "second", ["hutchinson_diagonal", "hessian_diagonal", "hessian_gradient"]),
+    ],
+    ids=["no gradient", "no second derivative"],
+)
+def test_a_missing_derivative_is_told_with_its_module(
+    middle: nn.Module, which: str, names: list[str]
+) -> None:
+    model, batch = through(middle), batch_of(6)
+    said = rf"no {which} derivatives of module '1' \({type(middle).__name__}\)"
+    for name in names:
+        with pytest.raises(pk.UnsupportedError, match=said):
+            pk.statistics(model, [batch], [name])
+    for kind in ("ggn", "hessian", "empirical_fisher"):
+        operator = pk.operator(model, [batch], kind)
+        with pytest.raises(pk.UnsupportedError, match=said):
+            operator @ torch.ones(operator.shape[0])
+
+
+def test_products_through_checkpoints_are_those_without_or_say_what_to_use() -> None:
+    model, plain, batch = through(Saving(False)), through(Saving(False)), batch_of(6)
+    plain.load_state_dict(model.state_dict())
+    plain[1].forward = lambda h: torch.tanh(plain[1].layer(h))
+    for kind in ("ggn", "hessian", "empirical_fisher"):
+        operator, other = pk.operator(model, [batch], kind), pk.operator(plain, [batch], kind)
+        vector = torch.randn(operator.shape[0], dtype=float64)
+        torch.testing.assert_close(operator @ vector, other @ vector)
+    with pytest.raises(pk.UnsupportedError, match=r"module '1' .*use_reentrant=False"):
+        pk.statistics(through(Saving(True)), [batch], ["gradient"])

@@ -50,6 +50,7 @@ BOUND = {
         "scheduler": {"name": "one_shot", "sparsity": 0.5, "steps": 1},
         "selector": {"name": "global", "floor": 0.0, "ceiling": 1.0},
         "prunable": {"include": None, "exclude": [], "biases": False, "norms": False},
+        "zeros": "pruned",
         "examples": 1000,
         "sample": "fresh",
         "recalibrate_batchnorm": None,
@@ -60,7 +61,7 @@ BOUND = {
     "probes": [],
 }
 
-EXPECTED = "34b69497109f0545cc68bb10245ac478b6e94f5043eb42e12f9119526c4f66ff"
+EXPECTED = "4832e0bdafd39b9ba397bceefacdd24f89bdae412cd010e97c5701195d15be1d"
 """Of BOUND. If it changes, every run in the world has another hash: a default was added or changed; say so."""
 
 
@@ -171,6 +172,7 @@ CHANGES: dict[str, Any] = {
     "prune.prunable.exclude": ["x"],
     "prune.prunable.biases": True,
     "prune.prunable.norms": True,
+    "prune.zeros": "free",
     "prune.examples": None,
     "prune.sample": "fixed",
     "prune.recalibrate_batchnorm": 40,

@@ -321,3 +321,16 @@ def test_labels_that_do_not_fit_get_a_message_that_helps(targets: Tensor, said: 
 def test_logits_without_classes_are_told_of_other_losses() -> None:
     with pytest.raises(pk.DataError, match="bce_with_logits"):
         pk.statistics(Flat(1), [(INPUTS, LABELS)], ["gradient"])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32])
+@pytest.mark.parametrize("layers", [(nn.Linear(4, 3),), (nn.Conv1d(1, 2, 2), nn.Flatten(), nn.Linear(6, 3))])
+def test_inputs_of_another_type_get_a_message_that_helps(
+    dtype: torch.dtype, layers: tuple[nn.Module, ...]
+) -> None:
+    inputs = torch.arange(48).view(12, 4).to(dtype)
+    inputs = inputs if len(layers) == 1 else inputs[:, None]
+    kind = str(dtype).removeprefix("torch.")
+    for name in ("gradient", "ggn_diagonal"):
+        with pytest.raises(pk.DataError, match=rf"inputs of type {kind}.*x.to\(torch.float64\)"):
+            pk.statistics(nn.Sequential(*layers).double(), [(inputs, LABELS)], [name])

@@ -76,7 +76,13 @@ def test_fourteen_steps_over_every_parameter_equal_the_naive_twin(build, naive, 
     names = [name for name, _ in network.model.named_parameters()]
     expected = naive.prune(network, names, "qm", 1e-3, exponential(0.8, 14))
     pruning = pk.prune(
-        network.model, network.batches(4, 3), sparsity=0.8, steps=14, lam=1e-3, prunable=EVERYTHING
+        network.model,
+        network.batches(4, 3),
+        sparsity=0.8,
+        steps=14,
+        lam=1e-3,
+        prunable=EVERYTHING,
+        zeros="free",
     )
     assert_same_steps(pruning, expected, "qm")
 

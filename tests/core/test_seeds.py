@@ -75,7 +75,7 @@ def test_the_seed_that_is_left_out_is_the_seed(tmp_path: Path) -> None:
         (
             "dataset",
             {"name": "digits", "split_seed": None},
-            "dataset.split_seed: must be a whole number >= 0",
+            "found null, which meant the run's seed in 0.1",
         ),
         ("dataset", {"name": "npz", "path": "x", "splitseed": 1}, "did you mean 'split_seed'?"),
         ("seed", -1, "seed: must be greater than or equal to 0"),

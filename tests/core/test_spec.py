@@ -53,7 +53,7 @@ def test_every_problem_is_told_at_once_with_line_column_and_path(tmp_path: Path)
         "spec.yaml:4:1: seed: must be greater than or equal to 0; found -1",
         "spec.yaml:5:1: dtype: must be 'float32', 'float64' or 'bfloat16'; found 'float3'",
         "spec.yaml:7:20: model.hiden: unknown key 'hiden'; did you mean 'hidden'? Accepted: ",
-        "spec.yaml:8:22: dataset.pth: unknown key 'pth'; did you mean 'path'? Accepted: path",
+        "spec.yaml:8:22: dataset.pth: unknown key 'pth'; did you mean 'path'? Accepted: split_seed, path",
         "spec.yaml:8:10: dataset.path: missing, and required",
         "spec.yaml:11:15: prune.criterion.name: unknown criterion 'qn'; did you mean 'qm'?",
         "spec.yaml:12:34: prune.scheduler.sparsity: must be less than 1; found 1.0",

@@ -189,6 +189,7 @@ def test_a_layer_that_has_no_weights_yet_is_refused() -> None:
         pk.prune(model, [batch(4)], sparsity=0.5)
 
 
+@pytest.mark.filterwarnings("ignore:zeros.")
 def test_masks_of_torch_are_refused_with_what_to_call_first() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     prune.l1_unstructured(model[2], "weight", amount=0.5)
@@ -365,3 +366,13 @@ def test_wanda_compares_what_feeds_one_output_of_a_transposed_convolution(groups
     x, y = batch(4, 5)
     kept = pk.prune(model, [(x, y)], "wanda", 0.5, 1, prunable={"include": ["0.weight"]}).masks["0.weight"]
     assert bool((kept.sum((0, 2)) == kept.numel() // kept.shape[1] // 2).all())
+
+
+def test_a_parametrised_layer_beside_others_changes_nothing_for_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)).double()
+    own = copy.deepcopy(model[0])
+    with pytest.warns(pk.PrunekitWarning, match=r"parametrizations\.weight\.original0"):
+        pruning = pk.prune(model, [batch(4)], "qm", sparsity=0.5, steps=1)
+    assert list(pruning.masks) == ["2.weight"]
+    assert torch.equal(model[0].weight, own.weight)

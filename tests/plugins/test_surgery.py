@@ -432,3 +432,28 @@ def test_blocks_are_no_larger_than_what_there_is() -> None:
     sizes = {"name": "obs_block", "size": 4096}
     pruning = pk.prune(model, batches, sizes, sparsity=0.5, steps=1, memory=100_000)
     assert pruning.steps[0].pruned == 16
+
+
+@pytest.mark.parametrize(
+    ("criterion", "statistic"),
+    [
+        ({"name": "obs"}, pk.Statistic("inverse_full", curvature="ggn", draws=1, damping=0.01)),
+        (
+            {"name": "obs_block"},
+            pk.Statistic("inverse_block", curvature="ggn", draws=1, damping=0.01, size=128),
+        ),
+        ({"name": "combinatorial", "gradient": False}, pk.Statistic("curvature_factors")),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_in_bfloat16_the_change_that_rounding_really_made_is_predicted(criterion, statistic) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).bfloat16()
+    batches = [(torch.randn(60, 8).bfloat16(), torch.arange(60) % 3)]
+    names = ["0.weight", "2.weight"]
+    curvature = pk.statistics(model, batches, statistic)[statistic]
+    before = torch.cat([model.get_parameter(n).detach().double().flatten() for n in names])
+    pruning = pk.prune(model, batches, {**criterion, "damping": 0.01}, sparsity=0.6, steps=1)
+    after = torch.cat([model.get_parameter(n).detach().double().flatten() for n in names])
+    expected = 0.5 * float(curvature.curved(after - before))
+    assert pruning.steps[0].predicted_delta_loss == pytest.approx(expected, rel=1e-6)

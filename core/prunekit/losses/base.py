@@ -91,10 +91,15 @@ class Loss(Component, ABC):
             targets: The batch's; for masks and weights, labels do not enter.
             generator: On the CPU, so that every device draws the same.
         """
+        import torch
+
+        # An example after the other: how batches are cut does not matter.
+        rank = self.ggn_rank(outputs, targets)
+        coins = torch.rand(len(outputs), rank, generator=generator, dtype=torch.float64, device="cpu") < 0.5
+        signs = (1 - 2 * coins.to(torch.int8)).to(outputs)
         total = outputs.new_zeros(outputs.shape)
-        for column in self.ggn_factor(outputs, targets):
-            coins = outputs.new_empty(len(outputs), device="cpu").bernoulli_(0.5, generator=generator)
-            total += column * (2 * coins - 1).to(outputs).view(-1, *(1,) * (outputs.ndim - 1))
+        for sign, column in zip(signs.unbind(1), self.ggn_factor(outputs, targets), strict=True):
+            total += column * sign.view(-1, *(1,) * (outputs.ndim - 1))
         return total
 
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int] | None:

@@ -143,7 +143,7 @@ class CallableLoss(Loss):
         if self._normaliser is None:
             return matrices
         every = torch.arange(len(flat), device="cpu").unsqueeze(1)
-        shares = [self._normaliser(outputs[i], _picked(targets, i)) for i in every]
+        shares = [float(self._normaliser(outputs[i], _picked(targets, i))) for i in every]
         scale = torch.tensor(shares, dtype=matrices.dtype, device=matrices.device).view(-1, 1, 1)
         return torch.where(scale == 0, torch.zeros_like(matrices), matrices * scale)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -39,6 +40,7 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
 
     Raises:
         UnsupportedError: If the model returns something else.
+        DataError: If the inputs are of a type that the model's weights do not take.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -55,11 +57,15 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
         kwargs = dict(inputs)
     else:
         args = tuple(inputs)
-    with one_pass(model), unhooked(model):
-        if weights is None:
-            outputs = network(*args, **kwargs)
-        else:
-            outputs = functional_call(network, dict(weights), args, kwargs)
+    try:
+        with one_pass(model), unhooked(model):
+            if weights is None:
+                outputs = network(*args, **kwargs)
+            else:
+                outputs = functional_call(network, dict(weights), args, kwargs)
+    except RuntimeError as error:
+        _refuse_types(model, inputs, error)
+        raise
     logits = outputs if isinstance(outputs, Tensor) else _logits(outputs)
     # A network that squeezes a batch of one gives a number, and the example is still the first axis.
     return logits if logits.ndim else logits.reshape(1)
@@ -74,6 +80,27 @@ def _unwrapped(
         if weights is not None:
             weights = {name.removeprefix("module."): value for name, value in weights.items()}
     return model, weights
+
+
+def _refuse_types(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None:
+    """Say of which types inputs and weights are, where that is why the model fails.
+
+    Raises:
+        DataError: If it is.
+    """
+    dtypes = {t.dtype for t in tree_leaves(inputs) if isinstance(t, Tensor)}
+    own = {p.dtype for p in model.parameters()}
+    if not _TYPES.search(str(error)) or not own or dtypes <= own:
+        return
+    given, wanted = (", ".join(sorted(str(d).removeprefix("torch.") for d in some)) for some in (dtypes, own))
+    some = next(iter(own))
+    raise DataError(
+        f"the model fails on inputs of type {given}, and its weights are {wanted}: {error}. Layers of numbers take "
+        f"inputs of their weights' type (x.to({some})); integers are for embeddings"
+    ) from error
+
+
+_TYPES = re.compile(r"same dtype|scalar type|expected .* dtype|[Ii]nput type .* should be the same")
 
 
 def unpack(batch: Batch) -> tuple[Inputs, Any]:

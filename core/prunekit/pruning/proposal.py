@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prunekit.component import Tensors
@@ -12,7 +12,9 @@ from prunekit.pruning.selector import Selector
 from prunekit.statistics.request import Request
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
+
+    from prunekit.masks.items import Items
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Context:
         lam: Locality weight λ of this step.
         selector: Spends the budget where masks come from saliencies.
         layers: The prunable tensors, in the order of all these mappings.
+        dtypes: Parameter to the type that the model holds it in; left out, that of ``weights``.
+        watch: Told of each choice of the selector: what it chose among, and what stays.
     """
 
     weights: Tensors
@@ -36,6 +40,12 @@ class Context:
     lam: float
     selector: Selector
     layers: Sequence[Layer]
+    dtypes: Mapping[str, dtype] = field(default_factory=dict)
+    watch: Callable[[Items, Tensor], None] | None = None
+
+    def rounded(self, values: Tensors) -> dict[str, Tensor]:
+        """New values as the model will hold them, so that what is predicted is the change that is made."""
+        return {name: value.to(self.dtypes.get(name, value.dtype)) for name, value in values.items()}
 
     def select(self, saliency: Tensors) -> dict[str, Tensor]:
         """Let the selector choose the masks, from a finite tensor per parameter; higher = keep."""
@@ -43,7 +53,10 @@ class Context:
 
         items = Items.of(saliency, self.masks, self.layers)
         del saliency  # which nobody may need any more: of a large network, that is much
-        return items.masks(self.selector.select(items, self.budget))
+        kept = self.selector.select(items, self.budget)
+        if self.watch is not None:
+            self.watch(items, kept)
+        return items.masks(kept)
 
 
 @dataclass(frozen=True)

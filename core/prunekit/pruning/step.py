@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from prunekit import distributed
-from prunekit.errors import RunError, SpecError
+from prunekit.errors import PrunekitWarning, RunError, SpecError, UnsupportedError
+from prunekit.masks.apply import zero
 from prunekit.masks.apportion import pruned_count
 from prunekit.masks.axes import layers_of
-from prunekit.masks.prunable import prunable_parameters
+from prunekit.masks.items import Items
+from prunekit.masks.prunable import described, left_out, notable, prunable_parameters, shortened
 from prunekit.masks.settings import Prunable
 from prunekit.masks.weights import pruned_counts, read_together
 from prunekit.network.measure import measure
@@ -27,9 +30,12 @@ from prunekit.pruning.proposal import Context, Proposal
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.pruning.selector import Selector
+from prunekit.pruning.start import Zeros, fitting, steps_without_effect, without_zeros
+from prunekit.pruning.ties import ties
 from prunekit.records import Attempt, StepRecord, Target
 from prunekit.statistics.estimate import DEFAULT_MEMORY
-from prunekit.statistics.request import Estimates
+from prunekit.statistics.request import Estimates, Statistic
+from prunekit.statistics.vanishing import vanished
 
 Measure = Callable[[StepMoment, int], Mapping[str, float]]
 """Measures a proposal, given which attempt of its step it is, from 0."""
@@ -63,6 +69,12 @@ class Pruner:
         lam: Locality weight λ, unless the scheduler sets one.
         prunable: Which weights; default the matrices that multiply inputs.
         measures: What the scheduler needs, by name.
+        masks: What is pruned already, ``True`` = kept; what is not named is kept.
+        zeros: Whether weights that are exactly zero when pruning starts count as pruned.
+
+    Attributes:
+        left_out: What is not prunable because of what it is, by role.
+        warnings: What the user was warned of.
 
     Raises:
         SpecError: If there is nothing to prune or the schedule cannot be followed.
@@ -77,6 +89,8 @@ class Pruner:
         lam: float = 0.0,
         prunable: Prunable | None = None,
         measures: Mapping[str, Measure] | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+        zeros: Zeros = "pruned",
     ) -> None:
         self._surroundings = surroundings
         model, self._model, self._loss = surroundings.model, surroundings.model, surroundings.loss
@@ -85,9 +99,13 @@ class Pruner:
         refuse_inference_tensors(self.parameters)
         self.layers = layers_of(model, self.parameters)
         self.total = sum(layer.size for layer in self.layers)
-        self.masks = {
-            n: torch.ones(p.shape, dtype=torch.bool, device=p.device) for n, p in self.parameters.items()
-        }
+        self.left_out = left_out(model, prunable)
+        self.warnings: list[str] = []
+        self.masks = fitting(model, self.parameters, masks)
+        self._zeros: Zeros = zeros
+        self._examined = False
+        self._lost: list[str] = []
+        self._least = 0  # weights that are pruned before the first step
         self._measures = measures or {}
         self._guarded = False
         self.levels = None if scheduler.adapts else _levels(scheduler)
@@ -109,6 +127,8 @@ class Pruner:
     def restore(self, masks: Mapping[str, Tensor]) -> None:
         """Continue from masks of an earlier step; the model's weights are the caller's business."""
         self.masks = {n: masks[n].to(p.device) for n, p in self.parameters.items()}
+        counts = pruned_counts(self.masks)
+        self._lost, self._least = _whole(counts, self.masks), sum(counts.values())
 
     def outcomes(
         self, draw: Callable[[int], Sample], history: Sequence[Attempt] = (), done: int = 0
@@ -121,9 +141,12 @@ class Pruner:
             done: Its steps; the masks are then those after the last.
 
         Raises:
+            SpecError: If the schedule ends below what is pruned at the start; nothing has changed then.
             RunError: If a statistic, saliency, value or loss is not finite, naming the parameter; the model is then as
                 before the step.
         """
+        if not done:
+            self._start()
         attempts = list(history)
         sample: Sample | None = None
         while (target := self._target(attempts, done)) is not None:
@@ -139,6 +162,42 @@ class Pruner:
             yield outcome
             if outcome.moment is not None:
                 outcome.moment.close()  # its statistics must not lie beside those of the next step
+        if attempts and not math.isfinite(attempts[-1].delta_loss):
+            raise RunError(
+                f"scheduler {self.scheduler.name!r} has given up: the loss changes by {attempts[-1].delta_loss} at "
+                f"sparsity {attempts[-1].sparsity:.6g}{self._suspects()}; that step has been taken back"
+            )
+
+    def _start(self) -> None:
+        """Count what is pruned already, and say what counts and what does not."""
+        unused = notable(self.left_out)
+        if unused:
+            self._warn("left out", f"{described(unused)}")
+        masks = without_zeros(self.masks, self.parameters) if self._zeros == "pruned" else self.masks
+        given, gone = (sum(pruned_counts(m).values()) for m in (self.masks, masks))
+        idle = steps_without_effect(self.levels or (), gone, self.total)
+        if gone > given:
+            self._warn(
+                "zeros",
+                f"{gone - given} of {self.total} prunable weights are exactly zero at the start and count as pruned "
+                "(with zeros: free they would not)",
+            )
+        if idle:
+            self._warn(
+                "scheduler",
+                f"{gone} of {self.total} weights are pruned at the start, which is more than the first {idle} of "
+                f"{len(self.levels or ())} steps ask for: these prune nothing",
+            )
+        self._least = gone
+        self.masks = masks
+        zero(self.parameters, {name: ~mask for name, mask in masks.items()})
+
+    def _warn(self, kind: str, text: str) -> None:
+        """Tell the user of something once, and keep it for the results."""
+        if any(old.startswith(f"{kind}: ") for old in self.warnings):
+            return
+        self.warnings.append(f"{kind}: {text}")
+        warnings.warn(f"{kind}: {text}", PrunekitWarning, stacklevel=2)
 
     def _target(self, attempts: Sequence[Attempt], done: int) -> Target | None:
         if self.levels is not None:
@@ -162,20 +221,70 @@ class Pruner:
     def _statistics(self, sample: Sample, lam: float) -> Estimates:
         given = self._surroundings
         estimators = given.estimators(self.criterion.required(lam))
-        return sample.estimate(given.model, given.loss, self.parameters, self.masks, estimators, given.memory)
+        statistics = sample.estimate(
+            given.model, given.loss, self.parameters, self.masks, estimators, given.memory
+        )
+        if not self._examined:
+            self._examined = True
+            silent = vanished(
+                given.model, given.loss, lambda: sample.batches, estimators, statistics, self.masks
+            )
+            for name, reason in silent.items():
+                self._warn(f"statistic {name}", reason)
+        return statistics
+
+    def _watch(self, items: Items, kept: Tensor) -> None:
+        """Look at a choice of the selector."""
+        try:
+            text = ties(items, kept)
+        except RunError as error:
+            raise RunError(f"criterion {self.criterion.name!r}: {error}") from None
+        if text is not None:
+            self._warn("ties", text)
+
+    def _suspects(self) -> str:
+        """What in the network is not finite, in words."""
+        named = [*self._model.named_parameters(), *self._model.named_buffers()]
+        bad = [name for name, t in named if t.is_floating_point() and not bool(t.isfinite().all())]
+        return (
+            f"; {shortened(bad)} {'holds' if len(bad) == 1 else 'hold'} values that are not finite"
+            if bad
+            else ""
+        )
 
     @taking_turns()
     def _attempt(self, index: int, target: Target, sample: Sample, history: Sequence[Attempt]) -> Outcome:
         started = time.perf_counter()
         lam = self.lam if target.lam is None else target.lam
-        budget = pruned_count(target.sparsity, self.total)
-        statistics = self._statistics(sample, lam)
+        budget = max(pruned_count(target.sparsity, self.total), self._least)
+        try:
+            statistics = self._statistics(sample, lam)
+        except (RunError, UnsupportedError) as error:
+            if suspects := self._suspects():
+                raise RunError(f"step {index + 1}: {error}{suspects}") from error
+            raise
         estimated = sample.has_loss
         before = sample.loss(self._model, self._loss)
+        if not math.isfinite(before):
+            raise RunError(
+                f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
+                "been changed"
+            )
         if not self._guarded:
             refuse_several_functions(self._model, sample.batches, self._loss, before, estimated)
             self._guarded = True
-        context = Context(self._weights(), statistics, self.masks, budget, lam, self.selector, self.layers)
+        dtypes = {name: p.dtype for name, p in self.parameters.items()}
+        context = Context(
+            self._weights(),
+            statistics,
+            self.masks,
+            budget,
+            lam,
+            self.selector,
+            self.layers,
+            dtypes,
+            self._watch,
+        )
         proposal = self._checked(self.criterion.propose(context), context)
         change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {})
         moment = self._moment("proposal", index, sample, statistics, change, proposal)
@@ -199,7 +308,8 @@ class Pruner:
             attempt = replace(attempt, accepted=bool(self.scheduler.accept(attempt, history)))
             if attempt.accepted and not math.isfinite(attempt.delta_loss):
                 raise RunError(
-                    f"step {index + 1}: the loss is {after} after it and {before} before; the step has been taken back"
+                    f"step {index + 1}: the loss is {after} after it and {before} before"
+                    f"{self._suspects() or self._of_what_changed(proposal.masks)}; the step has been taken back"
                 )
         except BaseException:
             change.undo()
@@ -210,6 +320,11 @@ class Pruner:
         self.masks = dict(proposal.masks)
         moment = self._moment("step", index, sample, statistics, change, proposal)
         return Outcome(attempt, self._record(attempt), moment, proposal.values is not None)
+
+    def _of_what_changed(self, masks: Mapping[str, Tensor]) -> str:
+        """Which parameters lose weights, in words."""
+        losing = [name for name, old in self.masks.items() if bool((old & ~masks[name]).any())]
+        return f"; weights of {shortened(losing)} were to go" if losing else ""
 
     def _moment(
         self,
@@ -233,6 +348,11 @@ class Pruner:
         )
 
     def _record(self, attempt: Attempt) -> StepRecord:
+        counts = pruned_counts(self.masks)
+        lost = _whole(counts, self.masks)
+        if new := [name for name in lost if name not in self._lost]:
+            self._warn(f"step {attempt.step}", f"every weight of {shortened(new)} is pruned now")
+        self._lost = lost
         return StepRecord(
             step=attempt.step,
             target_sparsity=attempt.target_sparsity,
@@ -241,10 +361,7 @@ class Pruner:
             remaining=self.total - attempt.pruned,
             predicted_delta_loss=attempt.predicted_delta_loss,
             delta_loss=attempt.delta_loss,
-            layers={
-                name: count / max(1, self.masks[name].numel())
-                for name, count in pruned_counts(self.masks).items()
-            },
+            layers={name: count / self.masks[name].numel() for name, count in counts.items()},
             seconds=attempt.seconds,
         )
 
@@ -275,7 +392,13 @@ class Pruner:
             distributed.take_first(values)
         predicted = proposal.predicted_delta_loss
         if predicted is not None and not math.isfinite(predicted):
-            raise RunError(f"{who} predicts a change of the loss by {predicted}, which is not finite")
+            for request, tensors in context.statistics.items():
+                fit = {n: t for n, t in tensors.items() if n in masks and t.shape == masks[n].shape}
+                refuse_non_finite(fit, context.masks, f"{who}: the statistic {Statistic.of(request).name} of")
+            raise RunError(
+                f"{who} predicts a change of the loss by {predicted}, which is not finite; "
+                f"{self._of_what_changed(masks).removeprefix('; ')}"
+            )
         return Proposal(
             masks,
             None if proposal.values is None else values,
@@ -305,6 +428,11 @@ def checked_masks(who: str, masks: Mapping[str, Tensor], context: Context) -> di
     if pruned != context.budget:
         raise RunError(f"the selection prunes {pruned} weights, and {context.budget} were asked for")
     return {name: masks[name].to(old.device) for name, old in context.masks.items()}
+
+
+def _whole(counts: Mapping[str, int], masks: Mapping[str, Tensor]) -> list[str]:
+    """Names of the parameters that are pruned to the last weight."""
+    return [name for name, count in counts.items() if count == masks[name].numel()]
 
 
 def _levels(scheduler: Scheduler) -> list[float]:

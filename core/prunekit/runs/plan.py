@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from prunekit import distributed
 from prunekit.component import Component
-from prunekit.data import Split, Splits
-from prunekit.errors import DataError, DeviceError, SpecError
+from prunekit.data import DataInfo, Split, Splits
+from prunekit.errors import DataError, DeviceError, PrunekitWarning, SpecError
 from prunekit.losses.base import Loss
 from prunekit.masks.memory import tie
 from prunekit.network.call import call
@@ -112,7 +113,12 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     _check_tensors(loaded, str(spec.data["dataset"]["name"]))
     splits = loaded.to(device, dtype)
     _check_data(splits, str(spec.data["dataset"]["name"]))
-    info = splits.info
+    loss = _loss(spec, splits, manager)
+    for _, split in _there(splits):
+        if len(split):
+            loss.check(split.y)
+    info = splits.info_for(loss.counted)
+    _say_gaps(splits, loss, info, str(spec.data["dataset"]["name"]))
     part = _part(spec, "model")
     with preserved_rng(), usual_defaults():
         torch.manual_seed(derived(spec.data["seeds"]["init"], "model"))
@@ -126,7 +132,6 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
         load_into(model, part.locate(checkpoint))
     model = model.to(device)
     model.eval()
-    loss = _loss(spec, splits, manager)
     _check_fit(model, splits, loss)
     phases = spec.settings.train, spec.settings.finetune
     trained = any(phase is not None and phase.epochs for phase in phases)
@@ -256,6 +261,27 @@ def _check_data(splits: Splits, name: str) -> None:
         raise DataError(f"dataset {name!r}: the training split is empty")
 
 
+def _say_gaps(splits: Splits, loss: Loss, info: DataInfo, name: str) -> None:
+    """Warn of classes that no example has: labels that start at 1, or have gaps, give the network outputs for nothing."""
+    one_each = splits.task == "classification" and splits.train.y.ndim == 1
+    if splits.outputs is not None or not one_each or splits.train.y.is_floating_point():
+        return
+    labels: set[int] = set()
+    for y in splits.labels(loss.counted):
+        labels.update(y.unique().tolist())  # type: ignore[no-untyped-call]
+    missing = sorted(set(range(info.outputs)) - labels)
+    if not missing or not labels or min(labels) < 0:  # the loss refuses negative ones
+        return
+    some = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+    warnings.warn(
+        f"dataset {name!r}: labels go from {min(labels)} to {max(labels)}, and no example has {some}; classes are "
+        f"counted from 0, so the network gets {info.outputs} outputs for {len(labels)} classes. Number the classes "
+        "without gaps, or give the loss's ignore_index where a label stands for 'not labelled'",
+        PrunekitWarning,
+        stacklevel=3,
+    )
+
+
 def _there(splits: Splits) -> Iterator[tuple[str, Split]]:
     for which, split in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
         if split is not None:
@@ -269,11 +295,13 @@ def _check_fit(model: nn.Module, splits: Splits, loss: Loss) -> None:
             continue
         indices = torch.zeros(1, dtype=torch.long, device=split.y.device)
         if not split.y.is_floating_point():  # class indices: the ends of their range
-            targets = split.y.reshape(len(split), -1)
+            targets = split.y.reshape(len(split), -1).long()
+            left_out = ~loss.counted(split.y).reshape(targets.shape)
             if targets.shape[1]:
-                indices = torch.stack([indices[0], targets.amax(1).argmax(), targets.amin(1).argmin()])
+                largest = targets.masked_fill(left_out, int(targets.min())).amax(1).argmax()
+                smallest = targets.masked_fill(left_out, int(targets.max())).amin(1).argmin()
+                indices = torch.stack([indices[0], largest, smallest])
         few = split.take(indices)
-        loss.check(split.y)
         try:
             with evaluating(model):
                 outputs = call(model, few.x).detach().cpu()

@@ -15,7 +15,7 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.errors import PrunekitError, RunError
 from prunekit.masks.apply import apply_masks
-from prunekit.masks.prunable import prunable_parameters
+from prunekit.masks.prunable import described, prunable_parameters
 from prunekit.network.axes import observe_axes
 from prunekit.network.devices import device_errors
 from prunekit.network.measure import measure, metric_names, metrics, own_part
@@ -108,6 +108,8 @@ class _Execution:
         self.state = state or State(
             plan.bound, plan.spec_hash, plan.inputs, current=setup.state_of(plan.model)
         )
+        if self.pruner is not None:
+            self.pruner.warnings = self.state.warnings
         if not fresh:
             self._restore()
         self.view = RunView(
@@ -140,6 +142,7 @@ class _Execution:
             given.lam,
             settings.prunable,
             measures(given.scheduler, self.seeds["sample"], self.manager),
+            zeros=settings.zeros,
         )
 
     @property
@@ -227,6 +230,8 @@ class _Execution:
         self._begin("prune", total)
         for cost in pruner.costs if total is None or state.done < total else ():
             self.listener.message(cost)
+        if not state.done and pruner.left_out:
+            self.listener.message(f"left out: {described(pruner.left_out)}")
         for outcome in pruner.outcomes(partial(self._sample, settings), state.attempts, state.done):
             if pruner.levels is None:
                 state.attempts.append(outcome.attempt)

@@ -57,6 +57,7 @@ class State:
         history: Training epochs so far.
         examples: Training indices of the last step.
         probes: What probes found, label and record; of those at steps, at the last step only.
+        warnings: What the user was warned of.
     """
 
     spec: dict[str, Plain]
@@ -76,6 +77,7 @@ class State:
     attempts: list[Attempt] = field(default_factory=list)
     probes: list[tuple[str, ProbeRecord]] = field(default_factory=list)
     recorded: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def finished(self) -> dict[str, int]:
@@ -164,6 +166,7 @@ class State:
                 self.masks = {k: torch.from_numpy(m) for k, m in results.masks(self.done).items()}
                 self.examples = torch.from_numpy(results.examples(self.done))
                 self.current = {}
+                self.warnings = results.summary["warnings"]
 
 
 def plain(record: ProbeRecord) -> ProbeRecord:

@@ -17,6 +17,7 @@ def refreshed(view: RunView, state: State) -> RunView:
     view.metrics = {name: dict(metrics) for name, metrics in state.metrics.items()}
     view.steps = list(state.steps)
     view.attempts = list(state.attempts)
+    view.warnings = list(state.warnings)
     view.history = {name: [dict(row) for row in rows] for name, rows in state.history.items()}
     view.masks = {name: m.numpy().copy() for name, m in state.masks.items()}
     view.examples = None if state.examples is None else state.examples.numpy().copy()

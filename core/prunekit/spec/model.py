@@ -48,6 +48,8 @@ class Prune(Options):
     scheduler: SchedulerChoice
     selector: SelectorChoice = Choice(name="global")
     prunable: Prunable = Prunable()
+    zeros: Literal["pruned", "free"] = "pruned"
+    """Whether weights that are exactly zero when pruning starts count as pruned."""
     examples: int | None = Field(default=1000, ge=1)
     """Training examples that each step's statistics come from; null = all."""
     sample: Literal["fresh", "fixed"] = "fresh"

@@ -244,7 +244,8 @@ def _check_engine_keys(path: Key, engine: dict[str, Plain], problems: Problems) 
         engine["lambda"] = lam
     split = engine.get("split_seed", 0)
     if isinstance(split, bool) or not isinstance(split, int) or not 0 <= split < 2**63:
-        problems.say((*path, "split_seed"), f"must be a whole number >= 0; found {shown(split)}")
+        before = ", which meant the run's seed in 0.1: write the number" if split is None else ""
+        problems.say((*path, "split_seed"), f"must be a whole number >= 0; found {shown(split)}{before}")
     checkpoint = engine.get("checkpoint")
     if checkpoint is not None and not isinstance(checkpoint, str):
         problems.say((*path, "checkpoint"), f"must be a file's path; found {shown(checkpoint)}")

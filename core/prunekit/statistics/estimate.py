@@ -16,6 +16,7 @@ from prunekit.network.restore import differentiable, evaluating, refuse_batch_st
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
 from prunekit.statistics.merge import merged, own_draws, refuse_unshareable
+from prunekit.statistics.missing import missing_derivatives_named
 from prunekit.statistics.problem import Problem, forward
 from prunekit.statistics.request import Estimates, Request
 from prunekit.statistics.verification import (
@@ -86,7 +87,9 @@ def estimate(
         for key, estimator in estimators.items():
             estimator.start(reading.problems[key])
         for batch in batches if reading.working else ():
-            reading.read(*unpack(batch))
+            inputs, targets = unpack(batch)
+            with missing_derivatives_named(problem, inputs):
+                reading.read(inputs, targets)
         normaliser, total = reading.sums()
         statistics = Estimates({key: merged(e, e.finish(normaliser)) for key, e in estimators.items()})
     return Estimated(statistics, total / normaliser if reading.working else None)

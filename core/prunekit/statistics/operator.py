@@ -22,10 +22,17 @@ from prunekit.network.devices import device_errors
 from prunekit.network.ordinary import ordinary_tensors
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
 from prunekit.statistics.hessian import refuse_wrong_second_derivatives
+from prunekit.statistics.missing import missing_derivatives_named
 from prunekit.statistics.problem import ForwardPass, Problem, forward
 from prunekit.statistics.verification import in_part, input_shapes, refuse_cut, weigh_once
 
 Batches: TypeAlias = Iterable[Batch]
+
+Product: TypeAlias = tuple[dict[str, Tensor], float]
+"""By parameter, and the normaliser."""
+
+Push: TypeAlias = Callable[[Problem, Inputs, Any, Mapping[str, Tensor]], tuple[ForwardPass, Tensor]]
+"""A forward pass, and ``J vector``."""
 
 _KEPT = 3  # a graph that is differentiated twice, or carries tangents, keeps about so many forward passes
 
@@ -66,6 +73,7 @@ class Operator:
         self.kind = kind
         self._batches = batches
         self._examined = False
+        self._push: Push = _pushed
         self._cut = False  # whether batches have been cut, and found to bear it
         self._problem = Problem(model, dict(parameters), loss, Generator(), memory)
 
@@ -120,7 +128,7 @@ class Operator:
             DataError: If there are no examples.
         """
         if isinstance(vector, np.ndarray):
-            product = self._flat_product(torch.from_numpy(np.array(vector)))
+            product = self._flat_product(_as_tensor(vector))
             return product.numpy().astype(self.dtype, copy=False)
         if isinstance(vector, Tensor):
             return self._flat_product(vector)
@@ -150,35 +158,51 @@ class Operator:
     def _product(self, vector: Mapping[str, Any]) -> dict[str, Tensor]:
         problem = self._problem
         vector = self._checked(vector)
-        product = _PRODUCTS[self.kind]
         refuse_batch_statistics(problem.model)
         total, normaliser = problem.zeros(), 0.0
         with evaluating(problem.model, tuple(problem.parameters)), differentiable():
             for batch in self._batches():
-                batch_inputs, batch_targets = unpack(batch)
-                if count(batch_inputs) == 0:
-                    continue
-                if self.kind == "hessian" and not self._examined:
-                    refuse_wrong_second_derivatives(problem, batch_inputs, batch_targets)
-                    self._examined = True
-                layout = weigh_once(problem, input_shapes(batch_inputs), batch_inputs, batch_targets)
-                size = max(1, problem.memory // (_KEPT * layout.bytes_per_example))
-                examples = count(batch_inputs)
-                if size < examples and not self._cut:
-                    with in_part(layout, examples, size):
-                        first = call(problem.model, rows(batch_inputs, 0, size)).detach()
-                    refuse_cut(problem, batch_inputs, first)
-                    self._cut = True
-                for inputs, targets in pieces(batch_inputs, batch_targets, size):
-                    with in_part(layout, examples, count(inputs)):
-                        products, weight = product(problem, inputs, targets, vector)
-                    normaliser += weight
-                    for name, value in products.items():
-                        total[name] += value
+                inputs, targets = unpack(batch)
+                if count(inputs):
+                    with missing_derivatives_named(problem, inputs):
+                        normaliser += self._add(inputs, targets, vector, total)
         (normaliser,) = distributed.sums(normaliser)
         if normaliser == 0:
             raise DataError("no example counts for the loss; the batches are empty, or all targets ignored")
         return {name: value / normaliser for name, value in distributed.total(total).items()}
+
+    def _add(
+        self, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor], total: Mapping[str, Tensor]
+    ) -> float:
+        """Add the product of a batch, in slices that fit the memory; return its normaliser."""
+        problem, examples, normaliser = self._problem, count(inputs), 0.0
+        if self.kind == "hessian" and not self._examined:
+            refuse_wrong_second_derivatives(problem, inputs, targets)
+            self._examined = True
+        layout = weigh_once(problem, input_shapes(inputs), inputs, targets)
+        size = max(1, problem.memory // (_KEPT * layout.bytes_per_example))
+        if size < examples and not self._cut:
+            with in_part(layout, examples, size):
+                first = call(problem.model, rows(inputs, 0, size)).detach()
+            refuse_cut(problem, inputs, first)
+            self._cut = True
+        for some, their_targets in pieces(inputs, targets, size):
+            with in_part(layout, examples, count(some)):
+                products, weight = self._multiplied(some, their_targets, vector)
+            normaliser += weight
+            for name, value in products.items():
+                total[name].add_(value)
+        return normaliser
+
+    def _multiplied(self, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor]) -> Product:
+        product = _PRODUCTS[self.kind]
+        try:
+            return product(self._problem, inputs, targets, vector, self._push)
+        except CheckpointError:  # what is computed again on the way back has no tangents
+            if self._push is _pushed_twice_back:
+                raise
+            self._push = _pushed_twice_back
+            return product(self._problem, inputs, targets, vector, self._push)
 
     def _checked(self, vector: Mapping[str, Any]) -> dict[str, Tensor]:
         parameters = self._problem.parameters
@@ -199,68 +223,12 @@ class Operator:
         ]
         if problems:
             raise SpecError(problems)
-        return {name: ordinary(_tensor(given[name]).detach()).to(p) for name, p in parameters.items()}
+        return {name: ordinary(_as_tensor(given[name]).detach()).to(p) for name, p in parameters.items()}
 
 
-def _tensor(value: Tensor | np.ndarray) -> Tensor:
-    """Not ``torch.as_tensor``, which takes tensors to the process's default device."""
+def _as_tensor(value: Tensor | np.ndarray) -> Tensor:
+    """An array as a tensor, whatever the process's default device, its type and its order in memory."""
     return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-
-
-Product: TypeAlias = tuple[dict[str, Tensor], float]
-
-
-def _hessian(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
-    batch, _ = forward(problem, inputs, targets, capture=False)
-    return batch.hessian_products()(vector), batch.normaliser
-
-
-def _ggn(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
-    def bent(outputs: Tensor, change: Tensor) -> Tensor | None:
-        leaf = outputs.requires_grad_()
-        (slope,) = torch.autograd.grad(problem.loss.total(leaf, targets), leaf, create_graph=True)
-        if not slope.requires_grad:  # a loss that is linear in the outputs
-            return None
-        return torch.autograd.grad(slope, leaf, change)[0]
-
-    return _there_and_back(problem, inputs, targets, vector, bent)
-
-
-def _fisher(problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
-    def back(outputs: Tensor, change: Tensor) -> Tensor:
-        total = torch.zeros_like(outputs)
-        for column in problem.loss.term_gradients(outputs, targets):
-            along = (column * change).reshape(len(column), -1).sum(1)
-            total += column * along.view(-1, *(1,) * (column.ndim - 1))
-        return total
-
-    return _there_and_back(problem, inputs, targets, vector, back)
-
-
-_PRODUCTS: dict[str, Callable[[Problem, Inputs, Tensor, Mapping[str, Tensor]], Product]] = {
-    "ggn": _ggn,
-    "hessian": _hessian,
-    "empirical_fisher": _fisher,
-}
-
-
-def _there_and_back(
-    problem: Problem,
-    inputs: Inputs,
-    targets: Tensor,
-    vector: Mapping[str, Tensor],
-    turned: Callable[[Tensor, Tensor], Tensor | None],
-) -> Product:
-    """``Jᵀ turned(outputs, J vector)``; without ``turned``'s answer nothing."""
-
-    def returned(batch: ForwardPass, change: Tensor) -> Product:
-        column = turned(batch.outputs.detach(), change)
-        return {} if column is None else _pulled(batch, column), batch.normaliser
-
-    try:
-        return returned(*_pushed(problem, inputs, targets, vector))
-    except CheckpointError:  # what is computed again on the way back knows nothing of the tangents
-        return returned(*_pushed_twice_back(problem, inputs, targets, vector))
 
 
 def _pulled(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
@@ -314,3 +282,39 @@ def _pushed_twice_back(
         [g for g, _ in used], dummy, [v.to(g) for g, v in used], retain_graph=True, allow_unused=True
     )
     return batch, torch.zeros_like(batch.outputs) if change is None else change.detach()
+
+
+def _hessian(
+    problem: Problem, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor], push: Push
+) -> Product:
+    batch, _ = forward(problem, inputs, targets, capture=False)
+    return batch.hessian_products()(vector), batch.normaliser
+
+
+def _ggn(problem: Problem, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor], push: Push) -> Product:
+    batch, change = push(problem, inputs, targets, vector)
+    leaf = batch.outputs.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(problem.loss.total(leaf, targets), leaf, create_graph=True)
+    if not slope.requires_grad:  # a loss that is linear in the outputs
+        return {}, batch.normaliser
+    (bent,) = torch.autograd.grad(slope, leaf, change)
+    return _pulled(batch, bent), batch.normaliser
+
+
+def _fisher(
+    problem: Problem, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor], push: Push
+) -> Product:
+    batch, change = push(problem, inputs, targets, vector)
+    outputs = batch.outputs.detach()
+    back = torch.zeros_like(outputs)
+    for column in problem.loss.term_gradients(outputs, targets):
+        along = (column * change).reshape(len(column), -1).sum(1)
+        back += column * along.view(-1, *(1,) * (column.ndim - 1))
+    return _pulled(batch, back), batch.normaliser
+
+
+_PRODUCTS: dict[str, Callable[[Problem, Inputs, Any, Mapping[str, Tensor], Push], Product]] = {
+    "ggn": _ggn,
+    "hessian": _hessian,
+    "empirical_fisher": _fisher,
+}

@@ -85,9 +85,15 @@ def _squares(
         squares = _together(batch, chosen, start, vectors)
         if squares is not None:
             return {name: t.sum(0) for name, t in squares.items()}
+    return _one_by_one(batch, chosen, start, vectors, way == "within")
+
+
+def _one_by_one(
+    batch: ForwardPass, chosen: Mapping[str, Tensor], start: int, vectors: Tensor, within: bool
+) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     for i in range(len(vectors)):
-        for name, value in _squares_of(batch, chosen, start + i, vectors[i], way == "within").items():
+        for name, value in _squares_of(batch, chosen, start + i, vectors[i], within).items():
             sums[name] = sums[name] + value if name in sums else value
     return sums
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -11,10 +11,10 @@ from prunekit import Options, Statistic
 from prunekit.masks import FlatIndex
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from prunekit import Estimator, Statistics, Tensors
-    from prunekit.statistics import ForwardPass
+    from prunekit.statistics import ForwardPass, Problem
 
 Curvature = Literal["ggn", "ggn_mc", "empirical_fisher", "hessian"]
 OuterProducts = Literal["ggn", "ggn_mc", "empirical_fisher"]
@@ -53,17 +53,35 @@ def derived(estimator: Estimator, known: Statistics) -> Tensors | None:
     return None
 
 
-def columns(options: Any, batch: ForwardPass) -> Iterator[Tensor]:
-    """Vectors to send back: with ``g = Jᵀs`` of each example and column, ``Σ g gᵀ`` is the matrix (no Hessian)."""
+def generators(problem: Problem, draws: int) -> list[Generator]:
+    """A generator for every draw of labels, which takes the examples in their order: how batches are cut does not matter.
+
+    A single draw takes the problem's own.
+    """
+    import torch
+
+    if draws == 1:
+        return [problem.generator]
+    seeds = torch.randint(2**62, (draws,), generator=problem.generator, device="cpu").tolist()
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def columns(options: Any, batch: ForwardPass, labels: Sequence[Generator]) -> Iterator[Tensor]:
+    """Vectors to send back: with ``g = Jᵀs`` of each example and column, ``Σ g gᵀ`` is the matrix (no Hessian).
+
+    Args:
+        options: With ``curvature``.
+        batch: Some examples.
+        labels: The :func:`generators` of the whole statistic, for ``ggn_mc``.
+    """
     loss, outputs = batch.problem.loss, batch.outputs.detach()
     if options.curvature == "ggn":
         yield from loss.ggn_factor(outputs, batch.targets)
     elif options.curvature == "empirical_fisher":
         yield from loss.term_gradients(outputs, batch.targets)
     else:
-        for _ in range(options.draws):
-            drawn = loss.draw(outputs, batch.targets, batch.problem.generator)
-            yield drawn * options.draws**-0.5
+        for generator in labels:
+            yield loss.draw(outputs, batch.targets, generator) * len(labels) ** -0.5
 
 
 def hessian_columns(batch: ForwardPass, kept: Tensor) -> Iterator[tuple[int, Tensor]]:

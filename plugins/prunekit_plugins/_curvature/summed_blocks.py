@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
-from prunekit_plugins._curvature.options import InverseOptions, columns, derived, hessian_columns
+from prunekit_plugins._curvature.options import InverseOptions, columns, derived, generators, hessian_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,7 @@ class SummedBlocks(Estimator):
         from prunekit_plugins._curvature.block_sums import BlockSums, MergedColumns
 
         self._problem, self._held = problem, 0
+        self._labels = generators(problem, self.options.draws)
         self._sums: dict[str, BlockSums] = {}
         of_parameter = MergedColumns if self.by_unit else BlockSums
         widest = "", 0
@@ -84,7 +85,7 @@ class SummedBlocks(Estimator):
         from prunekit.statistics import outward, rows_by_parameter
 
         inputs = self._single_positions(batch)
-        for column in columns(self.options, batch):
+        for column in columns(self.options, batch, self._labels):
             returned = batch.backward(column)
             for name, u in inputs.items():
                 v = outward(batch.uses[name][0], returned[name][0])[:, 0, :, 0]

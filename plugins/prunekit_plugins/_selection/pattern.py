@@ -90,6 +90,29 @@ def refuse_other_ends(layers: Sequence[Layer], last: int, n: int, m: int) -> Non
         )
 
 
+def refuse_fuller(gone: Mapping[str, Tensor], n: int, m: int, where: str) -> None:
+    """Refuse groups of which more is gone than the pattern takes, as in a network that was pruned otherwise before.
+
+    Args:
+        gone: Layer to how many weights of each group are gone.
+        n: Weights kept of a group.
+        m: Weights of a group.
+        where: The part of a spec that wants groups.
+
+    Raises:
+        SpecError: Naming the layers.
+    """
+    import torch
+
+    fuller = torch.stack([(counts > m - n).any() for counts in gone.values()]).tolist()
+    names = [name for name, is_fuller in zip(gone, fuller, strict=True) if is_fuller]
+    if names:
+        raise SpecError(
+            f"{where}: {n}:{m} keeps {n} of every {m} weights, and groups of {', '.join(names)} have fewer left; take "
+            "another selector, or let weights that are zero be free (zeros: free) and give no masks"
+        )
+
+
 def refuse_more(masks: Mapping[str, Tensor], budget: int, n: int, m: int, where: str) -> None:
     """Refuse masks and a budget that the pattern leaves no way to reach, when it comes to selecting.
 
@@ -97,6 +120,7 @@ def refuse_more(masks: Mapping[str, Tensor], budget: int, n: int, m: int, where:
         SpecError: Saying what the pattern allows.
     """
     refuse_other_layers([Layer(name, tuple(mask.shape)) for name, mask in masks.items()], m, where)
+    refuse_fuller({name: in_groups(~mask, m).sum(-1) for name, mask in masks.items()}, n, m, where)
     gone = sum(pruned_counts(masks).values())
     left = sum(int((m - n - in_groups(~mask, m).sum(-1)).clamp(min=0).sum()) for mask in masks.values())
     if budget - gone > left:

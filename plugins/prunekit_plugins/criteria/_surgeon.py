@@ -99,6 +99,8 @@ class Surgeon(Criterion):
         greedy = self.options.selection == "greedy"
         masks = self._eliminated(context) if greedy else context.select(self.scores(context))
         values = self.update(context.weights, context.statistics, masks)
+        if values is not None:
+            values = context.rounded(values)
         return Proposal(masks, values, self._change(context.weights, context.statistics, masks, values))
 
     def saliency(self, weights: Tensors, statistics: Statistics) -> dict[str, Tensor]:

@@ -90,6 +90,7 @@ class Combinatorial(Criterion):
         after = model.weights
         if self.options.update:
             adjusted = {name: v.to(weights[name].dtype) for name, v in index.split(values).items()}
+            adjusted = context.rounded(adjusted)
             after = index.flat(adjusted, values.dtype)  # with the rounding of the weights' own type
         return Proposal(index.split(kept), adjusted, model.change(after * kept))
 

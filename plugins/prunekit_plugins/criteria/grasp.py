@@ -30,7 +30,9 @@ class GraSP(Criterion):
 
     The published score is −θ ⊙ Hg and the largest go. H and g are those of the mean loss over one and the
     same set; the authors' code takes them from different halves of a batch. It is meant for one step at
-    initialisation, and says nothing of the loss's change: nothing is predicted.
+    initialisation, and says nothing of the loss's change: nothing is predicted. Published codes score in train mode,
+    with the dropout and the batch statistics of the moment; here, as everywhere, it is eval mode. Without dropout and
+    batch normalisation the two are the same.
     Reference: Wang, Zhang & Grosse (2020).
     """
 

@@ -20,8 +20,10 @@ class BlockSurgeonSizeOptions(BlockSurgeonOptions):
 class BlockSurgeon(Surgeon):
     """``obs`` with H taken in blocks of ``size`` neighbouring weights, zero between blocks.
 
-    For networks of millions of weights. With ``curvature: empirical_fisher`` and ``selection: saliency`` it is
-    WoodFisher, with ``gradient: true`` WoodTaylor in blocks. Reference: Singh & Alistarh (2020).
+    For networks of millions of weights. With ``curvature: empirical_fisher`` and ``selection: saliency`` its masks are
+    WoodFisher's, with ``gradient: true`` WoodTaylor's in blocks. Its update is the joint minimum, all that go taken
+    together; WoodFisher adds up the updates of single removals, as if each went alone. Reference: Singh & Alistarh
+    (2020).
     """
 
     name = "obs_block"

@@ -17,7 +17,9 @@ class SNIP(Criterion):
     """|g·θ| / Σ|g·θ|: how sensitive the loss is to a factor on each weight, as shares of the whole.
 
     The absolute gradient in a multiplicative mask at one. It is meant for one step at initialisation, and
-    says nothing of the loss's change: nothing is predicted. Ranks as ``lm`` does while λ = 0.
+    says nothing of the loss's change: nothing is predicted. Ranks as ``lm`` does while λ = 0. Published codes score in
+    train mode, with the dropout and the batch statistics of the moment; here, as everywhere, it is eval mode. Without
+    dropout and batch normalisation the two are the same.
     Reference: Lee, Ajanthan & Torr (2019).
     """
 

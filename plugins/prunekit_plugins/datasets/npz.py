@@ -29,8 +29,8 @@ class ArraysOptions(Options):
 class Arrays(Dataset):
     """The arrays of a ``.npz`` file, used as they are: no shuffling, no scaling.
 
-    Integer targets with one value per example make it classification; floating-point targets, regression.
-    Floating-point arrays take the run's dtype. Pickled objects in the file are refused.
+    Integer targets make it classification, with labels from 0 (what the loss ignores aside); floating-point
+    targets, regression. Floating-point arrays take the run's dtype. Pickled objects in the file are refused.
     """
 
     name = "npz"
@@ -61,10 +61,6 @@ class Arrays(Dataset):
         if train is None:
             raise DataError(f"dataset 'npz': {path}: no train_x; it holds {', '.join(arrays) or 'nothing'}")
         regression = train.y.is_floating_point()
-        if not regression:
-            lowest = min((int(s.y.min()) for s in splits.values() if s is not None and len(s)), default=0)
-            if lowest < 0:
-                raise DataError(f"dataset 'npz': {path}: class indices start at 0; found {lowest}")
         return Splits(
             train, splits["valid"], splits["test"], "regression" if regression else "classification"
         )

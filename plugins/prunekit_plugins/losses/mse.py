@@ -54,5 +54,8 @@ class MeanSquaredError(Loss):
         """√2 ε: the loss is minus the logarithm of a normal density of variance ½, up to a constant."""
         import torch
 
-        noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
+        # By the distribution function, number by number: torch.randn draws a few numbers in another way than many, so
+        # that they would depend on how batches are cut.
+        uniform = torch.rand(outputs.shape, generator=generator, dtype=torch.float64, device="cpu")
+        noise: Tensor = torch.special.ndtri(uniform.clamp_(min=2.0**-54))
         return noise.mul_(2.0**0.5).to(outputs)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from prunekit import Options, Selector
 from prunekit.masks import Layer
-from prunekit_plugins._selection.pattern import refuse_other_ends, refuse_other_layers
+from prunekit_plugins._selection.pattern import refuse_fuller, refuse_other_ends, refuse_other_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +59,8 @@ class Pattern(Selector):
         import torch
 
         refuse_other_layers(items.layers, self.options.m, "prune.selector")
+        gone = {layer.name: self._groups(~items.open[layer.part], layer).sum(-1) for layer in items.layers}
+        refuse_fuller(gone, self.options.n, self.options.m, "prune.selector")
         may_go = torch.cat([self._may_go(items.saliency[layer.part], layer) for layer in items.layers])
         return items.without_cheapest(budget, among=may_go)
 
@@ -66,11 +68,15 @@ class Pattern(Selector):
         """The ``m - n`` first of each group, flat: those gone, whose saliency is -inf, then the smallest."""
         import torch
 
-        m = self.options.m
         assert layer.input_axis is not None  # else it has been refused
-        ranked = saliency.view(layer.shape).movedim(layer.input_axis, -1)
-        rank = ranked.reshape(*ranked.shape[:-1], -1, m)
+        rank = self._groups(saliency, layer)
         # Stable: of equal saliencies the earlier input goes first.
-        first = rank.argsort(dim=-1, stable=True)[..., : m - self.options.n]
+        first = rank.argsort(dim=-1, stable=True)[..., : self.options.m - self.options.n]
         among = torch.zeros_like(rank, dtype=torch.bool).scatter_(-1, first, True)
         return among.flatten(-2).movedim(-1, layer.input_axis).flatten()
+
+    def _groups(self, values: Tensor, layer: Layer) -> Tensor:
+        """A layer's flat values with the groups last, ``[…, groups, m]``."""
+        assert layer.input_axis is not None  # else it has been refused
+        moved = values.view(layer.shape).movedim(layer.input_axis, -1)
+        return moved.reshape(*moved.shape[:-1], -1, self.options.m)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from prunekit import Estimator, Options, UnsupportedError
 from prunekit.units import readable_bytes
-from prunekit_plugins._curvature.options import columns
+from prunekit_plugins._curvature.options import columns, generators
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,7 @@ class CurvatureFactors(Estimator):
     def start(self, problem: Problem) -> None:
         """Nothing is held yet."""
         self._problem = problem
+        self._labels = generators(problem, self.options.draws)
         self._parts: list[dict[str, LayerFactors | LayerRows]] = []
         self._held = self._seen = 0
 
@@ -59,7 +60,7 @@ class CurvatureFactors(Estimator):
         from prunekit_plugins._curvature.jacobian_factors import LayerFactors, LayerRows
 
         returned: dict[str, list[Tensor]] = {name: [] for name in (*batch.uses, *batch.others)}
-        for column in columns(self.options, batch):
+        for column in columns(self.options, batch, self._labels):
             for name, arrived in batch.backward(column).items():
                 v = joined([outward(use, g) for use, g in zip(batch.uses[name], arrived, strict=True)])
                 returned[name].append(v.permute(1, 2, 0, 3))

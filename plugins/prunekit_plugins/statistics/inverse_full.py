@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import cost_notice
-from prunekit_plugins._curvature.options import InverseOptions, columns, derived, hessian_columns
+from prunekit_plugins._curvature.options import InverseOptions, columns, derived, generators, hessian_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,7 @@ class InverseFull(Estimator):
         import torch
 
         self._problem = problem
+        self._labels = generators(problem, self.options.draws)
         self._kept = problem.kept()
         count = len(self._kept)
         self._check(count, problem.memory)
@@ -83,7 +84,7 @@ class InverseFull(Estimator):
             return
         from prunekit.statistics import example_rows
 
-        for column in columns(self.options, batch):
+        for column in columns(self.options, batch, self._labels):
             rows = example_rows(batch, column, self._kept)
             self._sum.addmm_(rows.t(), rows)
 

@@ -9,7 +9,7 @@ from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import cost_notice
 from prunekit_plugins._curvature.layers_only import refuse_other_uses
-from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns, derived
+from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns, derived, generators
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +104,7 @@ class InverseKroneckerFactored(Estimator):
     def start(self, problem: Problem) -> None:
         """Nothing is known of the layers before they are used."""
         self._problem = problem
+        self._labels = generators(problem, self.options.draws)
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
         self._places: dict[str, int] = {}  # examples times positions
@@ -120,7 +121,7 @@ class InverseKroneckerFactored(Estimator):
                 self._room(name, uses[0], u.shape[2])
             self._places[name] += u.shape[0] * u.shape[3]
             self._accumulate(self._inputs[name], u)
-        for column in columns(self.options, batch):
+        for column in columns(self.options, batch, self._labels):
             returned = batch.backward(column)
             for name, uses in batch.uses.items():
                 v = joined([outward(use, g) for use, g in zip(uses, returned[name], strict=True)])

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
-from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns
+from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns, generators
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,7 @@ class InverseProducts(Estimator):
         import torch
 
         self._problem = problem
+        self._labels = generators(problem, self.options.draws)
         self._kept = problem.kept()
         self._dtype = reduce(torch.promote_types, map(problem.dtype, problem.parameters.values()))
         self._most = self._fitting(len(self._kept), self._dtype.itemsize, problem.memory)
@@ -105,7 +106,7 @@ class InverseProducts(Estimator):
                 "examples, raise the memory budget (memory), or draw labels (curvature: ggn_mc has draws vectors per "
                 "example)"
             )
-        for column in columns(self.options, batch):
+        for column in columns(self.options, batch, self._labels):
             rows = torch.zeros(examples, len(self._kept), dtype=self._dtype, device=self._kept.device)
             returned = batch.backward(column)
             for name, parts in rows_by_parameter(batch, column, returned, self._problem.memory // 8):

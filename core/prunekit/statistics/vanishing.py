@@ -1,0 +1,89 @@
+"""Statistics that are zero in every weight: nothing is wrong with the sums, and yet they say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import PrunekitError
+from prunekit.losses.base import Loss
+from prunekit.masks.weights import read_together
+from prunekit.network.call import Batch, call, unpack
+from prunekit.network.restore import evaluating
+from prunekit.statistics.base import Estimator
+from prunekit.statistics.request import Estimates, Request
+
+LINEAR = (
+    "the loss is linear in the network's outputs, so its GGN is zero (log_softmax inside the network with nll_loss, L1); "
+    "let the network return logits and take the loss cross_entropy, or another curvature (empirical_fisher, hessian)"
+)
+_FLAT = (
+    "it is zero in every weight: the loss has no curvature here that it could see, as with outputs that are saturated or "
+    "do not depend on the weights"
+)
+_LEVEL = (
+    "it is zero in every weight: the outputs do not depend on the weights in a way that autograd follows (detach, no_grad, "
+    "rounding or argmax inside the network), or the loss is at a minimum on these examples (a network distilled from "
+    "itself, say); take a criterion without the gradient, or other targets"
+)
+
+
+def vanished(
+    model: nn.Module,
+    loss: Loss,
+    batches: Callable[[], Sequence[Batch]],
+    estimators: Mapping[Request, Estimator],
+    statistics: Estimates,
+    masks: Mapping[str, Tensor] | None = None,
+) -> dict[str, str]:
+    """The statistics that say nothing of any weight that is kept.
+
+    Args:
+        model: As it was estimated.
+        loss: The task loss.
+        batches: The examples; asked for only where the loss itself is to be looked at.
+        estimators: What was estimated.
+        statistics: What came of it.
+        masks: What is kept; ``None`` for everything.
+
+    Returns:
+        The name of a statistic to why it is so, and what to do.
+    """
+    reasons: dict[str, str] = {}
+    for request, estimator in estimators.items():
+        name = estimator.name
+        if name == "gradient" and _is_zero(statistics[request], masks):
+            reasons[name] = _LEVEL
+        elif name.endswith("_diagonal") and _is_zero(statistics[request], masks):
+            of_outputs = name.startswith("ggn") and is_linear(model, loss, batches())
+            reasons[name] = LINEAR if of_outputs else _FLAT
+        elif _inverts_ggn(estimator) and is_linear(model, loss, batches()):
+            reasons[name] = LINEAR
+    return reasons
+
+
+def _inverts_ggn(estimator: Estimator) -> bool:
+    """Whether a statistic is made from the GGN and is never zero itself, since it is damped."""
+    return str(getattr(estimator.options, "curvature", "")).startswith("ggn")
+
+
+def is_linear(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> bool:
+    """Whether the loss has no second derivative in the outputs, on the first batch."""
+    for inputs, targets in map(unpack, batches[:1]):
+        with evaluating(model), torch.no_grad():
+            outputs = call(model, inputs)
+        try:
+            sizes = [bool(column.any()) for column in loss.ggn_factor(outputs, targets)]
+        except PrunekitError:
+            return False
+        return bool(sizes) and not any(sizes)  # with one class there is nothing to be curved
+    return False
+
+
+def _is_zero(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None) -> bool:
+    seen = (
+        t if masks is None else t.masked_fill(~masks[name].to(t.device), 0.0) for name, t in tensors.items()
+    )
+    return bool(tensors) and not any(read_together(t.any() for t in seen))
