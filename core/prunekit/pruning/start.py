@@ -37,7 +37,7 @@ def fitting(
             f"{', '.join(absent)}: on the device meta, where nothing has a value. The model, its inputs and its targets "
             "have to be on one device: move the model, and load its weights"
         )
-    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
+    masks = {name: torch.ones(p.shape, dtype=torch.bool, device=p.device) for name, p in parameters.items()}
     first = {memory(p): name for name, p in parameters.items()}
     tensors = {name: torch.as_tensor(mask) for name, mask in (given or {}).items()}
     owners = checked(model, tensors)
@@ -51,13 +51,13 @@ def fitting(
         )
     for name, mask in tensors.items():
         own = first[memory(owners[name])]
-        masks[own] = masks[own] & mask.to(masks[own].device)
+        masks[own] = (masks[own] & mask.to(masks[own].device)).contiguous()
     return masks
 
 
 def without_zeros(masks: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Masks that keep nothing that is exactly zero."""
-    return {name: mask & (parameters[name].detach() != 0) for name, mask in masks.items()}
+    return {name: (mask & (parameters[name].detach() != 0)).contiguous() for name, mask in masks.items()}
 
 
 def steps_without_effect(levels: Sequence[float], gone: int, total: int) -> int:
