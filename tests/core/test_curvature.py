@@ -408,7 +408,9 @@ class Squares(pk.Loss):
             yield column
 
 
-@pytest.mark.parametrize("loss", ["mse", "bce_with_logits", "cross_entropy", Squares()], ids=str)
+@pytest.mark.parametrize(
+    "loss", ["mse", "bce_with_logits", "cross_entropy", Squares()], ids=["mse", "bce", "ce", "own"]
+)
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("name", ["ggn_mc_diagonal", "curvature_factors", "inverse_full", "inverse_block"])
 def test_drawn_labels_do_not_depend_on_how_batches_are_cut(name: str, draws: int, loss: Any) -> None:
