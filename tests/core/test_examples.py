@@ -384,3 +384,37 @@ def test_products_through_checkpoints_are_those_without() -> None:
     reentrant.load_state_dict(model.state_dict())
     values, expected = (pk.statistics(m, [batch], ["gradient"])["gradient"] for m in (reentrant, plain))
     torch.testing.assert_close(dict(values), dict(expected))
+
+
+class Doubled(torch.autograd.Function):
+    """The identity, whose forward derivative is twice too large, as some of torch's own are wrong."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return 2 * tangent
+
+
+class WronglyForward(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.tanh(Doubled.apply(h))
+
+
+def test_products_do_not_follow_a_wrong_forward_derivative() -> None:
+    model, right, batch = through(WronglyForward()), through(nn.Tanh()), batch_of(6)
+    for kind in ("ggn", "hessian", "empirical_fisher"):
+        operator, other = pk.operator(model, [batch], kind), pk.operator(right, [batch], kind)
+        for _ in range(2):
+            vector = torch.randn(operator.shape[0], dtype=float64)
+            torch.testing.assert_close(operator @ vector, other @ vector)

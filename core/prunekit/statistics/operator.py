@@ -73,7 +73,7 @@ class Operator:
         self.kind = kind
         self._batches = batches
         self._examined = False
-        self._push: Push = _pushed
+        self._push: Push = self._compared
         self._cut = False  # whether batches have been cut, and found to bear it
         self._problem = Problem(model, dict(parameters), loss, Generator(), memory)
 
@@ -194,6 +194,14 @@ class Operator:
                 total[name].add_(value)
         return normaliser
 
+    def _compared(
+        self, problem: Problem, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor]
+    ) -> tuple[ForwardPass, Tensor]:
+        """Torch's forward derivatives, of which some are wrong, held once against backward ones."""
+        batch, change = _pushed(problem, inputs, targets, vector)
+        self._push = _pushed if _adjoint(batch, change, vector) else _pushed_twice_back
+        return (batch, change) if self._push is _pushed else self._push(problem, inputs, targets, vector)
+
     def _multiplied(self, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor]) -> Product:
         product = _PRODUCTS[self.kind]
         try:
@@ -261,6 +269,21 @@ def _pushed(
         return batch, tangent.detach()
     except (NotImplementedError, RuntimeError):  # an operation without a forward derivative
         return _pushed_twice_back(problem, inputs, targets, vector)
+
+
+def _adjoint(batch: ForwardPass, change: Tensor, vector: Mapping[str, Tensor]) -> bool:
+    """Whether ``⟨u, Jv⟩ = ⟨Jᵀu, v⟩`` to half the digits, for some u, given ``Jv``."""
+    generator = Generator(device="cpu").manual_seed(0)
+    u = torch.randn(change.shape, generator=generator, dtype=torch.float64, device="cpu").to(change)
+    parameters = batch.problem.parameters
+    gradients = torch.autograd.grad(
+        batch.outputs, list(parameters.values()), u, retain_graph=True, allow_unused=True
+    )
+    returned = [g.to_dense() * vector[n] for n, g in zip(parameters, gradients, strict=True) if g is not None]
+    both = [u * change, *(-product for product in returned)]
+    off = torch.stack([product.double().sum() for product in both]).sum().abs()
+    size = torch.stack([product.double().abs().sum() for product in both]).sum()
+    return bool(off <= torch.finfo(change.dtype).eps ** 0.5 * size) or not bool(size.isfinite())
 
 
 def _pushed_twice_back(
