@@ -257,29 +257,8 @@ class Pruner:
         started = time.perf_counter()
         lam = self.lam if target.lam is None else target.lam
         budget = max(pruned_count(target.sparsity, self.total), self._least)
-        try:
-            statistics = self._statistics(sample, lam)
-        except (RunError, UnsupportedError) as error:
-            if suspects := self._suspects():
-                raise RunError(f"step {index + 1}: {error}{suspects}") from error
-            raise
-        estimated = sample.has_loss
-        before = sample.loss(self._model, self._loss)
-        if not self._guarded and math.isfinite(before):
-            refuse_several_functions(self._model, sample.batches, self._loss, before, estimated)
-            self._guarded = True
-        dtypes = {name: p.dtype for name, p in self.parameters.items()}
-        context = Context(
-            self._weights(),
-            statistics,
-            self.masks,
-            budget,
-            lam,
-            self.selector,
-            self.layers,
-            dtypes,
-            self._watch,
-        )
+        statistics, before = self._estimated(index, sample, lam)
+        context = self._context(statistics, budget, lam)
         proposal = self._checked(self.criterion.propose(context), context)
         if not math.isfinite(before):  # after the proposal, whose errors say more
             raise RunError(
@@ -320,6 +299,35 @@ class Pruner:
         self.masks = dict(proposal.masks)
         moment = self._moment("step", index, sample, statistics, change, proposal)
         return Outcome(attempt, self._record(attempt), moment, proposal.values is not None)
+
+    def _estimated(self, index: int, sample: Sample, lam: float) -> tuple[Estimates, float]:
+        """A step's statistics and the loss before it; once, whether all paths to the loss agree."""
+        try:
+            statistics = self._statistics(sample, lam)
+        except (RunError, UnsupportedError) as error:
+            if suspects := self._suspects():
+                raise RunError(f"step {index + 1}: {error}{suspects}") from error
+            raise
+        estimated = sample.has_loss
+        before = sample.loss(self._model, self._loss)
+        if not self._guarded and math.isfinite(before):
+            refuse_several_functions(self._model, sample.batches, self._loss, before, estimated)
+            self._guarded = True
+        return statistics, before
+
+    def _context(self, statistics: Estimates, budget: int, lam: float) -> Context:
+        """What the criterion is asked with."""
+        return Context(
+            self._weights(),
+            statistics,
+            self.masks,
+            budget,
+            lam,
+            self.selector,
+            self.layers,
+            {name: p.dtype for name, p in self.parameters.items()},
+            self._watch,
+        )
 
     def _of_what_changed(self, masks: Mapping[str, Tensor]) -> str:
         """Which parameters lose weights, in words."""
