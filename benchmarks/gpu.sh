@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 export PYTHONPATH="$site:$PWD/core:$PWD/plugins:$PWD/cli:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
-if ! python3 -c "import pytest, hypothesis, prunekit_cli.main" 2>/dev/null; then
+needed="pluggy, lazy_loader, pydantic, typer, rich, h5py, ruamel.yaml, safetensors, pytest, hypothesis"
+if ! python3 -c "import $needed" 2>/dev/null; then
   python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
     --target "$site" .gpu-wheels/*.whl
 fi
