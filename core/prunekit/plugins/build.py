@@ -171,7 +171,8 @@ def measures(scheduler: Scheduler, seed: int, manager: PluginManager | None = No
         def measure(moment: StepMoment, attempt: int) -> dict[str, float]:
             assert moment.step is not None
             record = probe.measure(moment, generator(seed, "probe", name, "proposal", moment.step, attempt))
-            return {key: float(value) for key, value in record.summary.items()}
+            found = {key: scalar(v) if hasattr(v, "item") else v for key, v in record.summary.items()}
+            return {key: float(v) for key, v in found.items() if isinstance(v, int | float)}
 
         return measure
 

@@ -172,7 +172,7 @@ class _Execution:
         self._phases.update(state.weights)
         setup.load_state(self.model, state.current or state.weights["dense"])
         if state.masks and self.pruner is not None:
-            self.pruner.restore(state.masks)
+            self.pruner.restore(state.masks, state.steps)
             if not state.current:
                 apply_masks(self.model, state.masks)
 

@@ -2,9 +2,10 @@
 
 from prunekit import Probe, hookimpl
 from prunekit_plugins.probes.line import Line
+from prunekit_plugins.probes.radius import Radius
 
 
 @hookimpl
 def prunekit_register_probes() -> list[type[Probe]]:
     """Return the classes of the built-in probes, to be registered when plugins are loaded."""
-    return [Line]
+    return [Line, Radius]
