@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from prunekit.component import Options, scalar
 from prunekit.errors import SpecError
 from prunekit.losses.base import Loss
-from prunekit.observing.probe import Probe
+from prunekit.observing.probe import Moments, Probe
 from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
 from prunekit.plugins.kinds import KINDS
 from prunekit.pruning import selector
@@ -156,6 +156,35 @@ def as_loss(loss: Any, manager: PluginManager | None = None) -> Loss:
     own: Loss = component("loss", mapping, manager)
     own.same_shape = True  # torch refuses values that do not pair, or pairs each with all others
     return own
+
+
+def step_probes(
+    values: Iterable[object], manager: PluginManager | None = None
+) -> dict[str, tuple[Probe, Moments]]:
+    """Build probes that are asked at steps, by label: names, objects, or mappings that may have ``label`` and ``moments``.
+
+    Raises:
+        SpecError: If two have one label, or one is asked at another moment.
+    """
+    built: dict[str, tuple[Probe, Moments]] = {}
+    for value in [values] if isinstance(values, str | Mapping) else values:
+        mapping = dict(value) if isinstance(value, Mapping) else {}
+        label, spoken = mapping.pop("label", None), mapping.pop("moments", None)
+        probe: Probe = component("probe", mapping or value, manager)
+        key = str(label or probe.name)
+        try:
+            moments = Moments.parse(spoken or probe.moments)
+        except ValueError as error:
+            raise SpecError(f"probes: {key}: moments {error}") from None
+        if moments.names or not moments.every:
+            raise SpecError(
+                f"probes: {key!r} is asked at {', '.join(moments.names)}; outside a run there are only steps: "
+                "moments: step, or {every: n}"
+            )
+        if key in built:
+            raise SpecError(f"probes: {key!r} is there twice; give each its own label")
+        built[key] = probe, moments
+    return built
 
 
 def measures(scheduler: Scheduler, seed: int, manager: PluginManager | None = None) -> dict[str, Measure]:
