@@ -185,7 +185,7 @@ class _Step:
         if self.gradient is None:
             return None
         there = {name: (self.before[name] != 0) | mask for name, mask in self.moment.masks().items()}
-        return _norm({name: self.gradient[name][kept] for name, kept in there.items()})
+        return _norm({name: self.gradient[name] * kept for name, kept in there.items()})
 
 
 def _had(moment: StepMoment, name: str) -> Tensors | None:
@@ -195,7 +195,9 @@ def _had(moment: StepMoment, name: str) -> Tensors | None:
 
 
 def _dot(left: Tensor, right: Tensor) -> float:
-    return float((left.double() * right.double()).sum())
+    from torch import float64
+
+    return float((left * right).sum(dtype=float64))
 
 
 def _norm(tensors: Tensors) -> float:

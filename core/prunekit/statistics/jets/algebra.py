@@ -144,8 +144,12 @@ def _with_product(
     alpha: float = 1,
 ) -> Tensor:
     values = product(left, right)
-    values = values if alpha == 1 else values * alpha
-    return values + (bias if beta == 1 else bias * beta)
+    if (alpha, beta) != (1, 1):
+        return values * alpha + bias * beta
+    if isinstance(values, Jet) and not isinstance(bias, Jet):  # whose coefficients are nobody else's
+        values.first.add_(bias)
+        return values
+    return values + bias
 
 
 def by_channel(value: object, outputs: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +42,45 @@ def _of_slope(derivative: Callable[[Tensor], Tensor | float]) -> Rule:
     return rule
 
 
+def _of_value(constant: float, linear: float, square: float) -> Rule:
+    """The rule of a function with ``f' = constant + linear·f + square·f²``, which is found as f is, order by order."""
+
+    def rule(func: OpOverload, args: Arguments, kwargs: Keywords) -> object:
+        (u,) = args
+        assert isinstance(u, Jet)
+        values: list[Tensor | None] = [func(u.first)]
+        slopes: list[Tensor | None] = []
+        for k in range(1, len(u.coefficients)):
+            slope = _sum_of_products(values, values[k - 1 :: -1], [square] * k) if square else None
+            last = values[k - 1]
+            if linear and last is not None:
+                slope = last * linear if slope is None else slope.add_(last, alpha=linear)
+            if k == 1 and constant and slope is not None:
+                slope = slope.add_(constant)
+            slopes.append(slope)
+            values.append(
+                _sum_of_products(u.coefficients[1:], slopes[::-1], [i / k for i in range(1, k + 1)])
+            )
+        return made(values)
+
+    return rule
+
+
+def _sum_of_products(
+    left: Sequence[Tensor | None], right: Sequence[Tensor | None], factors: Sequence[float]
+) -> Tensor | None:
+    """``Σ factor·left·right`` over as many as there are factors, ``None`` for zero."""
+    total: Tensor | None = None
+    for a, b, factor in zip(left, right, factors, strict=False):
+        if a is None or b is None:
+            continue
+        if total is None:
+            total = a * b if factor == 1 else (a * b).mul_(factor)
+        else:
+            total.addcmul_(a, b, value=factor)
+    return total
+
+
 def _power(base: Tensor, exponent: object) -> Tensor:
     if not isinstance(exponent, int | float):
         raise NoJetError("no rule for a tensor as an exponent")
@@ -61,11 +100,6 @@ def _power(base: Tensor, exponent: object) -> Tensor:
 
 def _squared(u: Tensor) -> Tensor:
     return u * u
-
-
-def _logistic_slope(u: Tensor) -> Tensor:
-    value = torch.sigmoid(u)
-    return value * (1 - value)
 
 
 def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
@@ -118,13 +152,13 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
 
 
 RULES |= {
-    aten.reciprocal: _of_slope(lambda u: -_squared(torch.reciprocal(u))),
-    aten.exp: _of_slope(torch.exp),
-    aten.expm1: _of_slope(torch.exp),
+    aten.reciprocal: _of_value(0, 0, -1),
+    aten.exp: _of_value(0, 1, 0),
+    aten.expm1: _of_value(1, 1, 0),
     aten.log: _of_slope(torch.reciprocal),
     aten.log1p: _of_slope(lambda u: torch.reciprocal(u + 1)),
-    aten.tanh: _of_slope(lambda u: 1 - _squared(torch.tanh(u))),
-    aten.sigmoid: _of_slope(_logistic_slope),
+    aten.tanh: _of_value(1, 0, -1),
+    aten.sigmoid: _of_value(0, 1, -1),
     aten.sin: _of_slope(torch.cos),
     aten.cos: _of_slope(lambda u: -torch.sin(u)),
     aten.atan: _of_slope(lambda u: torch.reciprocal(1 + _squared(u))),
