@@ -73,11 +73,20 @@ def inspect(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="PNG|PDF|SVG", help="Draw the run into this file.")
     ] = None,
+    figure: Annotated[
+        str | None,
+        typer.Option(
+            "--figure", metavar="NAME", help="Draw what this probe found. Default: run, the whole run."
+        ),
+    ] = None,
+    probe: Annotated[
+        str | None, typer.Option("--probe", metavar="NAME", help="Show everything that this probe found.")
+    ] = None,
 ) -> None:
     """Show a results file, also while its run goes on."""
     from prunekit_cli.inspect import inspect as command
 
-    command(file, as_json, layers, plot)
+    command(file, as_json, layers, plot, figure, probe)
 
 
 @app.command()

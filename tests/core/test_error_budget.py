@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import running
 import torch
 from oracle import Oracle
 from torch import Generator, Tensor, nn
 
 import prunekit as pk
+from prunekit.observing.listener import Listener
 from prunekit_plugins._landscape.calibration import calibration
 
 AWKWARD = [
@@ -272,3 +275,150 @@ def test_calibration_of_too_little_is_null(predicted: list[float | None], steps:
     found = calibration(predicted, [float(i) for i, _ in enumerate(predicted)])
     assert (found.slope, found.r_squared, found.rank_correlation) == (None, None, None)
     assert found.steps == steps
+
+
+def numbers(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "seconds"}
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"evaluate": {"train_examples": 30}}], ids=["evaluated", "by_itself"]
+)
+def test_in_a_run_the_changes_on_the_splits_are_told_apart(changes: dict[str, Any], tmp_path: Path) -> None:
+    running.write_data(tmp_path / "data.npz")
+    spec = running.mapping(tmp_path, probes=[{"name": "error_budget", "layers": True}], finetune=None)
+    with (
+        pk.run(spec, tmp_path / "whole.h5") as whole,
+        pk.run(spec | changes, tmp_path / "out.h5") as results,
+    ):
+        rows = results.summary["probes"]["error_budget"]["steps"]
+        before = whole.summary["dense"]
+        for row, step in zip(rows, whole.summary["steps"], strict=True):
+            train, valid = (step[f"{split}_loss"] - before[f"{split}_loss"] for split in ("train", "valid"))
+            assert row["measured"] == step["delta_loss"]
+            assert row["sampling"] == pytest.approx(train - row["measured"], abs=1e-6)
+            assert row["generalisation"] == pytest.approx(valid - train, abs=1e-6)
+            before = step
+        arrays = results.probes["error_budget"]
+        assert arrays["budget"]["linear"].tolist() == [row["parts"]["linear"] for row in rows]
+        assert arrays["budget"]["measured"].tolist() == [row["measured"] for row in rows]
+        assert arrays["layers"]["off_diagonal"].shape == (3, 2, 2)
+        totals = arrays["layers"]["off_diagonal"].sum((1, 2))
+        assert totals == pytest.approx([row["parts"]["off_diagonal"] for row in rows], abs=1e-6)
+
+
+def test_splits_that_nobody_measures_stay_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    running.write_data(tmp_path / "data.npz")
+    probe = {"name": "error_budget", "splits": False}
+    spec = running.mapping(tmp_path, probes=[probe], evaluate={"train_examples": 30}, finetune=None)
+    with pk.run(spec, tmp_path / "out.h5") as results:
+        for row in results.summary["probes"]["error_budget"]["steps"]:
+            assert row["sampling"] is row["generalisation"] is None
+            assert row["measured"] is not None
+
+
+@pytest.mark.parametrize("criterion", ["qm", "random", "combinatorial"])
+def test_with_probes_and_without_a_run_is_the_same_bit_for_bit(criterion: str, tmp_path: Path) -> None:
+    running.write_data(tmp_path / "data.npz")
+    prune = {
+        "criterion": criterion,
+        "scheduler": {"name": "exponential", "sparsity": 0.7, "steps": 3},
+        "examples": 50,
+    }
+    plain = running.mapping(tmp_path, probes=None, prune=prune)
+    probes = [{"name": "error_budget", "layers": True}, "radius"]
+    with (
+        pk.run(plain, tmp_path / "plain.h5") as without,
+        pk.run(plain | {"probes": probes}, tmp_path / "asked.h5") as asked,
+    ):
+        assert list(map(numbers, asked.summary["steps"])) == list(map(numbers, without.summary["steps"]))
+        assert asked.summary["finetuned"] == without.summary["finetuned"]
+        for step in range(4):
+            for name, mask in asked.masks(step).items():
+                assert (mask == without.masks(step)[name]).all()
+        for name, array in asked.weights("finetuned").items():
+            assert (array == without.weights("finetuned")[name]).all()
+
+
+def test_a_resumed_run_has_the_same_budget_and_calibration(tmp_path: Path) -> None:
+    running.write_data(tmp_path / "data.npz")
+    spec = running.mapping(tmp_path, probes=["error_budget", "radius"])
+
+    class Stop(Listener):
+        def step(self, record: pk.StepRecord) -> None:
+            if record.step == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pk.run(spec, tmp_path / "cut.h5", listener=Stop())
+    with pk.run(spec, tmp_path / "cut.h5", resume=True) as cut, pk.run(spec, tmp_path / "whole.h5") as whole:
+        assert cut.summary["probes"] == whole.summary["probes"]
+        assert cut.summary["probes"]["error_budget"]["steps"][-1]["calibration"]["steps"] == 3
+
+
+def test_with_recalibration_the_budget_is_of_the_network_that_was_measured(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 1, 6, 6).numpy(), np.arange(60) % 3
+    np.savez(
+        tmp_path / "data.npz",
+        train_x=x,
+        train_y=y,
+        valid_x=x[:20],
+        valid_y=y[:20],
+        test_x=x[:20],
+        test_y=y[:20],
+    )
+    prune = {
+        "criterion": "qm", "scheduler": {"name": "linear", "sparsity": 0.5, "steps": 2}, "examples": 60,
+        "recalibrate_batchnorm": 30,
+    }  # fmt: skip
+    spec = {
+        "version": 1, "name": "norm", "dtype": "float64", "device": "cpu", "prune": prune, "probes": ["error_budget"],
+        "model": {"name": "python", "factory": "running:convnet"},
+        "dataset": {"name": "npz", "path": str(tmp_path / "data.npz")},
+    }  # fmt: skip
+    with pk.run(spec, tmp_path / "norm.h5") as results:
+        for row in results.summary["probes"]["error_budget"]["steps"]:
+            # The sample is the whole training split, so both are measured on the same examples.
+            assert row["sampling"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("probes", "message"),
+    [
+        (["line"], "only steps"),
+        (["radius", "radius"], "twice"),
+        (["no_such"], "no_such"),
+        ([{"name": "radius", "moments": "never"}], "moments must be"),
+    ],
+)
+def test_probes_that_prune_cannot_ask_are_refused_before_anything_changes(
+    probes: list[Any], message: str
+) -> None:
+    model = nn.Linear(4, 3)
+    before = model.weight.detach().clone()
+    with pytest.raises(pk.PrunekitError, match=message):
+        pk.prune(model, [(torch.randn(9, 4), torch.randint(3, (9,)))], "lm", 0.5, 1, probes=probes)
+    assert torch.equal(model.weight, before)
+
+
+def test_prune_asks_probes_under_their_labels_at_their_steps() -> None:
+    model = nn.Linear(8, 3)
+    batches = [(torch.randn(9, 8), torch.randint(3, (9,)))]
+    probes = [
+        "radius",
+        {"name": "radius", "label": "second", "moments": {"every": 2}, "tolerance": {"relative": 0.1}},
+    ]
+    found = pk.prune(model, batches, "lm", 0.5, 4, probes=probes).probes
+    assert [row["step"] for row in found["radius"]["steps"]] == [1, 2, 3, 4]
+    assert [row["step"] for row in found["second"]["steps"]] == [2, 4]
+
+
+@pytest.mark.parametrize("probe", ["error_budget", "radius"])
+def test_a_probe_of_steps_that_is_asked_elsewhere_says_where_it_works(probe: str, tmp_path: Path) -> None:
+    running.write_data(tmp_path / "data.npz")
+    spec = running.mapping(tmp_path, probes=[{"name": probe, "moments": ["dense", "step"]}])
+    with pytest.raises(
+        pk.SpecError, match=f"probe '{probe}' measures what a step does, and was asked at 'dense'"
+    ):
+        pk.run(spec, tmp_path / "out.h5")

@@ -7,13 +7,16 @@ from math import isfinite, sqrt
 from typing import TYPE_CHECKING, TypeAlias
 
 from prunekit import Options, Probe, ProbeRecord, Series, Statistic, UnsupportedError
+from prunekit_plugins._landscape.steps import at_step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from matplotlib.figure import Figure
     from torch import Generator, Tensor
 
     from prunekit import Moment, StepMoment
+    from prunekit.results import Results
     from prunekit_plugins._landscape.calibration import Calibration
 
 Tensors: TypeAlias = "Mapping[str, Tensor]"
@@ -52,9 +55,7 @@ class ErrorBudget(Probe):
 
     def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
         """Measure on the step's examples; what cannot be had is ``None``, and ``reasons`` say why."""
-        from prunekit import StepMoment
-
-        assert isinstance(moment, StepMoment)
+        moment = at_step(moment, self.name)
         step = _Step(moment, generator)
         parts = step.parts()
         train, valid = (self._change(moment, step.before, name) for name in ("train", "valid"))
@@ -83,6 +84,13 @@ class ErrorBudget(Probe):
         if step.reasons:
             summary["reasons"] = step.reasons
         return ProbeRecord({"budget": arrays, "layers": layers}, summary)
+
+    @classmethod
+    def draw(cls, results: Results, label: str, figure: Figure) -> None:
+        """Stacked parts over sparsity, and predicted against measured changes."""
+        from prunekit_plugins._landscape.budget_figure import draw
+
+        draw(results, label, PARTS, figure)
 
     def _change(self, moment: StepMoment, before: Tensors, name: str) -> float | None:
         """Of the loss on the whole of a split."""

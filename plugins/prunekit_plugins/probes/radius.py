@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from prunekit import Options, Probe, ProbeRecord, Series, UnsupportedError
+from prunekit_plugins._landscape.steps import at_step
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Generator, Tensor
 
     from prunekit import Moment, StepMoment
+    from prunekit.results import Results
 
 ORDER = 4
 """Of the highest derivative; the terms between a model's order and this one say where it ends."""
@@ -59,10 +62,9 @@ class Radius(Probe):
 
     def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
         """Measure along the step's own Δθ, on its examples; flat, so that a scheduler finds every number."""
-        from prunekit import StepMoment
         from prunekit_plugins._landscape.radius import radius, remainder
 
-        assert isinstance(moment, StepMoment)
+        moment = at_step(moment, self.name)
         tolerance, before = self.options.tolerance, moment.before()
         derivatives, reason = _derivatives(moment, before)
         moved = moment.delta_loss
@@ -89,6 +91,13 @@ class Radius(Probe):
         return ProbeRecord(
             {"along": arrays}, {**found, **({"reason": reason} if reason else {})}, attributes=settings
         )
+
+    @classmethod
+    def draw(cls, results: Results, label: str, figure: Figure) -> None:
+        """Radii and remainders over sparsity."""
+        from prunekit_plugins._landscape.radius_figure import draw
+
+        draw(results, label, figure)
 
 
 def _derivatives(moment: StepMoment, before: dict[str, Tensor]) -> tuple[tuple[float, ...], str]:
