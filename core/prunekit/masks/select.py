@@ -29,6 +29,10 @@ def smallest(values: Tensor, k: int) -> Tensor:
         return torch.zeros_like(values, dtype=torch.bool)
     if k >= len(values):
         return torch.ones_like(values, dtype=torch.bool)
+    if values.is_cuda:  # as the CPU does below, without waiting for the device
+        threshold = _kth_on_gpu(values, k)
+        chosen, equal = values < threshold, values == threshold
+        return chosen | (equal & (equal.cumsum(0, dtype=torch.int32) <= k - chosen.count_nonzero()))
     threshold = kth_smallest(values, k)
     chosen = values < threshold
     ties = (values == threshold).nonzero().squeeze(1)
@@ -69,6 +73,14 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
                 values, k = values[~upto_high], k - passed
         shrinks = 2 * len(values) < n
     return values.sort().values[k - 1]
+
+
+def _kth_on_gpu(values: Tensor, k: int) -> Tensor:
+    """By torch's radix selection, which is the faster one there; 12 bytes for each of the fewer on either side."""
+    n = len(values)
+    if 2 * k <= n:
+        return values.topk(k, largest=False, sorted=False).values.amax()
+    return values.topk(n - k + 1, sorted=False).values.amin()
 
 
 def cheapest(values: Tensor, budget: int, sizes: Tensor | None = None) -> Tensor:
