@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from prunekit.errors import DataError, UnsupportedError
 from prunekit.network.hooks import unhooked
+from prunekit.network.lent import each, lent
 from prunekit.network.remembered import one_pass
 
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -34,8 +35,8 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
 
     Args:
         model: Returns a tensor, an object or mapping with ``logits``, or a tuple that begins with the tensor.
-        inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments. Never changed: the model
-            gets copies, since nothing tells beforehand which one works on its inputs in place.
+        inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments. Never changed: a
+            model that works on its inputs in place gets copies.
         weights: Parameters and buffers to use in place of the model's own, by name; the others stay.
 
     Raises:
@@ -48,17 +49,9 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
         tensor([[6.]])
     """
     network, weights = _unwrapped(model, weights)
-    inputs = copied(inputs)
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(inputs, Tensor):
-        args = (inputs,)
-    elif isinstance(inputs, Mapping):
-        kwargs = dict(inputs)
-    else:
-        args = tuple(inputs)
     try:
-        with one_pass(model), unhooked(model):
+        with lent(model, inputs) as own, one_pass(model), unhooked(model):
+            args, kwargs = _arguments(own)
             if weights is None:
                 outputs = network(*args, **kwargs)
             else:
@@ -69,6 +62,13 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
     logits = outputs if isinstance(outputs, Tensor) else _logits(outputs)
     # A network that squeezes a batch of one gives a number, and the example is still the first axis.
     return logits if logits.ndim else logits.reshape(1)
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a pass."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
 
 
 def _refuse_types(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None:
@@ -141,7 +141,7 @@ def ordinary(data: T) -> T:
         with torch.inference_mode(False):
             return leaf.clone()
 
-    return _each(copy, data)
+    return each(copy, data)
 
 
 def count(inputs: Inputs) -> int:
@@ -153,7 +153,7 @@ def count(inputs: Inputs) -> int:
 
 def rows(data: T, start: int, stop: int) -> T:
     """Slice the first axis of every tensor; what is no tensor stays as it is."""
-    return _each(lambda t: t[start:stop] if _has_examples(t) else t, data)
+    return each(lambda t: t[start:stop] if _has_examples(t) else t, data)
 
 
 def few_examples(data: T, number: int = 3) -> T:
@@ -168,7 +168,7 @@ def picked(data: T, numbers: Iterable[int]) -> T:
     def pick(leaf: Any) -> Any:
         return leaf[(wanted % len(leaf)).to(leaf.device)] if _has_examples(leaf) else leaf
 
-    return _each(pick, data)
+    return each(pick, data)
 
 
 def pieces(inputs: Inputs, targets: T, size: int) -> Iterator[tuple[Inputs, T]]:
@@ -179,16 +179,6 @@ def pieces(inputs: Inputs, targets: T, size: int) -> Iterator[tuple[Inputs, T]]:
         return
     for start in range(0, n, size):
         yield rows(inputs, start, start + size), rows(targets, start, start + size)
-
-
-def copied(data: T) -> T:
-    """The same with every tensor copied."""
-    return _each(lambda t: t.clone() if isinstance(t, Tensor) else t, data)
-
-
-def _each(function: Callable[[Any], Any], data: T) -> T:
-    mapped: T = function(data) if isinstance(data, Tensor) else tree_map(function, data)
-    return mapped
 
 
 def _has_examples(leaf: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prunekit.errors import RunError
+from prunekit.masks.weights import read_together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,29 +29,23 @@ def ties(items: Items, kept: Tensor) -> str | None:
 
     if kept.dtype != torch.bool or kept.shape != items.open.shape:
         return None  # which is refused where masks are checked
-    values, going = items.saliency, items.open & ~kept
-    highest = values.masked_fill(~going, -torch.inf).amax()
-    equal = (values == highest) & items.open
-    numbers = torch.stack(
-        [
-            going.count_nonzero().double(),
-            items.open.count_nonzero().double(),
-            (equal & going).count_nonzero().double(),
-            equal.count_nonzero().double(),
-            highest.double(),
-        ]
-    ).tolist()
-    gone, open_, gone_equal, all_equal = map(int, numbers[:4])
+    values = items.saliency  # -inf where an item is gone
+    highest = values.masked_fill(kept, -torch.inf).amax()
+    equal = values == highest
+    going = items.open & ~kept
+    counts = [mask.count_nonzero() for mask in (equal, equal & going, going, items.open)]
+    *numbers, level = read_together(number.double() for number in (*counts, highest))
+    all_equal, gone_equal, gone, open_ = map(int, numbers)
     if not gone or gone_equal == all_equal:
         return None
     if all_equal == open_:
         raise RunError(
-            f"the saliencies of all {open_} kept weights are equal ({numbers[4]:g}), so nothing but their position "
+            f"the saliencies of all {open_} kept weights are equal ({level:g}), so nothing but their position "
             "would decide which go; take another criterion or other examples"
         )
     if min(gone_equal, all_equal - gone_equal) < _SHARE * gone:
         return None
     return (
-        f"{all_equal} weights have the saliency {numbers[4]:g}, and of these the first {gone_equal} go, in the order "
+        f"{all_equal} weights have the saliency {level:g}, and of these the first {gone_equal} go, in the order "
         "of their position: the criterion does not tell them apart"
     )
