@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from prunekit.network.hooks import unhooked
 from prunekit.network.lent import each, lent
 from prunekit.network.remembered import one_pass
 
-Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
+Inputs: TypeAlias = Tensor | Sequence[object] | Mapping[str, object]
 """A tensor, a tuple or list of arguments, or a mapping of keyword arguments."""
 
-Batch: TypeAlias = Sequence[Any] | Mapping[str, Any]
+Batch: TypeAlias = Sequence[object] | Mapping[str, object]
 """``(input, target)``, or a mapping of keyword arguments with ``labels`` among them."""
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
     return logits if logits.ndim else logits.reshape(1)
 
 
-def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(inputs: Inputs) -> tuple[tuple[object, ...], dict[str, object]]:
     """Positional and keyword arguments of a pass."""
     if isinstance(inputs, Tensor):
         return (inputs,), {}
@@ -135,7 +135,7 @@ def unpack(batch: Batch) -> tuple[Inputs, Any]:
 def ordinary(data: T) -> T:
     """The same with copies of tensors that were made in inference mode, which no graph can hold."""
 
-    def copy(leaf: Any) -> Any:
+    def copy(leaf: object) -> object:
         if not isinstance(leaf, Tensor) or not leaf.is_inference():
             return leaf
         with torch.inference_mode(False):
@@ -165,7 +165,7 @@ def picked(data: T, numbers: Iterable[int]) -> T:
     """Copies of the examples of these numbers, again from the start where there are fewer."""
     wanted = torch.tensor(list(numbers), dtype=torch.long, device="cpu")
 
-    def pick(leaf: Any) -> Any:
+    def pick(leaf: object) -> object:
         return leaf[(wanted % len(leaf)).to(leaf.device)] if _has_examples(leaf) else leaf
 
     return each(pick, data)
@@ -181,7 +181,7 @@ def pieces(inputs: Inputs, targets: T, size: int) -> Iterator[tuple[Inputs, T]]:
         yield rows(inputs, start, start + size), rows(targets, start, start + size)
 
 
-def _has_examples(leaf: Any) -> bool:
+def _has_examples(leaf: object) -> TypeGuard[Tensor]:
     return isinstance(leaf, Tensor) and leaf.ndim > 0
 
 
@@ -196,7 +196,7 @@ def _plain(data: Any) -> Any:
     return data
 
 
-def _check(inputs: Any) -> None:
+def _check(inputs: object) -> None:
     """Refuse inputs that are no arguments, or whose tensors disagree about the number of examples."""
     if not isinstance(inputs, tuple | list | dict):
         raise DataError(
@@ -213,7 +213,7 @@ def _check(inputs: Any) -> None:
         )
 
 
-def _logits(outputs: Any) -> Tensor:
+def _logits(outputs: object) -> Tensor:
     """The tensor among what a model returned."""
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
     if logits is None and isinstance(outputs, tuple) and outputs:
@@ -227,7 +227,7 @@ def _logits(outputs: Any) -> Tensor:
     )
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     """What something is, and for a container, what is in it."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
@@ -241,5 +241,5 @@ def _described(value: Any) -> str:
     return name
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"Tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -252,7 +252,7 @@ def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _misspelled(module: Any) -> str:
+def _misspelled(module: object) -> str:
     """What is wrong with a module's hooks; pluggy would take some of it for no hook at all."""
     known = [n for n in dir(hookspecs) if n.startswith(f"{PROJECT}_")]
     for name, value in inspect.getmembers(module, callable):
@@ -267,7 +267,7 @@ def _misspelled(module: Any) -> str:
     return ""
 
 
-def _is_implementation(value: Any) -> bool:
+def _is_implementation(value: object) -> bool:
     # pluggy marks implementations with an attribute named after the project.
     return isinstance(getattr(value, f"{PROJECT}_impl", None), dict)
 
@@ -278,7 +278,7 @@ def _returned(components: Any, kind: str, hook: str) -> list[type[Component]]:
     return [_checked(component, kind, hook) for component in components]
 
 
-def _checked(component: Any, kind: str, hook: str) -> type[Component]:
+def _checked(component: object, kind: str, hook: str) -> type[Component]:
     base = KINDS[kind].base
     if not (inspect.isclass(component) and issubclass(component, base)):
         raise TypeError(f"{hook} must return subclasses of prunekit.{base.__name__}, got {component!r}")
