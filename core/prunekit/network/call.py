@@ -84,8 +84,8 @@ def _refuse_types(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None
     given, wanted = (", ".join(sorted(str(d).removeprefix("torch.") for d in some)) for some in (dtypes, own))
     some = next(iter(own))
     raise DataError(
-        f"the model fails on inputs of type {given}, and its weights are {wanted}: {error}. Layers of numbers take "
-        f"inputs of their weights' type (x.to({some})); integers are for embeddings"
+        f"the model fails on inputs of type {given}, and its weights are {wanted}. Layers of numbers take inputs of their "
+        f"weights' type: x.to({some}), in a file x.astype('float32'). Integers are for embeddings"
     ) from error
 
 
