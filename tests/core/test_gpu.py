@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, float32, float64, nn
+from traits import INPUTS, TRAITS, measures_its_own_change_or_refuses, right_or_refused
 
 import prunekit as pk
 from prunekit.masks.items import prune_smallest
@@ -97,6 +98,20 @@ def test_statistics_and_products_agree_with_the_cpus(build, name, dtype) -> None
         for key, value in expected.items():
             rtol = 1e-9 if dtype == float64 else 1e-4
             assert_close(by_device[GPU][statistic][key], value, rtol, (statistic, key), largest)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of what is awkward here
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("trait", TRAITS)
+def test_a_network_with_a_trait_is_right_or_refused(trait, inputs) -> None:
+    right_or_refused(trait, inputs, GPU)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("criterion", ["magnitude", "qm", "obs_rows"])
+@pytest.mark.parametrize("trait", TRAITS)
+def test_pruning_a_network_with_a_trait_measures_its_own_change_or_refuses(trait, criterion) -> None:
+    measures_its_own_change_or_refuses(trait, criterion, GPU)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
