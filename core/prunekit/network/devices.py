@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from prunekit.errors import DeviceError, PrunekitError, RunError
 
-_FULL = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
+_FULL = re.compile(r"out of memory|can't allocate memory|bad_alloc|start new thread", re.IGNORECASE)
 _SEVERAL = re.compile(r"(be|is not) on the (same|expected) device|expected device", re.IGNORECASE)
 
 
@@ -23,22 +23,29 @@ def device_errors() -> Iterator[None]:
     """
     try:
         yield
+    except MemoryError as error:
+        traceback.clear_frames(error.__traceback__)
+        raise RunError(_out_of_memory(str(error) or "there is none left")) from error
     except RuntimeError as error:
         if isinstance(error, PrunekitError):
             raise
         said = str(error).strip().splitlines()[0] if str(error).strip() else ""
         if _FULL.search(said):
             traceback.clear_frames(error.__traceback__)
-            raise RunError(
-                f"out of memory: {_sentences(said)}. Allow less for activations and products (memory), take fewer examples, "
-                "or free the device"
-            ) from error
+            raise RunError(_out_of_memory(_sentences(said))) from error
         if _SEVERAL.search(said):
             raise DeviceError(
                 f"{_sentences(said)}. The model, its inputs and its targets have to be on one device: move the model "
                 "(model.to(device)) or the batches"
             ) from error
         raise
+
+
+def _out_of_memory(said: str) -> str:
+    return (
+        f"out of memory: {said}. Allow less for activations and products (memory), take fewer examples, or free the "
+        "device"
+    )
 
 
 def _sentences(text: str) -> str:
