@@ -79,7 +79,7 @@ def report(error: BaseException, silent: bool) -> int:
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         print(f"{place}the system refuses: {os.strerror(error.errno)}", file=sys.stderr)
         return _CODES[error.errno]
-    if isinstance(error, MemoryError) or _FULL.search(str(error)):
+    if _out_of_memory(error):
         print(f"out of memory: {described(error)}", file=sys.stderr)
         return 1
     traceback.print_exception(error)
@@ -89,6 +89,16 @@ def report(error: BaseException, silent: bool) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Is this it, or what it came of? Where memory is short, libraries say so in many ways and places."""
+    while error is not None:
+        texts = [str(error), *getattr(error, "__notes__", ())]
+        if isinstance(error, MemoryError) or any(map(_FULL.search, texts)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def described(error: BaseException) -> str:
