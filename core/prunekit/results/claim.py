@@ -111,10 +111,9 @@ class Claim:
         with suppress(OSError):
             if self.lock.read_bytes() == self._record:
                 os.unlink(self.lock)
-        self.forget()
 
     def forget(self) -> None:
-        """Close the lock, in a forked process: a lock is held for as long as anyone has it open."""
+        """Close the lock, in a forked process too: the kernel holds it for as long as anyone has it open."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -176,8 +175,11 @@ def claimed(output: Path) -> Iterator[Claim]:
         claim.begin()
         yield claim
     finally:
-        claim.end()
-        del _held[key]
+        try:
+            claim.end()
+        finally:
+            claim.forget()
+            del _held[key]
 
 
 def _taken(output: Path) -> Claim:
@@ -194,7 +196,8 @@ def _taken(output: Path) -> Claim:
             raise ResultsError(
                 f"{lock}: is no lock that prunekit wrote, and the run needs this name; choose another output"
             )
-        if found and (not kernel or _field(found, "host") != socket.gethostname()):
+        # Half a record is of an owner that was killed at its first word.
+        if found and (not kernel or _field(found, "host") not in (None, socket.gethostname())):
             age = _now(lock.parent) - os.fstat(descriptor).st_mtime
             if age < STALE:
                 raise _owned(

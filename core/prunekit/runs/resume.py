@@ -52,6 +52,10 @@ def admit(spec: Spec, out: Path, resume: bool, overwrite: bool) -> tuple[State |
         RunError: If something is in the way.
     """
     leftover = state_path(out)
+    if os.path.lexists(leftover) and not stat.S_ISREG(os.lstat(leftover).st_mode):
+        raise ResultsError(
+            f"{leftover}: is no regular file, and the run needs this name; choose another output"
+        )
     if resume:
         found = _go_on(spec, out, leftover)
     else:
@@ -116,7 +120,7 @@ def _check_replaceable(out: Path, leftover: Path, overwrite: bool) -> None:
             "choose another output"
         )
     # Beside a results file whatever has the state's name is the state, if a damaged one.
-    if left and not (ours.is_state(leftover) or (there and leftover.is_file() and not leftover.is_symlink())):
+    if left and not (there or ours.is_state(leftover)):
         raise ResultsError(
             f"{leftover}: is not a state that prunekit wrote, and the run needs this name; remove it, or choose "
             "another output"
