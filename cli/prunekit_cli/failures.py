@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,10 +20,6 @@ _CODES = {
     for name in names
     if (number := getattr(errno, name, None)) is not None
 }
-_FULL = re.compile(
-    r"cannot allocate memory|can't allocate memory|out of memory|bad_alloc|failed to map segment|start new thread",
-    re.IGNORECASE,
-)
 
 
 @runtime_checkable
@@ -69,7 +64,7 @@ def report(error: BaseException, silent: bool) -> int:
         if not silent:
             error.show()
         return error.exit_code
-    from prunekit.errors import PrunekitError
+    from prunekit.errors import PrunekitError, memory_is_full
 
     if isinstance(error, PrunekitError):
         if not silent:
@@ -79,7 +74,7 @@ def report(error: BaseException, silent: bool) -> int:
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         print(f"{place}the system refuses: {os.strerror(error.errno)}", file=sys.stderr)
         return _CODES[error.errno]
-    if _out_of_memory(error):
+    if memory_is_full(error):
         print(f"out of memory: {described(error)}", file=sys.stderr)
         return 1
     traceback.print_exception(error)
@@ -89,16 +84,6 @@ def report(error: BaseException, silent: bool) -> int:
         file=sys.stderr,
     )
     return 1
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Is this it, or what it came of? Where memory is short, libraries say so in many ways and places."""
-    while error is not None:
-        texts = [str(error), *getattr(error, "__notes__", ())]
-        if isinstance(error, MemoryError) or any(map(_FULL.search, texts)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def described(error: BaseException) -> str:

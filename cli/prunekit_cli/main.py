@@ -195,7 +195,7 @@ def invoke(arguments: list[str]) -> int:
             warnings.simplefilter("ignore")
         try:
             code = _called(arguments)
-            if code != signals.INTERRUPTED and not signals.unheard():  # which some versions of typer return
+            if code != signals.INTERRUPTED and not signals.received():  # which some versions of typer return
                 return code
         except (KeyboardInterrupt, typer.Abort):
             pass

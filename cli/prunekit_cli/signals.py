@@ -54,7 +54,7 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def unheard() -> bool:
+def received() -> bool:
     """Has a signal come?"""
     return _received > 0
 

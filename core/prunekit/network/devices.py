@@ -7,9 +7,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prunekit.errors import DeviceError, PrunekitError, RunError
+from prunekit.errors import DeviceError, PrunekitError, RunError, memory_is_full
 
-_FULL = re.compile(r"out of memory|can't allocate memory|bad_alloc|start new thread", re.IGNORECASE)
 _SEVERAL = re.compile(r"(be|is not) on the (same|expected) device|expected device", re.IGNORECASE)
 
 
@@ -23,29 +22,22 @@ def device_errors() -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError as error:
-        traceback.clear_frames(error.__traceback__)
-        raise RunError(_out_of_memory(str(error) or "there is none left")) from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if isinstance(error, PrunekitError):
             raise
-        said = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        if _FULL.search(said):
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if memory_is_full(error):
             traceback.clear_frames(error.__traceback__)
-            raise RunError(_out_of_memory(_sentences(said))) from error
+            raise RunError(
+                f"out of memory: {_sentences(said)}. Allow less for activations and products (memory), take fewer examples, "
+                "or free the device"
+            ) from error
         if _SEVERAL.search(said):
             raise DeviceError(
                 f"{_sentences(said)}. The model, its inputs and its targets have to be on one device: move the model "
                 "(model.to(device)) or the batches"
             ) from error
         raise
-
-
-def _out_of_memory(said: str) -> str:
-    return (
-        f"out of memory: {said}. Allow less for activations and products (memory), take fewer examples, or free the "
-        "device"
-    )
 
 
 def _sentences(text: str) -> str:
