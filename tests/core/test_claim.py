@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -314,6 +315,26 @@ def test_the_disk_is_waited_for_once_a_second_and_at_the_end(
         before = synced
     assert counts == [2, 0, 0, 2, 0]  # the file, and the name in its folder
     assert synced - before == 1
+
+
+def test_all_files_of_a_boundary_are_waited_for_together(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    now = 100.0
+    monkeypatch.setattr(replacing, "sync", lambda path: waited.append(path.name))
+    monkeypatch.setattr(claim, "sync", lambda path: waited.append(f"late {path.name}"))
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    files = [out.with_name("a.state"), out.with_name("a.results")]
+    seen = []
+    with claimed(out) as owner:
+        for later in (0, 0.5, 1.1):
+            for file in files:
+                now = 100 + later
+                with replacing.replacing(file, owner.put) as temporary:
+                    temporary.write_text(str(later))
+            # A file is waited for under its temporary name, a folder under its own.
+            seen.append([re.sub(r"\.[0-9a-f]{16}\.tmp", "", name) for name in waited if "." in name])
+            waited.clear()
+    assert seen == [["a.state", "a.results"], [], ["late a.results", "a.state", "a.results"]]
 
 
 # -- what --overwrite replaces ---------------------------------------------------------------------

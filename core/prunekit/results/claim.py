@@ -53,8 +53,9 @@ class Claim:
         self.output, self.lock = output, lock_path(output)
         self.descriptor = descriptor
         self._record = record
-        self._synced: dict[Path, float] = {}
-        self._waiting: set[Path] = set()
+        self._synced = -math.inf  # when the disk was last waited for
+        self._boundary: set[Path] = set()  # what has been waited for since
+        self._waiting: set[Path] = set()  # what has not
         self._over = threading.Event()
         self._beating = threading.Thread(target=self._beat, name=f"owner of {output.name}", daemon=True)
 
@@ -77,8 +78,8 @@ class Claim:
     def put(self, temporary: Path, target: Path, wait: bool = False) -> None:
         """Give a finished file its name, if the output is still this process's.
 
-        Waits for the disk when the last wait for ``target`` is a second ago; else that is made up for within a
-        second.
+        Waits for the disk when the last wait is a second ago, and then for every file of that boundary; else what
+        is left out is made up for within a second.
 
         Args:
             temporary: The file, in the folder of its target.
@@ -90,10 +91,16 @@ class Claim:
             OSError: If the system refuses.
         """
         self.check()
-        due = wait or time.monotonic() - self._synced.get(target, -math.inf) >= _SYNC
+        if time.monotonic() - self._synced >= _SYNC:
+            self._boundary.clear()
+            self._catch_up(
+                target
+            )  # a state must not be on the disk long before the results that it goes on from
+            self._synced = time.monotonic()
+        due = wait or target not in self._boundary
         put(temporary, target, wait=due)
         if due:
-            self._synced[target] = time.monotonic()
+            self._boundary.add(target)
             self._waiting.discard(target)
         else:
             self._waiting.add(target)
@@ -121,19 +128,20 @@ class Claim:
     def _beat(self) -> None:
         shown = time.monotonic()
         while not self._over.wait(_SYNC):
-            self._catch_up()
+            if self._waiting and time.monotonic() - self._synced >= _SYNC:
+                self._synced = time.monotonic()
+                self._catch_up()
             if time.monotonic() - shown >= BEAT:
                 shown = time.monotonic()
                 with suppress(OSError):
                     os.utime(self.descriptor)
 
-    def _catch_up(self) -> None:
-        for target in list(self._waiting):
-            if self._over.is_set() or time.monotonic() - self._synced.get(target, -math.inf) >= _SYNC:
-                self._waiting.discard(target)
-                with suppress(OSError):
-                    sync(target)
-                    self._synced[target] = time.monotonic()
+    def _catch_up(self, but: Path | None = None) -> None:
+        """Wait for what has not been waited for, but for a file that is about to be replaced."""
+        for target in self._waiting - {but}:
+            self._waiting.discard(target)
+            with suppress(OSError):
+                sync(target)
 
 
 def lock_path(output: Path) -> Path:
