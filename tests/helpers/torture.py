@@ -1,6 +1,7 @@
 """Runs that are killed, collide and are refused by the system, at random moments; what comes of them is counted.
 
-``python tests/helpers/torture.py KIND COUNT [SEED]`` with KIND one of ``kills``, ``collisions``, ``limits``. Each trial
+``python tests/helpers/torture.py KIND COUNT [SEED]`` with KIND one of ``kills``, ``collisions``, ``limits``,
+``disks``. Each trial
 ends in results that are bit for bit those of a run that nobody disturbed, or in a refusal; anything else is an
 assertion that fails.
 """
@@ -13,6 +14,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -328,6 +330,36 @@ def limits(folder: Path, count: int, seed: int) -> Counter[str]:
     return counts
 
 
+def disks(folder: Path, count: int, seed: int) -> Counter[str]:
+    """Let a disk fill up, make room, resume and compare; in a mount namespace of its own, which ``unshare -m`` gives."""
+    draw, counts = random.Random(seed), Counter[str]()
+    specs = wholes(folder)
+    for number in range(count):
+        whole, place = draw.choice(specs), folder / str(number)
+        place.mkdir()
+        out = place / "out.h5"
+        mount = ["mount", "-t", "tmpfs", "none", str(place), "-o"]
+        room = draw.choice([draw.randrange(1, 60), draw.randrange(1_000, 2_600, 40)])
+        subprocess.run([*mount, f"size={room}k"], check=True)
+        try:
+            code, said = Run(["run", str(whole.spec), "--out", str(out)], folder).end()
+            assert code in (0, 1, 2), (code, said)
+            assert code == 0 or said.strip()
+            assert not list(place.glob("*.tmp"))
+            before = finished(out)
+            counts["enough" if code == 0 else "refused"] += 1
+            subprocess.run([*mount, "remount,size=64m"], check=True)
+            ended, said = Run(["run", str(whole.spec), "--out", str(out), "--resume"], folder).end()
+            assert ended == 0, said
+            assert all(finished(out)[key][: len(values)] == values for key, values in before.items())
+            assert running.contents(out) == whole.contents
+            assert [path.name for path in place.iterdir()] == ["out.h5"]
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+        counts["disks"] += 1
+    return counts
+
+
 def _value(kind: str, draw: random.Random) -> int:
     """A limit that some runs meet."""
     if kind == "user":
@@ -356,7 +388,7 @@ def _accessible(folder: Path) -> Iterator[None]:
             path.chmod(mode)
 
 
-KINDS = {"kills": kills, "collisions": collisions, "limits": limits}
+KINDS = {"kills": kills, "collisions": collisions, "limits": limits, "disks": disks}
 
 
 def report(counts: Counter[str]) -> str:
