@@ -34,6 +34,8 @@ def interrupting() -> Iterator[None]:
         return
     _received, _said, _depth = 0, False, 1
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda ignored: _ignored(unraisable, ignored)
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
@@ -41,6 +43,7 @@ def interrupting() -> Iterator[None]:
         yield
     finally:
         _depth = 0
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -80,6 +83,12 @@ def settle(code: int) -> None:
         for number in _SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: os._exit(code))
+
+
+def _ignored(report: Callable[[sys.UnraisableHookArgs], object], ignored: sys.UnraisableHookArgs) -> None:
+    """Leave out what :func:`check` makes up for."""
+    if not issubclass(ignored.exc_type, KeyboardInterrupt):
+        report(ignored)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -238,6 +238,7 @@ def kills(folder: Path, count: int, seed: int) -> Counter[str]:
         assert [path.name for path in place.iterdir()] == ["out.h5"]
         counts["runs compared bit for bit"] += 1
         out.unlink()
+        tell(counts["kills"], count)
     return counts
 
 
@@ -290,6 +291,7 @@ def collisions(folder: Path, count: int, seed: int) -> Counter[str]:
             assert running.contents(out) in done, what
             assert [path.name for path in place.iterdir()] == ["out.h5"], what
         counts["collisions"] += 1
+        tell(counts["collisions"], count)
         counts[f"{a} and {b}"] += 1
         counts["both done, one after the other"] += code_a == code_b == 0
     return counts
@@ -327,6 +329,7 @@ def limits(folder: Path, count: int, seed: int) -> Counter[str]:
         assert running.contents(out) == whole.contents
         assert [path.name for path in place.iterdir()] == ["out.h5"]
         counts["limits"] += 1
+        tell(counts["limits"], count)
     return counts
 
 
@@ -357,6 +360,7 @@ def disks(folder: Path, count: int, seed: int) -> Counter[str]:
         finally:
             subprocess.run(["umount", str(place)], check=True)
         counts["disks"] += 1
+        tell(counts["disks"], count)
     return counts
 
 
@@ -389,6 +393,11 @@ def _accessible(folder: Path) -> Iterator[None]:
 
 
 KINDS = {"kills": kills, "collisions": collisions, "limits": limits, "disks": disks}
+
+
+def tell(done: int, count: int) -> None:
+    """How far this is, on standard error."""
+    print(f"{done} of {count}", file=sys.stderr, flush=True)
 
 
 def report(counts: Counter[str]) -> str:
