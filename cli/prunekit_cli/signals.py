@@ -18,6 +18,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 _received = 0
 _said = False
 _depth = 0
+_settled = False
 _before_the_end: list[Callable[[], None]] = []
 
 
@@ -44,7 +45,7 @@ def interrupting() -> Iterator[None]:
     finally:
         _depth = 0
         sys.unraisablehook = unraisable
-        for number, handler in before.items():
+        for number, handler in () if _settled else before.items():
             signal.signal(number, handler)
 
 
@@ -79,6 +80,8 @@ def say(more: str = "") -> None:
 
 def settle(code: int) -> None:
     """Let further signals end the process with this code, which is decided: only Python's own end is left."""
+    global _settled
+    _settled = True
     with suppress(ValueError):  # not in the main thread
         for number in _SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:

@@ -97,6 +97,25 @@ def test_a_second_signal_ends_a_run_at_once_and_the_last_boundary_is_kept(spec: 
     assert running.contents(tmp_path / "out.h5") == running.contents(tmp_path / "whole.h5")
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["inspect", "absent.h5"], 2)])
+def test_a_signal_while_python_ends_changes_no_exit_code(arguments: list[str], code: int, spec: Path) -> None:
+    program = (
+        "import atexit, os, signal\n"
+        "from prunekit_cli.__main__ import main\n"
+        "atexit.register(lambda: [os.kill(os.getpid(), signal.SIGTERM), print('went on')])\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == code
+    assert "went on" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_a_signal_that_is_ignored_stays_ignored(spec: Path) -> None:
     process = started("run", spec, "--out", "out.h5", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     process.wait(300)
