@@ -12,6 +12,7 @@ from figures import Figure, seconds, tell
 from networks import Case
 
 import prunekit as pk
+from prunekit.network.restore import full_float32
 
 MEMORY = 8 << 30
 CASES: dict[str, tuple[Callable[[int], Case], dict[str, float]]] = {
@@ -35,8 +36,11 @@ def curvature(device: torch.device) -> Iterator[Figure]:
         for name, (build, targets) in chosen.items():
             case = build(examples).to(device)
             label = f"{name}, {examples} examples"
-            gradient = seconds(case.gradient, device)
-            yield Figure(f"{label}: bare gradient", 1e3 * gradient, "ms")
+            as_set = seconds(case.gradient, device)
+            with full_float32():  # as statistics are; on a GPU torch's default for convolutions is TF32
+                gradient = seconds(case.gradient, device)
+            yield Figure(f"{label}: bare gradient with torch's defaults", 1e3 * as_set, "ms")
+            yield Figure(f"{label}: bare gradient in full float32", 1e3 * gradient, "ms")
             for statistic, most in {"gradient": 1.1, **targets}.items():
                 seeds = count()
                 taken = seconds(
@@ -57,7 +61,12 @@ def against(case: Case, label: str, exact: float, device: torch.device) -> Itera
     """BackPACK's exact diagonal, where it is installed, can, and has the memory."""
     if not peers.installed("backpack") or "ResNet" in label:
         return
-    task = peers.backpack(case, "DiagGGNExact")
+    own_task = peers.backpack(case, "DiagGGNExact")
+
+    def task() -> peers.Values:
+        with full_float32():
+            return own_task()
+
     try:
         expected = task()
     except torch.OutOfMemoryError:

@@ -70,9 +70,10 @@ def whole(number: int, gpu: bool) -> float:
 
 def waits(prune: object, count: int) -> int:
     """How often torch says that the host waits."""
-    torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")  # that this mode is a prototype
+            torch.cuda.set_sync_debug_mode("warn")
             warnings.simplefilter("always")
             prune(count)  # type: ignore[operator]
     finally:

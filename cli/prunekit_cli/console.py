@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from prunekit_cli.failures import of_plugins
 
 _PLAIN_WIDTH = 200
 
@@ -29,17 +31,19 @@ def stderr(quiet: bool = False) -> Console:
 def only_results() -> Iterator[None]:
     """Send to stderr what is written to stdout meanwhile: a plugin's banner, a data set's, a child process's.
 
-    Standard output holds a command's results and nothing else, so that a parser can read them.
+    Standard output holds a command's results and nothing else, so that a parser can read them. Nor does what a
+    plugin raises end the command as if it were done.
     """
     sys.stdout.flush()
     results = os.dup(1)
     os.dup2(2, 1)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), of_plugins():
             yield
     finally:
         if sys.__stdout__ is not None:  # what went around the redirection waits there
-            sys.__stdout__.flush()
+            with suppress(OSError):
+                sys.__stdout__.flush()
         os.dup2(results, 1)
         os.close(results)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-import traceback
 import warnings
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from prunekit_cli import signals
+from prunekit_cli.failures import report
+from prunekit_cli.streams import lasting
 
 app = typer.Typer(
     name="prunekit",
@@ -24,8 +23,6 @@ app = typer.Typer(
 )
 plugins_app = typer.Typer(help="List what is installed, from where, and what failed to load.")
 app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
-
-_INTERRUPTED = 130
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A results file.")]
@@ -181,7 +178,14 @@ def _root(
 
 def main() -> None:
     """Entry point: run the app and turn what happens into an exit code."""
-    sys.exit(invoke(sys.argv[1:]))
+    code = signals.INTERRUPTED
+    try:
+        with signals.interrupting():
+            code = invoke(sys.argv[1:])
+            signals.settle(code)
+    except KeyboardInterrupt:  # on the way out
+        signals.say()
+    sys.exit(code)
 
 
 def invoke(arguments: list[str]) -> int:
@@ -193,62 +197,35 @@ def invoke(arguments: list[str]) -> int:
     """
     from prunekit.distributed import speaks
 
-    _open_standard_streams()
-    signals.install()
     # What all processes of a run have to say, one says.
     silent = arguments[:1] == ["run"] and not speaks()
-    if silent:
-        warnings.simplefilter("ignore")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a λ must not end a run on a terminal that has none
-            stream.reconfigure(errors="backslashreplace")
-    command: Any = typer.main.get_command(app)
+    with lasting(), signals.interrupting():
+        if silent:
+            warnings.simplefilter("ignore")
+        try:
+            code = _called(arguments)
+            if code != signals.INTERRUPTED and not signals.received():  # which some versions of typer return
+                return code
+        except (KeyboardInterrupt, typer.Abort):
+            pass
+        except BrokenPipeError:
+            # The reader of our output is gone (`| head`); nothing is left to say to it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
+            return 0
+        except BaseException as error:
+            return report(error, silent)
+        if not silent:
+            signals.say("; go on with --resume" if arguments[:1] == ["run"] else "")
+        return signals.INTERRUPTED
+
+
+def _called(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
     try:
         result = command.main(arguments, prog_name="prunekit", standalone_mode=False)
         sys.stdout.flush()
-    except (KeyboardInterrupt, typer.Abort):
-        result = _INTERRUPTED
-    except (BrokenPipeError, SystemExit) as error:
-        # The reader of our output is gone (`| head`); nothing is left to say to it. Typer makes it an exit.
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
-        return 0
-    except Exception as error:
-        return _report(error, silent)
-    if result == _INTERRUPTED and not silent:
-        print("interrupted" + ("; go on with --resume" if arguments[0] == "run" else ""), file=sys.stderr)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # which rich makes an exit
+            raise error.__context__ from None
+        raise
     return result if isinstance(result, int) else 0
-
-
-def _open_standard_streams() -> None:
-    """Give a process that has none (a daemon, ``>&-``) streams that lead nowhere, before a file takes their place."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            if nowhere != descriptor:
-                os.dup2(nowhere, descriptor)
-                os.close(nowhere)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-
-
-def _report(error: Any, silent: bool) -> int:
-    if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of the parser
-        if not silent:
-            error.show()
-        return int(error.exit_code)
-    from prunekit.errors import PrunekitError
-
-    if isinstance(error, PrunekitError):
-        for line in () if silent else str(error).splitlines():
-            print(line, file=sys.stderr)
-        return error.exit_code
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        print(f"{error.filename or 'output'}: cannot be written: {error.strerror}", file=sys.stderr)
-        return 1
-    traceback.print_exception(error)
-    print("this is a bug in prunekit or a plugin; please report it with the lines above", file=sys.stderr)
-    return 1

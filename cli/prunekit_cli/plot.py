@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.errors import ResultsError, SpecError
 from prunekit.records import Row
+from prunekit.results.replacing import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +35,8 @@ def draw(results: Results, path: Path, name: str = RUN) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         raise SpecError(f"--plot {path}: must end in {', '.join(_FORMATS)}")
+    if path.exists() and not path.is_file():
+        raise ResultsError(f"{path}: is no regular file; a picture is one")
     if not results.summary["steps"]:
         raise ResultsError(f"{results.path}: no steps yet, so there is nothing to draw")
     fill = _run if name == RUN else _by_probe(results, name)
@@ -48,7 +52,8 @@ def draw(results: Results, path: Path, name: str = RUN) -> None:
         try:
             fill(results, figure)
             figure.suptitle(_title(results))
-            figure.savefig(path, dpi=150)
+            with replacing(Path(os.path.realpath(path))) as temporary:
+                figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower())
         except OSError as error:
             raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunekit_cli import console
+from prunekit_cli import console, signals
 from prunekit_cli.overview import overview
 from prunekit_cli.progress import PlainProgress, RichProgress
 
@@ -22,7 +22,9 @@ def run(
     import prunekit
     from prunekit.distributed import speaks
     from prunekit.errors import SpecError
+    from prunekit.results.replacing import abandon
 
+    signals.before_a_forced_end(abandon)
     overrides = dict(console.overrides(settings))
     if device is not None:
         if "device" in overrides:

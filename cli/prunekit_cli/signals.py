@@ -1,20 +1,52 @@
-"""Signals become KeyboardInterrupt, and none is lost."""
+"""Signals become KeyboardInterrupt, and none is lost; a second one ends the process at once."""
 
 from __future__ import annotations
 
+import os
 import signal
-from typing import Any
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
-_received = False
+INTERRUPTED = 130
+"""The exit code."""
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+_received = 0
+_said = False
+_depth = 0
+_settled = False
+_before_the_end: list[Callable[[], None]] = []
 
 
-def install() -> None:
-    """Let SIGINT and SIGTERM interrupt what follows, unless whoever started us has them ignored."""
-    global _received
-    _received = False
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP interrupt what happens meanwhile.
+
+    Not those that whoever started us has ignored (``nohup``), and not outside the main thread, which alone can say
+    what a signal does. Inside another such body, this is a part of that one.
+    """
+    global _received, _said, _depth
+    if _depth or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _received, _said, _depth = 0, False, 1
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda ignored: _ignored(unraisable, ignored)
+    try:
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, _interrupt)
+        yield
+    finally:
+        _depth = 0
+        sys.unraisablehook = unraisable
+        for number, handler in () if _settled else before.items():
+            signal.signal(number, handler)
 
 
 def check() -> None:
@@ -26,7 +58,51 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def _interrupt(*_: Any) -> None:
+def received() -> bool:
+    """Has a signal come?"""
+    return _received > 0
+
+
+def before_a_forced_end(tidy: Callable[[], None]) -> None:
+    """Call this when a second signal ends the process."""
+    if tidy not in _before_the_end:
+        _before_the_end.append(tidy)
+
+
+def say(more: str = "") -> None:
+    """Tell the user, once."""
+    global _said
+    if not _said:
+        _said = True
+        with suppress(OSError, ValueError):
+            print(f"interrupted{more}", file=sys.stderr, flush=True)
+
+
+def settle(code: int) -> None:
+    """Let further signals end the process with this code, which is decided: only Python's own end is left."""
+    global _settled
+    _settled = True
+    with suppress(ValueError):  # not in the main thread
+        for number in _SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: os._exit(code))
+
+
+def _ignored(report: Callable[[sys.UnraisableHookArgs], object], ignored: sys.UnraisableHookArgs) -> None:
+    """Leave out what :func:`check` makes up for."""
+    if not issubclass(ignored.exc_type, KeyboardInterrupt):
+        report(ignored)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
     global _received
-    _received = True
-    raise KeyboardInterrupt
+    _received += 1
+    if _received == 1:
+        raise KeyboardInterrupt
+    for tidy in _before_the_end:
+        with suppress(Exception):
+            tidy()
+    with suppress(OSError):
+        if not _said:
+            os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)

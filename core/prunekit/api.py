@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -406,11 +407,12 @@ def run(
 
     Raises:
         SpecError: With every problem of the spec.
-        ResultsError: If the output exists, or cannot be resumed.
+        ResultsError: If the output exists, cannot be resumed, or another process is writing it.
         RunError: If the run fails; its file then says so and can be resumed.
     """
     from prunekit.plugins.host import PluginManager, default_manager
-    from prunekit.runs.resume import admit
+    from prunekit.results.claim import claimed
+    from prunekit.runs.resume import admit, check_place
     from prunekit.runs.run import execute
     from prunekit.spec import load
 
@@ -421,11 +423,14 @@ def run(
         path = Path(os.path.expanduser(out if out is not None else f"{resolved.settings.name}.h5"))
         if path.is_symlink():  # a file takes the output's name; the link must stay and its target be written
             path = Path(os.path.realpath(path))
-        state, complete = from_first(
-            admit(resolved, path, resume, overwrite) if rank() == 0 else (None, False)
-        )
-        if not complete:
-            execute(resolved, path, state, manager, listener)
+        if rank() == 0:
+            check_place(resolved, path, resume, overwrite)
+        with claimed(path) if rank() == 0 else nullcontext():
+            state, complete = from_first(
+                admit(resolved, path, resume, overwrite) if rank() == 0 else (None, False)
+            )
+            if not complete:
+                execute(resolved, path, state, manager, listener)
     return open_results(path)
 
 

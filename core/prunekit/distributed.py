@@ -199,7 +199,7 @@ def _check_alike(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _exchange(value: Any, error: Exception | None) -> list[Any]:
+def _exchange(value: object, error: Exception | None) -> list[Any]:
     outcomes: list[Any] = [None] * world()
     with _connected():
         _group().all_gather_object(outcomes, (value, None if error is None else _portable(error)))

@@ -7,6 +7,13 @@ anything else is our bug and keeps its traceback.
 
 from __future__ import annotations
 
+import re
+
+_FULL = re.compile(
+    r"out of memory|can(no|')t allocate memory|bad_alloc|failed to map segment|can't start new thread",
+    re.IGNORECASE,
+)
+
 
 class PrunekitError(Exception):
     """Base of all errors that prunekit raises on purpose."""
@@ -57,3 +64,13 @@ class RunError(PrunekitError, RuntimeError):
 
 class PrunekitWarning(UserWarning):
     """A setting has no effect, or something is likely not what was meant."""
+
+
+def memory_is_full(error: BaseException | None) -> bool:
+    """Is this what went wrong, or what that came of? Libraries say it in many ways and at many places."""
+    while error is not None:
+        texts = [str(error), *getattr(error, "__notes__", ())]
+        if isinstance(error, MemoryError) or any(map(_FULL.search, texts)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

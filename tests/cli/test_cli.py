@@ -534,7 +534,7 @@ def test_overwrite_replaces_anything_but_what_the_run_reads(spec: Path, tmp_path
         before = path.read_bytes()
         assert "the run reads this file" in running.refused("run", spec, "--out", path, "--overwrite")
         assert path.read_bytes() == before
-    (tmp_path / "other.h5").write_text("no results file")
+    (tmp_path / "other.h5").touch()
     assert running.cli("run", spec, "--out", tmp_path / "other.h5", "--overwrite")[0] == 0
 
 

@@ -15,7 +15,7 @@ import prunekit as pk
 from prunekit.masks.apportion import apportion, pruned_count
 from prunekit.masks.items import prune_smallest
 from prunekit.masks.prunable import prunable_parameters
-from prunekit.masks.select import smallest
+from prunekit.masks.select import smallest, smallest_unseen
 from prunekit.masks.settings import Prunable
 from prunekit.masks.weights import Layer
 from prunekit.plugins.host import default_manager
@@ -34,6 +34,8 @@ def test_smallest_takes_exactly_k_and_of_ties_the_lower_index(values, data, dtyp
     k = data.draw(st.integers(0, len(values)))
     order = sorted(range(len(values)), key=lambda i: (float(vector[i]), i))
     assert smallest(vector, k).nonzero().flatten().tolist() == sorted(order[:k])
+    if 0 < k < len(values):
+        assert torch.equal(smallest_unseen(vector, k), smallest(vector, k))
 
 
 def long_vectors() -> dict[str, Tensor]:
@@ -65,6 +67,7 @@ def test_smallest_equals_a_stable_sort_on_long_vectors(kind: str) -> None:
         expected = torch.zeros(len(vector), dtype=torch.bool)
         expected[order[:k]] = True
         assert torch.equal(smallest(vector, k), expected), k
+        assert torch.equal(smallest_unseen(vector, k), expected), k
 
 
 def tensors(*flat: list[float]) -> dict[str, Tensor]:

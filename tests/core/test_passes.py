@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 from collections import deque
 from collections.abc import Callable
@@ -217,6 +218,18 @@ def test_steps_of_a_network_that_remembers_add_up_to_the_whole_change(module, ba
     assert sum(step.delta_loss for step in pruning.steps) == pytest.approx(loss() - before, abs=1e-12)
 
 
+@pytest.mark.parametrize("statistic", ["gradient", "ggn_diagonal", "hessian_diagonal"])
+def test_no_graph_of_a_network_outlives_a_statistic(statistic) -> None:
+    def graphs() -> int:
+        gc.collect()
+        return sum(issubclass(type(o), Tensor) and o.grad_fn is not None for o in gc.get_objects())
+
+    before = graphs()
+    model = around(nn.Tanh())
+    pk.statistics(model, [(torch.randn(10, 4).double(), torch.randint(3, (10,)))], [statistic])
+    assert graphs() == before
+
+
 # -- inputs --------------------------------------------------------------------------------------------
 
 
@@ -253,6 +266,42 @@ def test_inputs_stay_as_they_are_though_a_network_works_on_them_in_place(way, ba
         measure(model, [batch], as_loss("cross_entropy"))
     assert torch.equal(x, given)
     assert not x.requires_grad
+
+
+class ScalingIfLarge(nn.Module):
+    """Works on its input in place where its values are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.mul_(0.01) if bool((x.abs() > 100).any()) else x)
+
+
+def test_inputs_are_copied_only_until_a_network_has_left_such_ones_alone(batch) -> None:
+    x, y = batch
+    model, seen = around(nn.Tanh()), set()
+    model.register_forward_pre_hook(lambda _, args: seen.add(args[0].data_ptr()))
+    measure(model, [batch], as_loss("cross_entropy"))
+    assert x.data_ptr() not in seen
+    measure(model, [batch], as_loss("cross_entropy"))
+    assert x.data_ptr() in seen
+    seen.clear()
+    measure(model, [(x[:-1].clone(), y[:-1])], as_loss("cross_entropy"))  # other inputs, another way perhaps
+    assert x.data_ptr() not in seen
+
+
+def test_a_network_that_suddenly_works_on_its_inputs_in_place_is_refused_once(batch) -> None:
+    x, y = batch
+    model = ScalingIfLarge().double()
+    measure(model, [batch], as_loss("cross_entropy"))
+    with pytest.raises(pk.UnsupportedError, match="changed its inputs in place"):
+        measure(model, [(1000 * x, y)], as_loss("cross_entropy"))
+    large = 1000 * x
+    measured = [measure(model, [(large, y)], as_loss("cross_entropy"))[0] for _ in range(2)]
+    assert measured[0] == measured[1]
+    assert torch.equal(large, 1000 * x)
 
 
 @pytest.mark.parametrize("where", ["batches", "everything"])

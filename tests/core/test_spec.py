@@ -486,3 +486,59 @@ def test_finetune_takes_what_its_optimizer_lacks_from_train(tmp_path: Path) -> N
     found = resolve(tmp_path, **{"finetune.optimizer.lr": 1e-4}).data["finetune"]["optimizer"]
 
     assert found == {**train, "lr": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: small", "name: !ENV ${RUN}", "spec.yaml:2:7: name: the tag !ENV is not understood"),
+        ("seed: 7", "seed: !!python/int 7", "spec.yaml:3:7: seed: the tag !!python/int is not understood"),
+        ("seed: 7", "prunable: [*.bias]", "spec.yaml:3:12: not valid YAML: found undefined alias"),
+        ("seed: 7", "seed: true\nversion2: 1", "seed: must be a valid integer; found true"),
+        ("version: 1", "version: true", "version: must be 1; found true"),
+        ("seed: 7", f"seed: 0x{'f' * 5000}", "seed: must be "),
+        ("seed: 7", f"memory: {'9' * 400}GiB", "memory: must be less than 2^63 bytes"),
+        ("device: cpu", "device: 'cuda:٣'", "device: must be auto, cpu, cuda or cuda:N"),
+        ("device: cpu", "device: cuda:99999999999999999999", "device: must be auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_what_yaml_would_drop_or_no_number_can_be_is_refused_with_its_place(
+    old: str, new: str, message: str, tmp_path: Path
+) -> None:
+    assert any(message in problem for problem in problems(tmp_path, changed(old, new)))
+
+
+@pytest.mark.parametrize("value", ["2026-11-27", "!!str 5", "! quoted", "'!ENV'"])
+def test_standard_tags_and_what_only_looks_like_one_are_text(value: str, tmp_path: Path) -> None:
+    name = resolve(tmp_path, changed("name: small", f"name: {value}")).settings.name
+    assert name == value.removeprefix("!!str ").removeprefix("! ").strip("'")
+
+
+@pytest.mark.parametrize(
+    ("setting", "near"),
+    [("prune.criterion", "qm"), ("train.optimizer", "sgd"), ("model", "mlp"), ("dataset", "npz")],
+)
+def test_a_name_in_another_case_is_suggested(setting: str, near: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=f"did you mean '{near}'"):
+        load(running.mapping(tmp_path), {setting: near.upper()})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prune.criterion.damping": 1.0, "prune.criterion": "obd"}, "drops --set prune.criterion.damping"),
+        ({"probes.²": 1}, "is a list of"),
+        ({"a." * 3000 + "b": 1}, "a path of 3001 names"),
+        ({"prune.criterion.lambda": 10**400}, "must be a finite number"),
+        ({"train.batch_size": 10**23}, "must be a valid integer"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as refused:
+        load(running.mapping(tmp_path), settings)
+    assert message in str(refused.value)
+
+
+def test_a_setting_may_go_into_what_an_earlier_one_has_set(tmp_path: Path) -> None:
+    spec = load(running.mapping(tmp_path), {"prune.criterion": "obs", "prune.criterion.damping": 0.5})
+    assert spec.data["prune"]["criterion"]["damping"] == 0.5

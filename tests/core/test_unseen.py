@@ -177,6 +177,34 @@ def test_many_ties_at_the_threshold_are_said_and_few_are_not() -> None:
     assert not pk.prune(copy.deepcopy(model), batches(), Signs(), sparsity=negative / 72, steps=1).warnings
 
 
+class SignsOfTheFirst(Signs):
+    """Tells the weights of all layers but the first apart, which have the larger saliencies."""
+
+    name = "signs_of_the_first"
+
+    def saliency(self, weights, statistics):
+        values = {name: w.abs() + 10 for name, w in weights.items()}
+        return values | {"0.weight": (weights["0.weight"] > 0).to(weights["0.weight"])}
+
+
+@pytest.mark.filterwarnings("default:ties")
+def test_ties_within_a_layer_are_said_where_each_is_chosen_from_by_itself() -> None:
+    model = network()
+    negative = int((model[0].weight < 0).sum())
+    with pytest.warns(pk.PrunekitWarning, match=f"ties: {negative} weights of one layer have the saliency 0"):
+        pk.prune(model, batches(), SignsOfTheFirst(), sparsity=0.2, steps=1, selector="layerwise")
+
+
+def test_a_layer_without_differences_is_no_error_where_another_has_some() -> None:
+    model = network()
+    nn.init.constant_(model[0].weight, 0.5)
+    with pytest.warns(pk.PrunekitWarning, match="of one layer have the saliency"):
+        pk.prune(copy.deepcopy(model), batches(), "magnitude", sparsity=0.5, steps=1, selector="layerwise")
+    nn.init.constant_(model[2].weight, 0.25)
+    with pytest.raises(pk.RunError, match="kept weights are equal"):
+        pk.prune(model, batches(), "magnitude", sparsity=0.5, steps=1, selector="layerwise")
+
+
 def test_saliencies_that_are_all_equal_are_an_error() -> None:
     model = network()
     for p in model.parameters():

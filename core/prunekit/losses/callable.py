@@ -42,7 +42,7 @@ class CallableLoss(Loss):
         self._normaliser = normaliser
         self._checked = False
 
-    def total(self, outputs: Tensor, targets: Any) -> Tensor:
+    def total(self, outputs: Tensor, targets: object) -> Tensor:
         """The mean, times what it is over.
 
         Raises:
@@ -52,13 +52,13 @@ class CallableLoss(Loss):
             self._check(outputs.detach(), targets)
         return self._sum(outputs, targets)
 
-    def normaliser(self, outputs: Tensor, targets: Any) -> float:
+    def normaliser(self, outputs: Tensor, targets: object) -> float:
         """Number of examples, or what was said."""
         if self._normaliser is not None:
             return float(self._normaliser(outputs, targets))
         return float(_count(outputs))
 
-    def ggn_factor(self, outputs: Tensor, targets: Any) -> Iterator[Tensor]:
+    def ggn_factor(self, outputs: Tensor, targets: object) -> Iterator[Tensor]:
         """Scaled eigenvectors of each example's Hessian.
 
         Raises:
@@ -72,7 +72,7 @@ class CallableLoss(Loss):
         for k in range(values.shape[1]):
             yield scaled[:, :, k].to(outputs.dtype).reshape(outputs.shape)
 
-    def _sum(self, outputs: Tensor, targets: Any) -> Tensor:
+    def _sum(self, outputs: Tensor, targets: object) -> Tensor:
         over = self.normaliser(outputs, targets)
         if not over:  # a mean over nothing is not a number
             return outputs.sum() * 0
@@ -85,7 +85,7 @@ class CallableLoss(Loss):
             )
         return mean.reshape(()) * over
 
-    def _check(self, outputs: Tensor, targets: Any) -> None:
+    def _check(self, outputs: Tensor, targets: object) -> None:
         """Compare the loss of a batch with those of its halves, in which equal targets are together."""
         n = _count(outputs)
         order = _by_target(targets, n)
@@ -122,11 +122,11 @@ class CallableLoss(Loss):
             )
         self._checked = True
 
-    def _hessians(self, outputs: Tensor, targets: Any) -> Tensor:
+    def _hessians(self, outputs: Tensor, targets: object) -> Tensor:
         """``[N, outputs, outputs]``, by vmap where the function allows it and is right there, else one by one."""
         flat = outputs.reshape(len(outputs), -1)
 
-        def one(output: Tensor, target: Any) -> Tensor:
+        def one(output: Tensor, target: object) -> Tensor:
             alone = output.view(1, *outputs.shape[1:])
             loss: Tensor = self._function(alone, tree_map(lambda t: t.unsqueeze(0), target)).reshape(())
             return loss
@@ -147,7 +147,7 @@ class CallableLoss(Loss):
         scale = torch.tensor(shares, dtype=matrices.dtype, device=matrices.device).view(-1, 1, 1)
         return torch.where(scale == 0, torch.zeros_like(matrices), matrices * scale)
 
-    def _hessian(self, outputs: Tensor, targets: Any, index: int) -> Tensor:
+    def _hessian(self, outputs: Tensor, targets: object, index: int) -> Tensor:
         """Of one example's loss, by autograd."""
         here = torch.tensor([index], device="cpu")
         leaf = outputs[here.to(outputs.device)].detach().requires_grad_()
@@ -181,7 +181,7 @@ def _picked(targets: T, index: Tensor) -> T:
     return picked
 
 
-def _by_target(targets: Any, examples: int) -> Tensor | None:
+def _by_target(targets: object, examples: int) -> Tensor | None:
     """The examples in the order of their targets' sums, or ``None`` where all are the same: then halves show nothing."""
     leaves = [t for t in tree_leaves(targets) if isinstance(t, Tensor) and t.ndim and len(t) == examples]
     if not leaves or not examples:

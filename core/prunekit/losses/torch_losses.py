@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.errors import SpecError
 
-Normaliser = Callable[[Tensor, Any], float]
+Normaliser = Callable[[Tensor, Tensor], float]
 
-_OBJECTS: dict[type[nn.Module], str] = {
+_OBJECTS: dict[type, str] = {
     nn.CrossEntropyLoss: "cross_entropy",
     nn.MSELoss: "mse",
     nn.BCEWithLogitsLoss: "bce_with_logits",
 }
-_FUNCTIONS: dict[str, Any] = {
+_FUNCTIONS: dict[str, object] = {
     "cross_entropy": F.cross_entropy,
     "mse": F.mse_loss,
     "bce_with_logits": F.binary_cross_entropy_with_logits,
@@ -31,7 +30,7 @@ _OPTIONS = {
 _IGNORED = -100  # what torch's functions of class indices leave out where nothing is said
 
 
-def recognised(loss: Any) -> dict[str, Any] | None:
+def recognised(loss: object) -> dict[str, object] | None:
     """The mapping of the built-in loss that one of torch's objects or functions is, or ``None``.
 
     A function may come with keywords, in a ``functools.partial``.
@@ -62,7 +61,7 @@ def recognised(loss: Any) -> dict[str, Any] | None:
     return {"name": name, **given}
 
 
-def class_normaliser(loss: Any) -> Normaliser | None:
+def class_normaliser(loss: object) -> Normaliser | None:
     """What the mean of ``nll_loss`` is over: targets that count, by class weight; ``None`` for other losses."""
     function, given = _taken_apart(loss)
     if function is not F.nll_loss and type(function) is not nn.NLLLoss:
@@ -71,12 +70,16 @@ def class_normaliser(loss: Any) -> Normaliser | None:
 
     def normaliser(outputs: Tensor, targets: Tensor) -> float:
         counted = targets[targets != ignored]
-        return float(len(counted) if weight is None else weight.double().to(counted.device)[counted].sum())
+        return float(
+            len(counted)
+            if not isinstance(weight, Tensor)
+            else weight.double().to(counted.device)[counted].sum()
+        )
 
     return normaliser
 
 
-def _taken_apart(loss: Any) -> tuple[Any, dict[str, Any]]:
+def _taken_apart(loss: object) -> tuple[object, dict[str, object]]:
     """The function or object, and the options that it has been given."""
     if isinstance(loss, partial) and not loss.args:
         return loss.func, _set(loss.keywords)
@@ -86,5 +89,5 @@ def _taken_apart(loss: Any) -> tuple[Any, dict[str, Any]]:
     return loss, {}
 
 
-def _set(options: Mapping[str, Any]) -> dict[str, Any]:
+def _set(options: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in options.items() if value is not None}

@@ -7,7 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import MethodType
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,9 @@ class Attachment:
     state of the optimizer is touched.
     """
 
-    def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, optimizer: object, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> None:
         self._parameters = dict(parameters)
         self._dropped = {name: ~mask.to(parameters[name].device) for name, mask in masks.items()}
         self._undo: list[Callable[[], None]] = []
@@ -83,20 +85,22 @@ class Attachment:
         handle = trained.register_post_accumulate_grad_hook(look)  # type: ignore[no-untyped-call]
         self._undo.append(handle.remove)
 
-    def _follow(self, part: Any) -> None:
+    def _follow(self, part: object) -> None:
         """Zero after everything that this optimizer, or wrapper, may do to the weights."""
-        if hooked := _calls_hooks(part):
+        hooked = False
+        if _calls_hooks(part):
+            hooked = True
             self._undo.append(part.register_step_post_hook(lambda *_: self._zero()).remove)
         for name in _methods(part):
             if name != "step" or not hooked:
                 self._wrap(part, name)
 
-    def _wrap(self, part: Any, name: str) -> None:
+    def _wrap(self, part: object, name: str) -> None:
         """Put a method on the object that does what its own does, and zeroes afterwards."""
         original, before = getattr(part, name), vars(part).get(name)
 
         @functools.wraps(original)  # with the marks that learning rate schedulers leave on a step
-        def followed(_: Any, *args: Any, **kwargs: Any) -> Any:
+        def followed(_: object, *args: object, **kwargs: object) -> object:
             result = original(*args, **kwargs)
             self._zero()
             return result
@@ -124,7 +128,7 @@ class Attachment:
         zero(self._parameters, self._dropped)
 
 
-def attach(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor]) -> Attachment:
+def attach(model: nn.Module, optimizer: object, masks: Mapping[str, Tensor]) -> Attachment:
     """Keep a model's masked weights at zero through an optimizer's steps; zeroes them once at the start.
 
     Steps are seen through torch's own hooks, also those of optimizers that the given one holds. Where a class
@@ -164,7 +168,7 @@ def attach(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor]) -> Att
     return attachment
 
 
-def _with_inner(optimizer: Any) -> Iterator[Any]:
+def _with_inner(optimizer: object) -> Iterator[object]:
     """An optimizer and those that it holds in its attributes, at any depth, each once."""
     waiting, seen = [optimizer], set()
     while waiting:
@@ -179,7 +183,7 @@ def _with_inner(optimizer: Any) -> Iterator[Any]:
             waiting += [member for member in members if isinstance(member, Optimizer)]
 
 
-def _calls_hooks(part: Any) -> bool:
+def _calls_hooks(part: object) -> TypeGuard[Optimizer]:
     """Whether torch itself calls the hooks of an optimizer's ``step``: not where ``Optimizer.__init__`` never ran."""
     own = vars(part).get("step") if hasattr(part, "__dict__") else None
     return (
@@ -190,7 +194,7 @@ def _calls_hooks(part: Any) -> bool:
     )
 
 
-def _methods(part: Any) -> list[str]:
+def _methods(part: object) -> list[str]:
     """Public methods that may change weights: ``step``, and what a class has beside those of every optimizer."""
     return [
         name

@@ -45,7 +45,9 @@ class Items:
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64  # which holds every value of the others
         values = torch.empty(total, dtype=dtype, device=device)
         open_ = torch.empty(total, dtype=torch.bool, device=device)
-        gone = torch.tensor(-torch.inf, dtype=dtype, device=device)
+        gone = torch.full(
+            (), -torch.inf, dtype=dtype, device=device
+        )  # a tensor of a number would be a transfer
         for layer in layers:
             kept = masks[layer.name].reshape(-1).to(device)
             score = saliency[layer.name].detach().reshape(-1).to(device, dtype)

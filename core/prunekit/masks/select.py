@@ -29,6 +29,8 @@ def smallest(values: Tensor, k: int) -> Tensor:
         return torch.zeros_like(values, dtype=torch.bool)
     if k >= len(values):
         return torch.ones_like(values, dtype=torch.bool)
+    if values.is_cuda:
+        return smallest_unseen(values, k)
     threshold = kth_smallest(values, k)
     chosen = values < threshold
     ties = (values == threshold).nonzero().squeeze(1)
@@ -69,6 +71,20 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
                 values, k = values[~upto_high], k - passed
         shrinks = 2 * len(values) < n
     return values.sort().values[k - 1]
+
+
+def smallest_unseen(values: Tensor, k: int) -> Tensor:
+    """The same for 0 < k < len(values), without waiting for the device, by torch's radix selection.
+
+    On a GPU the fastest. It takes 12 bytes for each value of the smaller side.
+    """
+    n = len(values)
+    if 2 * k <= n:
+        threshold = values.topk(k, largest=False, sorted=False).values.amax()
+    else:
+        threshold = values.topk(n - k + 1, sorted=False).values.amin()
+    chosen, equal = values < threshold, values == threshold
+    return chosen | (equal & (equal.cumsum(0, dtype=torch.int32) <= k - chosen.count_nonzero()))
 
 
 def cheapest(values: Tensor, budget: int, sizes: Tensor | None = None) -> Tensor:

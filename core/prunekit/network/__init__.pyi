@@ -2,5 +2,5 @@
 
 from .call import Inputs as Inputs
 from .call import call as call
-from .call import copied as copied
 from .call import few_examples as few_examples
+from .lent import copied as copied

@@ -98,7 +98,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen = seen
 
     def __torch_dispatch__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
         """Note the operands, and go on."""
         for operand, contracted, free in _operands(func, args):
@@ -114,7 +114,7 @@ class _Sums(TorchFunctionMode):
         self._seen = seen
 
     def __torch_function__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:
         """Note the operands, and go on."""
         if func is torch.einsum and len(args) == 3 and isinstance(args[0], str):

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from prunekit.errors import DataError, UnsupportedError
 from prunekit.network.hooks import unhooked
+from prunekit.network.lent import each, lent
 from prunekit.network.remembered import one_pass
 
-Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any]
+Inputs: TypeAlias = Tensor | Sequence[object] | Mapping[str, object]
 """A tensor, a tuple or list of arguments, or a mapping of keyword arguments."""
 
-Batch: TypeAlias = Sequence[Any] | Mapping[str, Any]
+Batch: TypeAlias = Sequence[object] | Mapping[str, object]
 """``(input, target)``, or a mapping of keyword arguments with ``labels`` among them."""
 
 T = TypeVar("T")
@@ -34,8 +35,8 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
 
     Args:
         model: Returns a tensor, an object or mapping with ``logits``, or a tuple that begins with the tensor.
-        inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments. Never changed: the model
-            gets copies, since nothing tells beforehand which one works on its inputs in place.
+        inputs: A tensor, a tuple or list of arguments, or a mapping of keyword arguments. Never changed: a
+            model that works on its inputs in place gets copies.
         weights: Parameters and buffers to use in place of the model's own, by name; the others stay.
 
     Raises:
@@ -48,17 +49,9 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
         tensor([[6.]])
     """
     network, weights = _unwrapped(model, weights)
-    inputs = copied(inputs)
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(inputs, Tensor):
-        args = (inputs,)
-    elif isinstance(inputs, Mapping):
-        kwargs = dict(inputs)
-    else:
-        args = tuple(inputs)
     try:
-        with one_pass(model), unhooked(model):
+        with lent(model, inputs) as own, one_pass(model), unhooked(model):
+            args, kwargs = _arguments(own)
             if weights is None:
                 outputs = network(*args, **kwargs)
             else:
@@ -69,6 +62,13 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
     logits = outputs if isinstance(outputs, Tensor) else _logits(outputs)
     # A network that squeezes a batch of one gives a number, and the example is still the first axis.
     return logits if logits.ndim else logits.reshape(1)
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Positional and keyword arguments of a pass."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
 
 
 def _refuse_types(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None:
@@ -84,8 +84,8 @@ def _refuse_types(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None
     given, wanted = (", ".join(sorted(str(d).removeprefix("torch.") for d in some)) for some in (dtypes, own))
     some = next(iter(own))
     raise DataError(
-        f"the model fails on inputs of type {given}, and its weights are {wanted}: {error}. Layers of numbers take "
-        f"inputs of their weights' type (x.to({some})); integers are for embeddings"
+        f"the model fails on inputs of type {given}, and its weights are {wanted}. Layers of numbers take inputs of their "
+        f"weights' type: x.to({some}), in a file x.astype('float32'). Integers are for embeddings"
     ) from error
 
 
@@ -135,13 +135,13 @@ def unpack(batch: Batch) -> tuple[Inputs, Any]:
 def ordinary(data: T) -> T:
     """The same with copies of tensors that were made in inference mode, which no graph can hold."""
 
-    def copy(leaf: Any) -> Any:
+    def copy(leaf: object) -> object:
         if not isinstance(leaf, Tensor) or not leaf.is_inference():
             return leaf
         with torch.inference_mode(False):
             return leaf.clone()
 
-    return _each(copy, data)
+    return each(copy, data)
 
 
 def count(inputs: Inputs) -> int:
@@ -153,7 +153,7 @@ def count(inputs: Inputs) -> int:
 
 def rows(data: T, start: int, stop: int) -> T:
     """Slice the first axis of every tensor; what is no tensor stays as it is."""
-    return _each(lambda t: t[start:stop] if _has_examples(t) else t, data)
+    return each(lambda t: t[start:stop] if _has_examples(t) else t, data)
 
 
 def few_examples(data: T, number: int = 3) -> T:
@@ -165,10 +165,10 @@ def picked(data: T, numbers: Iterable[int]) -> T:
     """Copies of the examples of these numbers, again from the start where there are fewer."""
     wanted = torch.tensor(list(numbers), dtype=torch.long, device="cpu")
 
-    def pick(leaf: Any) -> Any:
+    def pick(leaf: object) -> object:
         return leaf[(wanted % len(leaf)).to(leaf.device)] if _has_examples(leaf) else leaf
 
-    return _each(pick, data)
+    return each(pick, data)
 
 
 def pieces(inputs: Inputs, targets: T, size: int) -> Iterator[tuple[Inputs, T]]:
@@ -181,17 +181,7 @@ def pieces(inputs: Inputs, targets: T, size: int) -> Iterator[tuple[Inputs, T]]:
         yield rows(inputs, start, start + size), rows(targets, start, start + size)
 
 
-def copied(data: T) -> T:
-    """The same with every tensor copied."""
-    return _each(lambda t: t.clone() if isinstance(t, Tensor) else t, data)
-
-
-def _each(function: Callable[[Any], Any], data: T) -> T:
-    mapped: T = function(data) if isinstance(data, Tensor) else tree_map(function, data)
-    return mapped
-
-
-def _has_examples(leaf: Any) -> bool:
+def _has_examples(leaf: object) -> TypeGuard[Tensor]:
     return isinstance(leaf, Tensor) and leaf.ndim > 0
 
 
@@ -206,7 +196,7 @@ def _plain(data: Any) -> Any:
     return data
 
 
-def _check(inputs: Any) -> None:
+def _check(inputs: object) -> None:
     """Refuse inputs that are no arguments, or whose tensors disagree about the number of examples."""
     if not isinstance(inputs, tuple | list | dict):
         raise DataError(
@@ -223,7 +213,7 @@ def _check(inputs: Any) -> None:
         )
 
 
-def _logits(outputs: Any) -> Tensor:
+def _logits(outputs: object) -> Tensor:
     """The tensor among what a model returned."""
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
     if logits is None and isinstance(outputs, tuple) and outputs:
@@ -237,7 +227,7 @@ def _logits(outputs: Any) -> Tensor:
     )
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     """What something is, and for a container, what is in it."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
@@ -251,5 +241,5 @@ def _described(value: Any) -> str:
     return name
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"Tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

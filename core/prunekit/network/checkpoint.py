@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from prunekit.errors import CheckpointError, ResultsError
 from prunekit.results import open_results
 
-_NESTED = ("state_dict", "model_state_dict", "model")
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
+"""Under which names other tools keep the weights beside other things."""
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -48,8 +49,10 @@ def read(path: Path) -> dict[str, Tensor]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        held = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else ""
         raise CheckpointError(
-            f"checkpoint {path}: must hold names and tensors; found {type(content).__name__}"
+            f"checkpoint {path}: must hold names and tensors, by themselves or under one of {', '.join(_NESTED)}; found "
+            f"{type(content).__name__}{f' with {held}' if held else ''}"
         )
     return dict(content)
 
@@ -70,18 +73,41 @@ def _last_network(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"checkpoint {error}") from None
 
 
+def _without_prefix(
+    stored: dict[str, Tensor], expected: Mapping[str, Tensor], parameters: Sequence[Sequence[str]]
+) -> dict[str, Tensor]:
+    """The tensors under the model's own names, where the file has one prefix before all of them.
+
+    Wrappers leave one behind: ``module.`` (several devices), ``_orig_mod.`` (compiled), ``model.`` (Lightning).
+
+    Args:
+        stored: What the file holds.
+        expected: What the model holds.
+        parameters: The names of each parameter, several where it is tied.
+    """
+    if not parameters or any(name in stored for names in parameters for name in names):
+        return stored
+    first = parameters[0]
+    prefixes = {key.removesuffix(name) for key in stored for name in first if key.endswith(f".{name}")}
+    for prefix in sorted(prefixes, key=len):
+        if all(any(prefix + name in stored for name in names) for names in parameters):
+            own = {name: stored.pop(prefix + name) for name in expected if prefix + name in stored}
+            return own | {key.removeprefix(prefix): tensor for key, tensor in stored.items()}
+    return stored
+
+
 def load_into(model: nn.Module, path: Path) -> None:
     """Load a checkpoint whose tensors must be just the model's.
 
     Raises:
         CheckpointError: Naming the tensors that are missing, unexpected, of another shape or not finite.
     """
-    stored = read(path)
     expected = model.state_dict()
     # A file may hold a tied tensor once, under any of its names.
     aliases: dict[int, list[str]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(tensor), []).append(name)
+    stored = _without_prefix(read(path), expected, list(aliases.values()))
     for names in aliases.values():
         source = next((n for n in names if n in stored), None)
         if source is not None:

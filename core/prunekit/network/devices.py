@@ -7,9 +7,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prunekit.errors import DeviceError, PrunekitError, RunError
+from prunekit.errors import DeviceError, PrunekitError, RunError, memory_is_full
 
-_FULL = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 _SEVERAL = re.compile(r"(be|is not) on the (same|expected) device|expected device", re.IGNORECASE)
 
 
@@ -23,11 +22,11 @@ def device_errors() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if isinstance(error, PrunekitError):
             raise
-        said = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        if _FULL.search(said):
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if memory_is_full(error):
             traceback.clear_frames(error.__traceback__)
             raise RunError(
                 f"out of memory: {_sentences(said)}. Allow less for activations and products (memory), take fewer examples, "

@@ -40,22 +40,33 @@ def measure(
     Returns:
         The loss, and the fraction of wrong predictions or ``None`` for a regression task.
     """
+    with evaluating(model):
+        return _measured(model, batches, loss, weights, at_once)
+
+
+def _measured(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    loss: Loss,
+    weights: Mapping[str, Tensor] | None = None,
+    at_once: int | None = None,
+) -> tuple[float, float | None]:
+    """The same inside :func:`~prunekit.network.restore.evaluating`."""
     total: Tensor | float = 0.0
     wrong: Tensor | float = 0.0
     normaliser, predictions = 0.0, 0
-    with evaluating(model):
-        for batch in batches:
-            batch_inputs, batch_targets = unpack(batch)
-            if count(batch_inputs) == 0:
-                continue
-            for inputs, targets in pieces(batch_inputs, batch_targets, at_once or _at_once(batch_inputs)):
-                outputs = call(model, inputs, weights).detach()
-                total = total + loss.total(outputs, targets).double()
-                normaliser += loss.normaliser(outputs, targets)
-                errors = loss.errors(outputs, targets)
-                if errors is not None:
-                    wrong = wrong + errors[0]
-                    predictions += errors[1]
+    for batch in batches:
+        batch_inputs, batch_targets = unpack(batch)
+        if count(batch_inputs) == 0:
+            continue
+        for inputs, targets in pieces(batch_inputs, batch_targets, at_once or _at_once(batch_inputs)):
+            outputs = call(model, inputs, weights).detach()
+            total = total + loss.total(outputs, targets).double()
+            normaliser += loss.normaliser(outputs, targets)
+            errors = loss.errors(outputs, targets)
+            if errors is not None:
+                wrong = wrong + errors[0]
+                predictions += errors[1]
     loss_sum, wrong_sum, normaliser, predictions_sum = distributed.sums(
         float(total), float(wrong), normaliser, predictions
     )
@@ -86,13 +97,14 @@ def metric_names(splits: Splits) -> tuple[str, ...]:
 def metrics(model: nn.Module, splits: Splits, loss: Loss, train_examples: int | None) -> Metrics:
     """Loss and, for classification, error on every split; ``None`` for a split that is not there."""
     measured: Metrics = dict.fromkeys(metric_names(splits))
-    for name, split in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
-        if split is None or not len(split):
-            continue
-        if name == "train" and train_examples is not None:
-            split = split.first(train_examples)
-        value, error = measure(model, own_part(split), loss)
-        measured[f"{name}_loss"] = value
-        if f"{name}_error" in measured:
-            measured[f"{name}_error"] = error
+    with evaluating(model):
+        for name, split in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
+            if split is None or not len(split):
+                continue
+            if name == "train" and train_examples is not None:
+                split = split.first(train_examples)
+            value, error = _measured(model, own_part(split), loss)
+            measured[f"{name}_loss"] = value
+            if f"{name}_error" in measured:
+                measured[f"{name}_error"] = error
     return measured

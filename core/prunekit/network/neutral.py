@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.utils.checkpoint as checkpoints
@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize
 
 mha: Any = torch.backends.mha
 caches: Any = parametrize
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -34,8 +36,7 @@ def neutral() -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if caches._cache_enabled:
             stack.enter_context(_uncached())
-        plain: Any = _Plain
-        stack.enter_context(_attribute(checkpoints, "CheckpointFunction", plain))
+        stack.enter_context(_attribute(checkpoints, "CheckpointFunction", _Plain))
         yield
 
 
@@ -57,7 +58,7 @@ def _uncached() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(get: Callable[[], Any], put: Callable[[Any], None], value: Any) -> Iterator[None]:
+def _replaced(get: Callable[[], T], put: Callable[[T], None], value: T) -> Iterator[None]:
     before = get()
     put(value)
     try:
@@ -67,7 +68,7 @@ def _replaced(get: Callable[[], Any], put: Callable[[Any], None], value: Any) ->
 
 
 @contextmanager
-def _attribute(place: Any, name: str, value: Any) -> Iterator[None]:
+def _attribute(place: object, name: str, value: object) -> Iterator[None]:
     before = getattr(place, name)
     setattr(place, name, value)
     try:

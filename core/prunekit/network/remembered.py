@@ -45,8 +45,8 @@ class Remembered:
 
     def __init__(self, modules: Iterable[nn.Module], parameters: Mapping[str, Tensor]) -> None:
         self._mappings: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-        self._sequences: list[tuple[Any, tuple[Any, ...]]] = []
-        self._sets: list[tuple[set[Any], frozenset[Any]]] = []
+        self._sequences: list[tuple[list[object] | deque[object], tuple[object, ...]]] = []
+        self._sets: list[tuple[set[object], frozenset[object]]] = []
         self._tensors: list[tuple[Tensor, int, Tensor]] = []
         self._buffers: list[tuple[Tensor, int, Tensor]] = []
         self._generators: list[tuple[torch.Generator, Tensor]] = []
@@ -114,14 +114,14 @@ class Remembered:
             if type(value) not in _ATOMS:
                 self._follow(value, _DEPTH)
 
-    def _follow(self, value: Any, depth: int) -> None:
+    def _follow(self, value: object, depth: int) -> None:
         if type(value) in _ATOMS or isinstance(value, _NOT_FOLLOWED) or id(value) in self._known or not depth:
             return
         if isinstance(value, nn.Module):  # one that is not registered
             self._module(value)
             return
         self._known.add(id(value))
-        inside: Iterable[Any] = ()
+        inside: Iterable[object] = ()
         if isinstance(value, Tensor):
             if not value.is_inference():
                 self._tensors.append(_kept(value))
@@ -146,7 +146,7 @@ class Remembered:
             self._follow(item, depth - 1)
 
 
-def _may_be_state(value: Any) -> bool:
+def _may_be_state(value: object) -> bool:
     if isinstance(value, SimpleNamespace):
         return True
     return hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _NO_STATE

@@ -31,7 +31,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def component(
-    kind: str, value: Any, manager: PluginManager | None = None, given: Mapping[str, Any] | None = None
+    kind: str, value: object, manager: PluginManager | None = None, given: Mapping[str, object] | None = None
 ) -> Any:
     """Build a component.
 
@@ -77,7 +77,7 @@ def component(
     return cls.from_options(options_of(cls.Options, {**mapping, **arguments}, f"{kind} {name!r}"), Path.cwd())
 
 
-def options_of(model: type[OptionsT], values: Mapping[str, Any], where: str) -> OptionsT:
+def options_of(model: type[OptionsT], values: Mapping[str, object], where: str) -> OptionsT:
     """Validate options as a spec would: strictly, unknown keys refused."""
     try:
         return model.model_validate_json(json.dumps(values, default=scalar))
@@ -101,7 +101,7 @@ def options_of(model: type[OptionsT], values: Mapping[str, Any], where: str) -> 
 
 
 def criterion_with_lambda(
-    value: Any, lam: float | None, manager: PluginManager | None = None
+    value: object, lam: float | None, manager: PluginManager | None = None
 ) -> tuple[Criterion, float]:
     """Build a criterion, and its λ, which may stand in the mapping or in the argument, not both."""
     given = lam
@@ -119,10 +119,10 @@ def criterion_with_lambda(
 
 def estimators(
     requests: Iterable[str | Statistic], manager: PluginManager | None = None
-) -> dict[Any, Estimator]:
+) -> dict[str | Statistic, Estimator]:
     """Build the estimators of some requests, in an order that does not depend on hashing."""
     host = manager or default_manager()
-    built: dict[Any, Estimator] = {}
+    built: dict[str | Statistic, Estimator] = {}
     for request in sorted(requests, key=repr) if isinstance(requests, frozenset | set) else requests:
         wanted = Statistic.of(request)
         cls = host.get("statistic", wanted.name)
@@ -131,7 +131,7 @@ def estimators(
     return built
 
 
-def as_loss(loss: Any, manager: PluginManager | None = None) -> Loss:
+def as_loss(loss: object, manager: PluginManager | None = None) -> Loss:
     """Build a loss from a name, a mapping, an object or a function; torch's own become the built-in ones.
 
     Raises:

@@ -207,8 +207,9 @@ class PluginManager:
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest name, or nothing."""
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    folded = {known.casefold(): known for known in names}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
 
 @cache
@@ -252,7 +253,7 @@ def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _misspelled(module: Any) -> str:
+def _misspelled(module: object) -> str:
     """What is wrong with a module's hooks; pluggy would take some of it for no hook at all."""
     known = [n for n in dir(hookspecs) if n.startswith(f"{PROJECT}_")]
     for name, value in inspect.getmembers(module, callable):
@@ -267,7 +268,7 @@ def _misspelled(module: Any) -> str:
     return ""
 
 
-def _is_implementation(value: Any) -> bool:
+def _is_implementation(value: object) -> bool:
     # pluggy marks implementations with an attribute named after the project.
     return isinstance(getattr(value, f"{PROJECT}_impl", None), dict)
 
@@ -278,7 +279,7 @@ def _returned(components: Any, kind: str, hook: str) -> list[type[Component]]:
     return [_checked(component, kind, hook) for component in components]
 
 
-def _checked(component: Any, kind: str, hook: str) -> type[Component]:
+def _checked(component: object, kind: str, hook: str) -> type[Component]:
     base = KINDS[kind].base
     if not (inspect.isclass(component) and issubclass(component, base)):
         raise TypeError(f"{hook} must return subclasses of prunekit.{base.__name__}, got {component!r}")

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from prunekit.component import Component
 from prunekit.data import Dataset, Model
 from prunekit.losses.base import Loss
-from prunekit.observing.probe import Probe
+from prunekit.observing.probe import MOMENTS, Probe
 from prunekit.observing.recorder import Recorder
 from prunekit.pruning.criterion import Criterion
 from prunekit.pruning.scheduler import Scheduler
@@ -69,7 +69,17 @@ _LABEL: Schema = {
     "default": None,
     "description": "Names it in the results; default its name. A probe may be listed twice under two labels.",
 }
+_MOMENT: list[Schema] = [
+    {"type": "string", "enum": list(MOMENTS)},
+    {
+        "type": "object",
+        "properties": {"every": {"type": "integer", "minimum": 1}},
+        "required": ["every"],
+        "additionalProperties": False,
+    },
+]
 _MOMENTS: Schema = {
+    "anyOf": [{"type": "null"}, *_MOMENT, {"type": "array", "items": {"anyOf": _MOMENT}, "minItems": 1}],
     "default": None,
     "description": "When it is asked: of dense, step, pruned, finetuned, end, and {every: n}; default its own.",
 }

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from prunekit.masks.apply import zero
 
+_SMALL = 1 << 20  # weights
+
 
 class Change:
     """Applies new values and masks to parameters in place, and keeps what stood there.
 
-    Of a parameter that only loses weights, the lost ones are kept; of one with new values, all. All of one on a GPU
-    too, where finding out how many are lost takes longer than to copy it.
+    Of a large parameter that only loses weights, the lost ones are kept; of one with new values, all. All of a small
+    one too, and of one on a GPU, where finding out which are lost takes longer than to copy it.
 
     Args:
         parameters: Which change; the masks before are those with which weights are gone now.
@@ -34,7 +36,7 @@ class Change:
         self._lost: dict[str, tuple[Tensor, Tensor]] = {}
         self._whole: dict[str, Tensor] = {}
         for name, p in parameters.items():
-            if name in values or p.is_cuda:
+            if name in values or p.is_cuda or p.numel() <= _SMALL:
                 self._whole[name] = p.detach().clone()
             else:
                 places = (before[name] & ~after[name]).to(p.device)

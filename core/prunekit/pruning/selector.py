@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from prunekit.component import Component
 from prunekit.masks.weights import Layer
@@ -20,6 +20,8 @@ class Selector(Component, ABC):
     """Spends a budget: turns saliencies into masks."""
 
     kind = "selector"
+    apart: ClassVar[bool] = False
+    """Whether each layer is chosen from by itself, so that only its own saliencies are compared."""
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse, before anything is computed, a schedule that this selector cannot follow.

@@ -239,7 +239,7 @@ class Pruner:
     def _watch(self, items: Items, kept: Tensor) -> None:
         """Look at a choice of the selector."""
         try:
-            text = ties(items, kept)
+            text = ties(items, kept, self.selector.apart)
         except RunError as error:
             raise RunError(f"criterion {self.criterion.name!r}: {error}") from None
         if text is not None:

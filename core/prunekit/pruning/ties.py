@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prunekit.errors import RunError
+from prunekit.masks.weights import read_together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,12 +17,37 @@ if TYPE_CHECKING:
 _SHARE = 0.05  # of the weights that go: below, ties are no news
 
 
-def ties(items: Items, kept: Tensor) -> str | None:
+@dataclass(frozen=True)
+class _Threshold:
+    """What stands at the highest saliency that goes.
+
+    Attributes:
+        equal: Items of this saliency.
+        gone: Of these, those that go.
+        going: All that go.
+        open: All there were.
+        level: The saliency.
+    """
+
+    equal: int
+    gone: int
+    going: int
+    open: int
+    level: float
+
+    @property
+    def tied(self) -> int:
+        """Items whose position has decided, or, if they are fewer, that it has spared."""
+        return min(self.gone, self.equal - self.gone)
+
+
+def ties(items: Items, kept: Tensor, apart: bool = False) -> str | None:
     """How many of the weights that go had equals among those that stay, in words; ``None`` where that is few.
 
     Args:
         items: What was chosen among.
         kept: ``[n]``, what stays.
+        apart: Whether each layer was chosen from by itself.
 
     Raises:
         RunError: If all have the same saliency.
@@ -28,29 +56,43 @@ def ties(items: Items, kept: Tensor) -> str | None:
 
     if kept.dtype != torch.bool or kept.shape != items.open.shape:
         return None  # which is refused where masks are checked
-    values, going = items.saliency, items.open & ~kept
-    highest = values.masked_fill(~going, -torch.inf).amax()
-    equal = (values == highest) & items.open
-    numbers = torch.stack(
-        [
-            going.count_nonzero().double(),
-            items.open.count_nonzero().double(),
-            (equal & going).count_nonzero().double(),
-            equal.count_nonzero().double(),
-            highest.double(),
-        ]
-    ).tolist()
-    gone, open_, gone_equal, all_equal = map(int, numbers[:4])
-    if not gone or gone_equal == all_equal:
+    parts = [layer.part for layer in items.layers] if apart else [slice(None)]
+    thresholds = [t for t in _thresholds(items, kept, parts) if t.going]
+    tied = [t for t in thresholds if t.tied]
+    if not tied:
         return None
-    if all_equal == open_:
+    if all(t.equal == t.open for t in thresholds) and len(tied) == len(thresholds):
         raise RunError(
-            f"the saliencies of all {open_} kept weights are equal ({numbers[4]:g}), so nothing but their position "
-            "would decide which go; take another criterion or other examples"
+            f"the saliencies of all {sum(t.open for t in tied)} kept weights are equal ({tied[0].level:g}), so nothing but "
+            "their position would decide which go; take another criterion or other examples"
         )
-    if min(gone_equal, all_equal - gone_equal) < _SHARE * gone:
+    if sum(t.tied for t in tied) < _SHARE * sum(t.going for t in thresholds):
         return None
+    most = max(tied, key=lambda t: t.tied)
+    where = " of one layer" if apart else ""
     return (
-        f"{all_equal} weights have the saliency {numbers[4]:g}, and of these the first {gone_equal} go, in the order "
+        f"{most.equal} weights{where} have the saliency {most.level:g}, and of these the first {most.gone} go, in the order "
         "of their position: the criterion does not tell them apart"
     )
+
+
+def _thresholds(items: Items, kept: Tensor, parts: list[slice]) -> Iterator[_Threshold]:
+    import torch
+
+    numbers: list[Tensor] = []
+    for part in parts:
+        values, stays, open_ = (
+            items.saliency[part],
+            kept[part],
+            items.open[part],
+        )  # -inf where an item is gone
+        if not len(values):
+            continue
+        highest = values.masked_fill(stays, -torch.inf).amax()
+        equal, going = values == highest, open_ & ~stays
+        counts = [mask.count_nonzero() for mask in (equal, equal & going, going, open_)]
+        numbers += [number.double() for number in (*counts, highest)]
+    read = read_together(numbers)
+    for start in range(0, len(read), 5):
+        tied, gone, left, all_ = map(int, read[start : start + 4])
+        yield _Threshold(tied, gone, left, all_, read[start + 4])

@@ -2,8 +2,9 @@
 
 Every change is made to a copy, which then takes the file's name in one atomic rename. Readers never meet
 a file in the middle of a change and never wait for a lock. Copying costs memory bandwidth only: the bytes
-go through the page cache, and nothing waits for the disk before the run is complete. What a step overwrites
+go through the page cache, and nothing waits for the disk more than once a second. What a step overwrites
 is left out of the copy, and what it adds is small, so a step costs as much at the end of a run as at its start.
+What is added has to be the next: a file that another process has gone on with is refused.
 
 The HDF5 library does not survive a disk that fills up while it writes. So space is set aside before it
 starts, and a new file is made in memory.
@@ -12,7 +13,6 @@ starts, and a new file is made in memory.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from prunekit.errors import ResultsError, RunError
+from prunekit.errors import PrunekitError, ResultsError, RunError
 from prunekit.results import history, probes, storing
+from prunekit.results.claim import naming
 from prunekit.results.format import (
     ATTEMPT_COLUMNS,
     FLOAT_COLUMNS,
@@ -35,6 +36,7 @@ from prunekit.results.format import (
     STATUSES,
     units,
 )
+from prunekit.results.replacing import replacing
 from prunekit.results.space import Extent, copy, reserve
 
 if TYPE_CHECKING:
@@ -176,11 +178,12 @@ class ResultsWriter:
             found: Labels of probes and what they found at the step.
 
         Raises:
-            RunError: If the file cannot be written, or a mask revives a weight.
+            RunError: If the file cannot be written, does not end at the step before, or a mask revives a weight.
         """
         known = self._known or self._read_known()
         self._known = None  # until it is true again
         step = known.steps + 1
+        self._check_next("step", row["step"], known.steps)
         if step > np.iinfo(known.gone.dtype).max or known.compressed:
             dtype = np.promote_types(known.gone.dtype, history.smallest(step))
             self._rebuild(known.gone.astype(dtype), compress=False)
@@ -191,6 +194,7 @@ class ResultsWriter:
         room = (0 if known.holes else 2 * known.gone.nbytes) + 16 * len(known.places)
         room += 16 * (known.indices + examples.size) + sum(_room_of(record) for _, record in found)
         with self._edit(room, known.holes) as file:
+            self._check_next("step", step, _length(file, "steps/step"))
             history.write(file, known.gone)
             for attempt in attempts:
                 _add_attempt(file, attempt)
@@ -236,8 +240,13 @@ class ResultsWriter:
             _add_attempt(file, row)
 
     def add_epoch(self, phase: str, row: Row) -> None:
-        """Add a training epoch's row to the history of a phase."""
+        """Add a training epoch's row to the history of a phase.
+
+        Raises:
+            RunError: If the file cannot be written, or does not end at the epoch before.
+        """
         with self._edit() as file:
+            self._check_next(f"{phase} epoch", row["epoch"], _length(file, f"training/{phase}/epoch"))
             group = file.require_group(f"training/{phase}")
             for column, value in row.items():
                 if not storing.has(group, column):
@@ -245,8 +254,16 @@ class ResultsWriter:
                 storing.append(group, column, np.nan if value is None else value)
 
     def add_phase(self, phase: str, metrics: Row, weights: Mapping[str, np.ndarray]) -> None:
-        """Add the metrics and weights of a finished phase."""
+        """Add the metrics and weights of a finished phase.
+
+        Raises:
+            RunError: If the file cannot be written, or has the phase already.
+        """
         with self._edit(_size(weights.values())) as file:
+            if storing.has(file, f"metrics/{phase}"):
+                raise RunError(
+                    f"{self.path}: holds the {phase} network already; does another process write it?"
+                )
             group = file.create_group(f"metrics/{phase}")
             for name, value in metrics.items():
                 storing.store(group, name, np.nan if value is None else float(value))
@@ -369,18 +386,27 @@ class ResultsWriter:
     @contextmanager
     def _replacing(self, sync: bool = False) -> Iterator[Path]:
         """A file beside the results file, which takes its place."""
-        temporary = self.path.with_name(self.path.name + ".tmp")
         try:
-            yield temporary
-            if sync:
-                with temporary.open("rb+") as raw:
-                    os.fsync(raw.fileno())
-            os.replace(temporary, self.path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with replacing(self.path, naming(self.path, sync)) as temporary:
+                yield temporary
+        except PrunekitError:
+            raise
+        except (OSError, RuntimeError, MemoryError) as error:  # h5py's are of all three kinds
             raise RunError(
-                f"{self.path}: cannot be written ({error}); what was finished before is kept in it"
+                f"{self.path}: cannot be written ({str(error) or 'out of memory'}); what was finished before is kept in it"
             ) from error
+
+    def _check_next(self, what: str, number: int, last: int) -> None:
+        """Refuse to leave a gap, or to add anything twice.
+
+        Raises:
+            RunError: Saying where the file ends.
+        """
+        if number != last + 1:
+            raise RunError(
+                f"{self.path}: {what} {number} cannot be added, since the file ends at {what} {last}; "
+                "does another process write it?"
+            )
 
     @property
     def _room_for_notes(self) -> int:

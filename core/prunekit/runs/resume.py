@@ -3,41 +3,66 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from prunekit.errors import ResultsError, SpecError
 from prunekit.records import Row
-from prunekit.results import check_version, open_results
+from prunekit.results import check_version, open_results, ours
+from prunekit.results.replacing import SUFFIX as TEMPORARY_SUFFIX
+from prunekit.results.replacing import sweep
+from prunekit.runs.state import SUFFIX as STATE_SUFFIX
 from prunekit.runs.state import State, state_path
 from prunekit.spec.resolve import Spec
 
+_NAME_MAX = 255
+"""Bytes that the file systems in use allow in a name."""
+
+
+def check_place(spec: Spec, out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse what cannot be an output, before it is claimed or anything is loaded.
+
+    Raises:
+        SpecError: If no recorder writes the output, or two flags contradict each other.
+        ResultsError: If the output cannot be written.
+    """
+    if not any(part.cls.name == "hdf5" for part in spec.listed("recorders")):
+        raise SpecError("recorders: the list must hold hdf5, which writes the results file")
+    if resume and overwrite:
+        raise SpecError("--resume and --overwrite contradict each other")
+    if "\0" in str(out):
+        raise ResultsError(f"{str(out)!r}: a file's name has no NUL in it")
+    try:
+        _check_file(spec, out)
+    except ResultsError:
+        raise
+    except OSError as error:
+        raise ResultsError(f"{out}: cannot be written: {error.strerror}") from None
+
 
 def admit(spec: Spec, out: Path, resume: bool, overwrite: bool) -> tuple[State | None, bool]:
-    """Look at the output before anything is loaded; nothing is changed but what a complete run has left behind.
+    """Look at a claimed output before anything is loaded; nothing is changed but what killed runs and complete ones leave.
 
     Returns:
         Where to go on, ``None`` for a new run; and whether nothing is left to do.
 
     Raises:
-        SpecError: If no recorder writes the output, or two flags contradict each other.
-        ResultsError: If the output cannot be written, may not be replaced, or cannot be gone on with.
+        ResultsError: If the output may not be replaced, or cannot be gone on with.
+        RunError: If something is in the way.
     """
-    _check_place(spec, out)
-    if resume and overwrite:
-        raise SpecError("--resume and --overwrite contradict each other")
-    if not os.access(out.parent, os.W_OK):
-        raise ResultsError(f"{out}: the folder {out.parent} is not writable")
     leftover = state_path(out)
-    if resume:
-        return _go_on(spec, out, leftover)
-    if out.exists() and not overwrite:
-        raise ResultsError(f"{out}: exists; use --overwrite to replace it, or --resume to go on with it")
-    if leftover.exists() and not overwrite:
+    if os.path.lexists(leftover) and not stat.S_ISREG(os.lstat(leftover).st_mode):
         raise ResultsError(
-            f"{leftover}: an unfinished run's state is there; use --resume to go on with it, or --overwrite"
+            f"{leftover}: is no regular file, and the run needs this name; choose another output"
         )
-    return None, False
+    if resume:
+        found = _go_on(spec, out, leftover)
+    else:
+        _check_replaceable(out, leftover, overwrite)
+        found = None, False
+    sweep(out, leftover)
+    return found
 
 
 def refuse_another_run(path: Path, state: State, bound: Row, inputs: Mapping[str, str]) -> None:
@@ -62,15 +87,44 @@ def refuse_another_run(path: Path, state: State, bound: Row, inputs: Mapping[str
         )
 
 
-def _check_place(spec: Spec, out: Path) -> None:
-    if not any(part.cls.name == "hdf5" for part in spec.listed("recorders")):
-        raise SpecError("recorders: the list must hold hdf5, which writes the results file")
+def _check_file(spec: Spec, out: Path) -> None:
     if not out.parent.is_dir():
         raise ResultsError(f"{out}: the folder {out.parent} does not exist")
+    longest = _NAME_MAX - len(STATE_SUFFIX) - TEMPORARY_SUFFIX
+    if len(os.fsencode(out.name)) > longest:
+        raise ResultsError(
+            f"{out}: its name has {len(os.fsencode(out.name))} bytes; one of at most {longest} leaves room for the "
+            "files beside it"
+        )
     if out.is_dir():
         raise ResultsError(f"{out}: is a folder; the output is a file")
+    if os.path.lexists(out) and not stat.S_ISREG(os.lstat(out).st_mode):
+        raise ResultsError(f"{out}: is no regular file; the output is one")
     if out.exists() and any(source.exists() and out.samefile(source) for source in spec.sources):
         raise ResultsError(f"{out}: the run reads this file and cannot write its results over it")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise ResultsError(f"{out}: the folder {out.parent} is not writable")
+
+
+def _check_replaceable(out: Path, leftover: Path, overwrite: bool) -> None:
+    there, left = os.path.lexists(out), os.path.lexists(leftover)
+    if there and not overwrite:
+        raise ResultsError(f"{out}: exists; use --overwrite to replace it, or --resume to go on with it")
+    if left and not overwrite:
+        raise ResultsError(
+            f"{leftover}: an unfinished run's state is there; use --resume to go on with it, or --overwrite"
+        )
+    if there and not ours.is_results(out):
+        raise ResultsError(
+            f"{out}: is not a results file that prunekit wrote, so --overwrite does not replace it; remove it, or "
+            "choose another output"
+        )
+    # Beside a results file whatever has the state's name is the state, if a damaged one.
+    if left and not (there or ours.is_state(leftover)):
+        raise ResultsError(
+            f"{leftover}: is not a state that prunekit wrote, and the run needs this name; remove it, or choose "
+            "another output"
+        )
 
 
 def _go_on(spec: Spec, out: Path, leftover: Path) -> tuple[State | None, bool]:

@@ -195,13 +195,15 @@ class _Execution:
             self.view.status = "complete"
             self._finish()
         except BaseException as error:
-            self.view.status = "failed" if isinstance(error, Exception) else "interrupted"
+            self.view.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self.view.environment["error"] = str(error) or type(error).__name__
             # The first error is what the user needs; one more while recording it must not hide it.
             try:
                 self._finish()
             except Exception as second:
                 error.add_note(f"recording the failure failed too: {second}")
+            if isinstance(error, SystemExit):  # which would look like the end of a run that is complete
+                raise RunError(f"a plugin has asked to end the process ({error!r})") from error
             raise
         if self.first:
             self.state_file.unlink(missing_ok=True)

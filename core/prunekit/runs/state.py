@@ -9,7 +9,6 @@ but masks are the exception: the results file holds all there is to them, and th
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -22,16 +21,19 @@ from prunekit.component import scalar
 from prunekit.errors import ResultsError, RunError
 from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, Row, Series, StepRecord, Target
 from prunekit.results import open_results
+from prunekit.results.claim import naming
+from prunekit.results.ours import STATE as FORMAT
+from prunekit.results.replacing import replacing
 from prunekit.results.space import reserve
 
-FORMAT = "prunekit-state"
 VERSION = 2
+SUFFIX = ".state"
 _ROOM = 1 << 16  # bytes set aside besides the tensors
 
 
 def state_path(out: Path) -> Path:
     """Where the state of an unfinished run lies."""
-    return out.with_name(out.name + ".state")
+    return out.with_name(out.name + SUFFIX)
 
 
 @dataclass
@@ -95,23 +97,24 @@ class State:
         """Write atomically.
 
         Raises:
-            RunError: If it cannot be written; the old state is then still whole.
+            RunError: If it cannot be written, or another process owns the output now; the old state is then still
+                whole.
         """
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["steps"] = [asdict(step) for step in self.steps]
         data["attempts"] = [asdict(attempt) for attempt in self.attempts]
         data["probes"] = [(label, _plain_record(record)) for label, record in self.probes]
         data["weights"] = {name: w for name, w in self.weights.items() if name not in self.recorded}
-        temporary = path.with_name(path.name + ".tmp")
+        named = naming(path.with_name(path.name.removesuffix(SUFFIX)))
         try:
-            with temporary.open("wb") as file:
+            with replacing(path, named) as temporary, temporary.open("wb") as file:
                 reserve(file, _ROOM + sum(t.nbytes for t in tree_leaves(data) if isinstance(t, Tensor)))
                 torch.save({"format": FORMAT, "version": VERSION, **data}, file)
                 file.truncate()
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise RunError(f"{path}: the state cannot be written: {error}") from error
+        except (OSError, RuntimeError, MemoryError) as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"{path}: the state cannot be written: {str(error) or 'out of memory'}") from error
 
     @classmethod
     def load(cls, path: Path) -> State:

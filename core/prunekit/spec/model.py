@@ -78,27 +78,37 @@ class Evaluate(Options):
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_MOST = 2**63
 
 
 def _bytes(value: Plain) -> Plain:
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", value)
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError("must be a number of bytes, or one with a unit such as 512MiB or 2GiB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    count = float(match[1]) * _UNITS[match[2].lower()]
+    if count >= _MOST:
+        raise ValueError("must be less than 2^63 bytes")
+    return int(count)
 
 
 def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", value):
         raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return value
+
+
+def _whole(value: Plain) -> Plain:
+    if isinstance(value, bool):  # which to Python is the number 1
+        raise ValueError("must be 1")
     return value
 
 
 class Settings(Options):
     """A whole spec as the engine reads it; of a plugin, the name."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_whole)]
     name: str = Field(default="run", min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")
     """Names the default output; the spec file's own name where it is left out."""
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from prunekit.component import scalar
 from prunekit.errors import SpecError
 from prunekit.records import Plain
 from prunekit.spec.problems import shown
-from prunekit.spec.text import Document, Key, dotted
+from prunekit.spec.text import Document, Key, dotted, number
+
+_DEPTH = 100
+
+
+def refuse_dropped(paths: Iterable[str]) -> None:
+    """Refuse settings of which a later one drops an earlier one.
+
+    Raises:
+        SpecError: Naming both.
+    """
+    earlier: list[str] = []
+    for path in paths:
+        for other in earlier:
+            if other == path or other.startswith(f"{path}."):
+                again = (
+                    "given twice"
+                    if other == path
+                    else f"drops --set {other}, which comes before it; give it first"
+                )
+                raise SpecError(f"--set {path}: {again}")
+        earlier.append(path)
 
 
 def plain(value: Plain, where: str) -> Plain:
@@ -19,7 +41,7 @@ def plain(value: Plain, where: str) -> Plain:
         SpecError: If something else is among it.
     """
     try:
-        return json.loads(json.dumps(value, default=scalar))
+        return json.loads(json.dumps(value, default=scalar), parse_int=number)
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"{where}: must be plain data (mappings, lists, text, numbers): {error}") from None
 
@@ -35,10 +57,14 @@ def override(data: Plain, dotted_path: str, value: Plain) -> Key:
     parts = dotted_path.split(".")
     if not all(parts):
         raise SpecError(f"--set {dotted_path}: a path is names joined by dots, such as prune.scheduler.steps")
+    if len(parts) > _DEPTH:
+        raise SpecError(
+            f"--set {dotted_path[:40]}…: a path of {len(parts)} names; a spec is at most {_DEPTH} deep"
+        )
     for depth, part in enumerate(parts):
         key: Plain = part
         if isinstance(here, list):
-            if not part.isdigit() or int(part) >= len(here):
+            if not re.fullmatch(r"[0-9]{1,9}", part) or int(part) >= len(here):
                 raise SpecError(
                     f"--set {dotted_path}: {dotted(tuple(path))} is a list of {len(here)}; "
                     f"{part!r} is not one of its positions (from 0)"

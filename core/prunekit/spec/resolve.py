@@ -23,7 +23,14 @@ from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.records import Plain, Row
 from prunekit.spec import text as yaml_text
 from prunekit.spec.model import Seeds, Settings
-from prunekit.spec.overrides import inherit_seeds, inherit_training, origins_of, override, plain
+from prunekit.spec.overrides import (
+    inherit_seeds,
+    inherit_training,
+    origins_of,
+    override,
+    plain,
+    refuse_dropped,
+)
 from prunekit.spec.problems import Problems, at, shown
 from prunekit.spec.text import Document, Key
 
@@ -154,7 +161,8 @@ def load(
 def resolve(document: Document, overrides: Row, base: Path, manager: PluginManager | None = None) -> Spec:
     """Apply overrides, validate everything, fill in defaults and note origins."""
     manager = manager or default_manager()
-    data = json.loads(json.dumps(document.data))
+    refuse_dropped(overrides)
+    data = plain(document.data, document.source)
     flags = [override(data, path, plain(value, f"--set {path}")) for path, value in overrides.items()]
     if document.marks:  # read from a file
         data.setdefault("name", Path(document.source).stem)

@@ -15,6 +15,11 @@ from prunekit.records import Plain
 Key = tuple[str | int, ...]
 """Where a value stands: ``("probes", 0, "points")``."""
 
+_STANDARD = "tag:yaml.org,2002:"
+_TAGS = {"null", "bool", "int", "float", "str", "map", "seq", "timestamp", "merge", "value"}
+_LARGEST = 2**64
+_DIGITS = 24
+
 _MAX_NODES = 100_000  # a spec has dozens of values; nested aliases can make billions
 
 
@@ -79,7 +84,12 @@ def _built(text: str, document: Document) -> Plain:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise SpecError(f"{where}: not valid YAML: {error.problem or error.context}") from None
+        what = str(error.problem or error.context)
+        if "alias" in what:
+            what += (
+                "; YAML takes what begins with * as one. A pattern such as *.bias goes in quotes: '*.bias'"
+            )
+        raise SpecError(f"{where}: not valid YAML: {what}") from None
     except YAMLError as error:
         raise SpecError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -96,6 +106,16 @@ class _Builder:
         if self.nodes > _MAX_NODES:
             raise SpecError(f"{self.document.source}: holds more than {_MAX_NODES} values")
         self.document.marks.setdefault(path, _mark(node))
+        tag = str(node.tag)
+        if (tag.startswith("!") and tag != "!") or (
+            tag.startswith(_STANDARD) and tag[len(_STANDARD) :] not in _TAGS
+        ):
+            self._refuse(
+                node,
+                path,
+                f"the tag {tag.replace(_STANDARD, '!!')} is not understood; write the value itself, without a tag "
+                "(nothing is included or taken from the environment)",
+            )
         if isinstance(node, MappingNode):
             return self._mapping(node, path)
         if isinstance(node, SequenceNode):
@@ -158,7 +178,7 @@ def _scalar(node: ScalarNode) -> Plain:
         if tag == "int":
             digits = text.replace("_", "")
             # YAML 1.2: a leading zero is no octal mark.
-            return int(digits) if digits.lstrip("+-").isdigit() else int(digits, 0)
+            return number(digits) if digits.lstrip("+-").isdigit() else number(str(int(digits, 0)))
         if tag == "float":
             return float(
                 text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").replace(".NaN", "nan")
@@ -166,6 +186,12 @@ def _scalar(node: ScalarNode) -> Plain:
     except ValueError:
         pass
     return text
+
+
+def number(digits: str) -> int | float:
+    """A whole number; one that no whole number of a machine holds, as the nearest that a computer has."""
+    whole = int(digits) if len(digits) <= _DIGITS else None
+    return whole if whole is not None and abs(whole) < _LARGEST else float(digits)
 
 
 def dotted(path: Key) -> str:

@@ -58,9 +58,9 @@ def missing_derivatives_named(problem: Problem, inputs: Inputs) -> Iterator[None
 
 def _guilty(model: nn.Module, inputs: Inputs, twice: bool) -> list[str]:
     """The innermost modules that cannot be differentiated so often, each tried with what enters it."""
-    entered: dict[nn.Module, tuple[Any, Any]] = {}
+    entered: dict[nn.Module, tuple[object, object]] = {}
 
-    def remember(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def remember(module: nn.Module, args: object, kwargs: object) -> None:
         entered.setdefault(module, (args, kwargs))
 
     handles = [m.register_forward_pre_hook(remember, with_kwargs=True) for m in model.modules()]
@@ -81,7 +81,7 @@ def _guilty(model: nn.Module, inputs: Inputs, twice: bool) -> list[str]:
 
 
 def _differentiable(module: nn.Module, args: Any, kwargs: Any, twice: bool) -> bool:
-    def fresh(value: Any) -> Any:
+    def fresh(value: object) -> object:
         if not isinstance(value, Tensor):
             return value
         return value.detach().clone().requires_grad_(value.is_floating_point())

@@ -31,7 +31,7 @@ Batches: TypeAlias = Iterable[Batch]
 Product: TypeAlias = tuple[dict[str, Tensor], float]
 """By parameter, and the normaliser."""
 
-Push: TypeAlias = Callable[[Problem, Inputs, Any, Mapping[str, Tensor]], tuple[ForwardPass, Tensor]]
+Push: TypeAlias = Callable[[Problem, Inputs, Tensor, Mapping[str, Tensor]], tuple[ForwardPass, Tensor]]
 """A forward pass, and ``J vector``."""
 
 _KEPT = 3  # a graph that is differentiated twice, or carries tangents, keeps about so many forward passes
@@ -103,7 +103,7 @@ class Operator:
     rmatvec = matvec  # it is symmetric
 
     @overload
-    def __matmul__(self, vector: Mapping[str, Any]) -> dict[str, Tensor]: ...
+    def __matmul__(self, vector: Mapping[str, object]) -> dict[str, Tensor]: ...
 
     @overload
     def __matmul__(self, vector: Tensor) -> Tensor: ...
@@ -112,7 +112,7 @@ class Operator:
     def __matmul__(self, vector: np.ndarray) -> np.ndarray: ...
 
     @ordinary_tensors()
-    def __matmul__(self, vector: Any) -> dict[str, Tensor] | Tensor | np.ndarray:
+    def __matmul__(self, vector: object) -> dict[str, Tensor] | Tensor | np.ndarray:
         """Multiply.
 
         Args:
@@ -155,7 +155,7 @@ class Operator:
 
     @distributed.together()
     @device_errors()
-    def _product(self, vector: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _product(self, vector: Mapping[str, object]) -> dict[str, Tensor]:
         problem = self._problem
         vector = self._checked(vector)
         refuse_batch_statistics(problem.model)
@@ -172,7 +172,7 @@ class Operator:
         return {name: value / normaliser for name, value in distributed.total(total).items()}
 
     def _add(
-        self, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor], total: Mapping[str, Tensor]
+        self, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor], total: Mapping[str, Tensor]
     ) -> float:
         """Add the product of a batch, in slices that fit the memory; return its normaliser."""
         problem, examples, normaliser = self._problem, count(inputs), 0.0
@@ -195,14 +195,14 @@ class Operator:
         return normaliser
 
     def _compared(
-        self, problem: Problem, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor]
+        self, problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]
     ) -> tuple[ForwardPass, Tensor]:
         """Torch's forward derivatives, of which some are wrong, held once against backward ones."""
         batch, change = _pushed(problem, inputs, targets, vector)
         self._push = _pushed if _adjoint(batch, change, vector) else pushed_twice_back
         return (batch, change) if self._push is _pushed else self._push(problem, inputs, targets, vector)
 
-    def _multiplied(self, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor]) -> Product:
+    def _multiplied(self, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
         product = _PRODUCTS[self.kind]
         try:
             return product(self._problem, inputs, targets, vector, self._push)
@@ -212,7 +212,7 @@ class Operator:
             self._push = pushed_twice_back
             return product(self._problem, inputs, targets, vector, self._push)
 
-    def _checked(self, vector: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _checked(self, vector: Mapping[str, object]) -> dict[str, Tensor]:
         parameters = self._problem.parameters
         problems = [f"vector: {name!r} is missing" for name in parameters if name not in vector]
         problems += [
@@ -234,7 +234,7 @@ class Operator:
         return {name: ordinary(_as_tensor(given[name]).detach()).to(p) for name, p in parameters.items()}
 
 
-def _as_tensor(value: Tensor | np.ndarray) -> Tensor:
+def _as_tensor(value: object) -> Tensor:
     """An array as a tensor, whatever the process's default device, its type and its order in memory."""
     return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
 
@@ -308,13 +308,15 @@ def pushed_twice_back(
 
 
 def _hessian(
-    problem: Problem, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor], push: Push
+    problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor], push: Push
 ) -> Product:
     batch, _ = forward(problem, inputs, targets, capture=False)
     return batch.hessian_products()(vector), batch.normaliser
 
 
-def _ggn(problem: Problem, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor], push: Push) -> Product:
+def _ggn(
+    problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor], push: Push
+) -> Product:
     batch, change = push(problem, inputs, targets, vector)
     leaf = batch.outputs.detach().requires_grad_()
     (slope,) = torch.autograd.grad(problem.loss.total(leaf, targets), leaf, create_graph=True)
@@ -325,7 +327,7 @@ def _ggn(problem: Problem, inputs: Inputs, targets: Any, vector: Mapping[str, Te
 
 
 def _fisher(
-    problem: Problem, inputs: Inputs, targets: Any, vector: Mapping[str, Tensor], push: Push
+    problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor], push: Push
 ) -> Product:
     batch, change = push(problem, inputs, targets, vector)
     outputs = batch.outputs.detach()
@@ -336,7 +338,7 @@ def _fisher(
     return _pulled(batch, back), batch.normaliser
 
 
-_PRODUCTS: dict[str, Callable[[Problem, Inputs, Any, Mapping[str, Tensor], Push], Product]] = {
+_PRODUCTS: dict[str, Callable[[Problem, Inputs, Tensor, Mapping[str, Tensor], Push], Product]] = {
     "ggn": _ggn,
     "hessian": _hessian,
     "empirical_fisher": _fisher,

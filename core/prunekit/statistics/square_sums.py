@@ -23,6 +23,9 @@ from prunekit.statistics.contraction import (
 PIECE_BYTES = 2 << 20
 """Per-example products are squared in pieces of about this size, which a core's cache holds."""
 
+GPU_PIECE_BYTES = 64 << 20
+"""On a GPU: as its cache holds; smaller pieces leave it idle between kernels."""
+
 
 _PRODUCT_COST = 16
 """What it costs to write and square an entry of a per-example product, in multiplications; measured."""
@@ -40,8 +43,9 @@ def merges_pairs(positions: int, columns: int) -> bool:
 class Scratch:
     """Memory that is used again and again: a fresh page costs more than what is written to it."""
 
-    def __init__(self, memory: int) -> None:
-        self.piece = min(PIECE_BYTES, memory // 128)
+    def __init__(self, memory: int, device: torch.device) -> None:
+        gpu = device.type == "cuda"
+        self.piece = min(GPU_PIECE_BYTES, memory // 16) if gpu else min(PIECE_BYTES, memory // 128)
         """Bytes of a piece of work."""
         self._held: dict[str, Tensor] = {}
 
@@ -200,6 +204,9 @@ class _Products:
             torch.mm(left[0], right[0], out=products[0])
         else:
             torch.bmm(left, right, out=products)
+        if room.is_cuda:  # one kernel that reads them once
+            self._sum += torch.linalg.vector_norm(room, dim=(0, 2)).square_()
+            return
         for example in room:
             for column in example.unbind(1):
                 self._sum.addcmul_(column, column)
@@ -246,12 +253,13 @@ class _Pairs:
     def total(self) -> Tensor | None:
         if self._merged is None:
             return None
-        merged, u = self._merged, self._u
+        merged, self._merged, u = self._merged, None, self._u
         pairs, n, groups, b = merged.shape
         total = merged.new_zeros(u.offsets, groups, b, u.size // u.offsets)
         largest = pairs * max(groups * b, u.size // u.offsets) * total.element_size()
         rows = max(1, 4 * self._scratch.piece // largest)
         first, second = torch.triu_indices(u.positions, u.positions, device=total.device)
+        merged *= (2 - (first == second).to(merged)).view(-1, 1, 1, 1)  # a pair stands for both orders
         row_of = torch.zeros(u.positions, u.positions, dtype=torch.long, device=total.device)
         row_of[first, second] = torch.arange(pairs, device=total.device)
         for start in range(0, n, rows):
@@ -262,7 +270,6 @@ class _Pairs:
                     continue
                 i, j = torch.triu_indices(len(valid), len(valid), device=total.device)
                 products = inward[i] * inward[j]
-                products[i != j] *= 2  # which stands for both orders
                 chosen = some if len(valid) == u.positions else some[row_of[valid[i], valid[j]]]
                 for g in range(groups):
                     left = chosen[:, :, g].reshape(-1, b)

@@ -31,7 +31,7 @@ class SquaredColumns(Estimator):
         """Make the accumulators."""
         from prunekit.statistics.square_sums import Scratch
 
-        self._scratch = Scratch(problem.memory)
+        self._scratch = Scratch(problem.memory, next(iter(problem.parameters.values())).device)
         self._problem = problem
         self._sums: dict[str, Tensor] = {}
 

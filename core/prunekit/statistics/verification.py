@@ -214,7 +214,9 @@ def _examined(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) 
         storage = t.untyped_storage()
         if storage.data_ptr() not in known:
             seen[storage.data_ptr()] = storage.nbytes()
-        return t
+        return (
+            t.detach()
+        )  # an output that its own node kept as it is would keep the whole graph alive for ever
 
     with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
         batch, uses = forward(problem, inputs, targets, capture)

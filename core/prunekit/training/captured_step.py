@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from prunekit.errors import PrunekitWarning
-from prunekit.network.call import Inputs, copied
+from prunekit.network.call import Inputs
+from prunekit.network.lent import copied
 
 _EAGER_STEPS = 3  # lets libraries and the optimizer allocate what they keep, before anything is captured
 

@@ -24,12 +24,16 @@ class SGD(Options):
     nesterov: bool = False
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Adam(Options):
     """Adam; weight decay enters the gradient."""
 
     name: Literal["adam"]
     lr: float = Field(default=1e-3, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    # Not strictly a tuple: by the time it is checked, a list of a file is one of Python's.
+    betas: tuple[_Decay, _Decay] = Field(default=(0.9, 0.999), strict=False)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
 
@@ -59,7 +63,7 @@ class MultiStep(Options):
     """Multiply by ``gamma`` at each of these epochs."""
 
     name: Literal["multistep"]
-    milestones: tuple[Annotated[int, Field(ge=1)], ...]
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, strict=False)
     gamma: float = Field(default=0.1, gt=0)
 
 

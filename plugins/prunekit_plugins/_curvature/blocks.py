@@ -193,8 +193,9 @@ class Blocks(Detailed):
 
     @property
     def _room(self) -> int:
-        """Bytes that the matrices of one piece may take."""
-        return min(_PIECE, self.memory // _MATRICES)
+        """Bytes that the matrices of one piece may take; on a GPU many blocks share each kernel."""
+        share = self.memory // _MATRICES
+        return share if self.families and self.families[0].index.is_cuda else min(_PIECE, share)
 
     def _inverse(self, number: int, start: int, stop: int) -> Tensor:
         known = self._kept.get((number, start))

@@ -32,7 +32,7 @@ class InverseOptions(Options):
 
     curvature: Curvature = "ggn"
     damping: float = Field(default=1e-4, ge=0)
-    draws: int = Field(default=1, ge=1)
+    draws: int = Field(default=1, ge=1, le=1_000_000)
 
 
 def derived(estimator: Estimator, known: Statistics) -> Tensors | None:

@@ -22,7 +22,7 @@ class CurvatureOptions(Options):
     """
 
     curvature: Literal["ggn", "ggn_mc", "empirical_fisher", "hessian", "hutchinson"] = "ggn"
-    draws: int | None = Field(default=None, ge=1)
+    draws: int | None = Field(default=None, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _draws_need_a_drawn_curvature(self) -> Self:

@@ -39,7 +39,7 @@ class SurgeonOptions(Options):
 
     curvature: Curvature = "ggn"
     damping: float = Field(default=1e-4, ge=0)
-    draws: int = Field(default=1, ge=1)
+    draws: int = Field(default=1, ge=1, le=1_000_000)
     update: bool = True
     selection: Literal["greedy", "saliency"] = "greedy"
     scope: Literal["global", "layerwise"] = "global"

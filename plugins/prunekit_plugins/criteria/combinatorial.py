@@ -37,14 +37,14 @@ class CombinatorialOptions(Options):
 
     curvature: Literal["ggn", "ggn_mc", "empirical_fisher"] = "ggn"
     damping: float = Field(default=0.1, gt=0)
-    draws: int = Field(default=1, ge=1)
+    draws: int = Field(default=1, ge=1, le=1_000_000)
     gradient: bool = True
     update: bool = True
     selection: Literal["exchange", "saliency"] = "exchange"
     scope: Literal["global", "layerwise"] = "global"
-    rounds: int = Field(default=3, ge=0)
+    rounds: int = Field(default=3, ge=0, le=1_000_000)
     tolerance: float = Field(default=1e-2, gt=0)
-    iterations: int = Field(default=100, ge=1)
+    iterations: int = Field(default=100, ge=1, le=1_000_000)
 
 
 class Combinatorial(Criterion):

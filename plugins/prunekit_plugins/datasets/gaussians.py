@@ -34,7 +34,7 @@ class GaussiansOptions(Options):
     train: int = Field(default=1000, ge=1)
     valid: int = Field(default=0, ge=0)
     test: int = Field(default=1000, ge=0)
-    data_seed: int | None = Field(default=None, ge=0)
+    data_seed: int | None = Field(default=None, ge=0, lt=2**63)
 
 
 class Gaussians(Dataset):

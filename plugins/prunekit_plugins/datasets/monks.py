@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from pydantic import Field
 
 from prunekit import DataError, Dataset, Options
 
@@ -24,7 +26,7 @@ class MonksOptions(Options):
     """
 
     root: Path = Path("data")
-    problem: Literal[1, 2, 3] = 1
+    problem: int = Field(default=1, ge=1, le=3)
 
 
 class Monks(Dataset):

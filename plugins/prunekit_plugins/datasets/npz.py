@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+import warnings
 import zipfile
 import zlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunekit import DataError, Dataset, Options
+from prunekit import DataError, Dataset, Options, PrunekitWarning
 
 if TYPE_CHECKING:
     from prunekit import Split, Splits
+
+
+_ARRAYS = ("train_x", "train_y", "valid_x", "valid_y", "test_x", "test_y")
+_OTHER_WORDS = {
+    "validation": "valid",
+    "valx": "validx",
+    "valy": "validy",
+    "dev": "valid",
+    "inputs": "x",
+    "images": "x",
+    "data": "x",
+    "targets": "y",
+    "labels": "y",
+}
 
 
 class ArraysOptions(Options):
@@ -30,7 +48,8 @@ class Arrays(Dataset):
     """The arrays of a ``.npz`` file, used as they are: no shuffling, no scaling.
 
     Integer targets make it classification, with labels from 0 (what the loss ignores aside); floating-point
-    targets, regression. Floating-point arrays take the run's dtype. Pickled objects in the file are refused.
+    targets, regression. Floating-point arrays and pixels (uint8, bool) take the run's dtype; wider integers are tokens.
+    Arrays of other names are not read, and one whose name looks like that of a split is refused; so are pickled objects.
     """
 
     name = "npz"
@@ -47,19 +66,24 @@ class Arrays(Dataset):
                 "are such splits, valid_x, valid_y, test_x, test_y (numpy.savez)"
             )
         arrays: dict[str, np.ndarray] = {}
+        others: list[str] = []
         try:
             # numpy does not close what it opens and then cannot read.
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 for key in file.files:
-                    arrays[key] = file[key]
+                    if key in _ARRAYS:
+                        arrays[key] = file[key]
+                    else:
+                        others.append(key)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, TypeError) as error:
             # numpy's own words would advise to allow pickles, which execute code.
             why = "pickled objects, which are refused" if "pickle" in str(error) else str(error)
             raise DataError(f"dataset 'npz': {path}: not a complete .npz of plain arrays ({why})") from None
+        _refuse_misnamed(path, arrays, others)
         splits = {name: self._split(path, arrays, name) for name in ("train", "valid", "test")}
         train = splits["train"]
         if train is None:
-            raise DataError(f"dataset 'npz': {path}: no train_x; it holds {', '.join(arrays) or 'nothing'}")
+            raise DataError(f"dataset 'npz': {path}: no train_x; it holds {', '.join(others) or 'nothing'}")
         regression = train.y.is_floating_point()
         return Splits(
             train, splits["valid"], splits["test"], "regression" if regression else "classification"
@@ -90,6 +114,35 @@ class Arrays(Dataset):
         if inputs.dtype in (torch.uint8, torch.bool):  # pixels; tokens are wider integers and stay
             inputs = inputs.float()
         return Split(inputs, targets)
+
+
+def _refuse_misnamed(path: Path, arrays: Collection[str], others: Sequence[str]) -> None:
+    """Refuse names that look like those of a split that is not there, and say of others that nothing reads them.
+
+    Raises:
+        DataError: Naming the first, and what it should be called.
+    """
+    missing = {re.sub("[^a-z]", "", name): name for name in _ARRAYS if name not in arrays}
+    for other in others:
+        near = difflib.get_close_matches(_plain_name(other), missing, n=1, cutoff=0.7)
+        if near:
+            raise DataError(
+                f"dataset 'npz': {path}: holds {other}, which no split takes; did you mean {missing[near[0]]!r}? "
+                f"The names are {', '.join(_ARRAYS)}"
+            )
+    if others:
+        warnings.warn(
+            f"dataset 'npz': {path}: nothing reads {', '.join(others)}", PrunekitWarning, stacklevel=2
+        )
+
+
+def _plain_name(name: str) -> str:
+    """In lower case, with the words that others use for a split and for its parts."""
+    plain = re.sub("[^a-z]", "", name.lower())
+    for word, ours in _OTHER_WORDS.items():
+        plain = plain.replace(word, ours)
+    halves = re.fullmatch("([xy])(train|valid|test)", plain)
+    return halves[2] + halves[1] if halves else plain
 
 
 def _native(array: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ class LineOptions(Options):
         examples: The first so many examples of each split; null = all.
     """
 
-    points: int = Field(default=21, ge=2)
+    points: int = Field(default=21, ge=2, le=1_000_000)
     examples: int | None = Field(default=1000, ge=1)
 
 

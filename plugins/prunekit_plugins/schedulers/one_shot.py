@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pydantic import Field
 
 from prunekit import Scheduler
 from prunekit_plugins.schedulers._targets import TargetOptions
@@ -20,7 +20,7 @@ class OneShot(Scheduler):
             steps: Only 1, so that every scheduler can be given a number of steps.
         """
 
-        steps: Literal[1] = 1
+        steps: int = Field(default=1, ge=1, le=1)
 
     def levels(self) -> list[float]:
         """The levels κ₁ … κ_π; the last is the target itself, untouched by rounding."""

@@ -20,6 +20,7 @@ class Layerwise(Selector):
 
     name = "layerwise"
     Options = _bounds.BoundOptions
+    apart = True
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
         """Refuse bounds that the schedule breaks."""

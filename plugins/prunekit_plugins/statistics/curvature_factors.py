@@ -26,7 +26,7 @@ class FactorOptions(Options):
     """
 
     curvature: Literal["ggn", "ggn_mc", "empirical_fisher"] = "ggn"
-    draws: int = Field(default=1, ge=1)
+    draws: int = Field(default=1, ge=1, le=1_000_000)
 
 
 class CurvatureFactors(Estimator):

@@ -23,7 +23,7 @@ class DrawOptions(Options):
         draws: Labels drawn per loss term.
     """
 
-    draws: int = Field(default=1, ge=1)
+    draws: int = Field(default=1, ge=1, le=1_000_000)
 
 
 class GGNMonteCarloDiagonal(SquaredColumns):

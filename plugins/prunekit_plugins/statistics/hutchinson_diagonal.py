@@ -23,7 +23,7 @@ class HutchinsonOptions(Options):
         draws: Random sign vectors per batch slice.
     """
 
-    draws: int = Field(default=10, ge=1)
+    draws: int = Field(default=10, ge=1, le=1_000_000)
 
 
 class HutchinsonDiagonal(Estimator):

@@ -1,0 +1,99 @@
+"""Checkpoints and arrays as other tools write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunekit import DataError, PrunekitWarning
+from prunekit.errors import CheckpointError
+from prunekit.network.checkpoint import load_into
+from prunekit_plugins.datasets.npz import Arrays
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "model.module.", "net.backbone."])
+@pytest.mark.parametrize("key", [None, "state_dict", "net", "params", "model"])
+def test_a_prefix_and_what_lies_beside_the_weights_are_seen_through(
+    prefix: str, key: str | None, tmp_path: Path
+) -> None:
+    source, model = network(), network()
+    weights = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    torch.save(weights if key is None else {key: weights, "epoch": 3, "acc": 91.0}, tmp_path / "c.pt")
+    load_into(model, tmp_path / "c.pt")
+    assert all(torch.equal(t, model.state_dict()[name]) for name, t in source.state_dict().items())
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_a_prefix_is_seen_through_where_a_tied_weight_is_stored_once(tmp_path: Path) -> None:
+    source, model = Tied(), Tied()
+    torch.save({"module.head.weight": source.head.weight.detach()}, tmp_path / "c.pt")
+    load_into(model, tmp_path / "c.pt")
+    assert torch.equal(model.embed.weight, source.embed.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {"module." + n: t for n, t in w.items() if n != "0.bias"}, "0.bias: missing"),
+        (
+            lambda w: {"a." + n: t for n, t in w.items()} | {"b.loss": torch.zeros(1)},
+            "b.loss: not in the model",
+        ),
+        (lambda w: {"generator": w, "epoch": 3}, "found dict with 'generator', 'epoch'"),
+        (lambda w: [w], "found list"),
+    ],
+)
+def test_what_does_not_fit_says_what_the_file_holds(change, message: str, tmp_path: Path) -> None:
+    torch.save(change(network().state_dict()), tmp_path / "c.pt")
+    with pytest.raises(CheckpointError) as refused:
+        load_into(network(), tmp_path / "c.pt")
+    assert message in str(refused.value)
+
+
+def arrays(folder: Path, **changes: np.ndarray | None) -> Path:
+    held = {"train_x": np.ones((6, 2), "float32"), "train_y": np.arange(6) % 2, **changes}
+    np.savez(folder / "data.npz", **{name: array for name, array in held.items() if array is not None})
+    return folder / "data.npz"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("val_x", "valid_x"),
+        ("validation_x", "valid_x"),
+        ("dev_y", "valid_y"),
+        ("X_valid", "valid_x"),
+        ("test_labels", "test_y"),
+        ("test_images", "test_x"),
+        ("Test_X", "test_x"),
+        ("testx", "test_x"),
+    ],
+)
+def test_an_array_that_is_named_nearly_like_a_split_is_refused(name: str, meant: str, tmp_path: Path) -> None:
+    path = arrays(tmp_path, **{name: np.ones((3, 2))})
+    with pytest.raises(DataError, match=f"holds {name}, which no split takes; did you mean '{meant}'"):
+        Arrays(path=path).load(0)
+
+
+def test_an_array_that_nobody_asks_for_is_named_and_not_read(tmp_path: Path) -> None:
+    path = arrays(
+        tmp_path, class_names=np.array([{"a": 1}], dtype=object)
+    )  # which would be refused if it were read
+    with pytest.warns(PrunekitWarning, match="nothing reads class_names"):
+        splits = Arrays(path=path).load(0)
+    assert isinstance(splits.train.x, Tensor)
+    assert len(splits.train) == 6
