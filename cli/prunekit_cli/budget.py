@@ -31,9 +31,8 @@ def headline(label: str, rows: Sequence[Row]) -> str:
         text += f" ({shares[0]} of the sizes of all), then {second} ({shares[1]})"
     known = [row["impossible"] for row in rows if row["impossible"] is not None]
     if known:
-        text += (
-            f"; {sum(known) or 'none'} of {len(known)} steps had an impossible prediction (below any loss)"
-        )
+        steps = f"{len(known)} step{'s' if len(known) > 1 else ''}"
+        text += f"; {sum(known) or 'none'} of {steps} had an impossible prediction (below any loss)"
     found = rows[-1]["calibration"]
     if found["slope"] is not None:
         text += (

@@ -27,12 +27,12 @@ def places(sparsities: Iterable[float]) -> list[float]:
 
 def sparsity_axis(axis: Axes, last: float) -> None:
     """Label an axis of :func:`places` from 0 to the last sparsity."""
-    shown = [tick for tick in _TICKS if tick <= last + 1e-9]
-    spread: list[float] = []
-    for tick in shown:
-        if not spread or places([tick])[0] - places([spread[-1]])[0] > 0.04 * places([last])[0]:
+    room = 0.04 * places([last])[0]
+    spread = [last]  # and going back from it
+    for tick in sorted((tick for tick in _TICKS if tick < last), reverse=True):
+        if places([spread[-1]])[0] - places([tick])[0] > room:
             spread.append(tick)
-    axis.set_xticks(places(spread), [f"{100 * tick:g}" for tick in spread])
+    axis.set_xticks(places(spread), [f"{100 * tick:.4g}" for tick in spread])
     axis.set_xlim(0, places([last])[0] * 1.02 or 1)
     axis.set_xlabel("sparsity (%)")
     axis.grid(alpha=0.3)
