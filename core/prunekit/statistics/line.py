@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor, nn
 
 from prunekit import distributed
-from prunekit.errors import DataError, UnsupportedError
+from prunekit.errors import DataError, PrunekitError, UnsupportedError
 from prunekit.losses.base import Loss
 from prunekit.network.call import Batch, Inputs, call, count, few_examples, pieces, rows, unpack
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
@@ -30,7 +29,7 @@ from prunekit.statistics.verification import in_part, input_shapes, refuse_cut, 
 Direction = Mapping[str, Tensor]
 """Parameter to its part of Δ; what is left out does not move."""
 
-Part = Callable[[Inputs, Any, bool], tuple[Tensor, Sequence[Tensor]]]
+Part = Callable[[Inputs, Tensor, bool], tuple[Tensor, Sequence[Tensor]]]
 """What a slice gives, by jets or backwards: its outputs, and numbers that are summed."""
 
 _BACKWARDS = (
@@ -78,7 +77,7 @@ class Line:
         """
         problem = self._problem
 
-        def slopes(inputs: Inputs, targets: Any, jets: bool) -> tuple[Tensor, Sequence[Tensor]]:
+        def slopes(inputs: Inputs, targets: Tensor, jets: bool) -> tuple[Tensor, Sequence[Tensor]]:
             found, path = _slopes(problem, inputs, targets, direction, order, jets)
             outputs = path[0]
             assert outputs is not None
@@ -96,7 +95,7 @@ class Line:
         """
         problem, size = self._problem, len(directions)
 
-        def products(inputs: Inputs, targets: Any, jets: bool) -> tuple[Tensor, Sequence[Tensor]]:
+        def products(inputs: Inputs, targets: Tensor, jets: bool) -> tuple[Tensor, Sequence[Tensor]]:
             outputs = call(problem.model, inputs).detach()
             changes = [_change(problem, inputs, targets, one, jets) for one in directions]
             moved = [torch.zeros_like(outputs) if dz is None else dz for dz in changes]
@@ -142,7 +141,7 @@ class Line:
         return distributed.sums(normaliser, *own, *[0.0] * (length - len(own)))
 
 
-def _slices(problem: Problem, inputs: Inputs, targets: Any, kept: int) -> Iterator[tuple[Inputs, Any]]:
+def _slices(problem: Problem, inputs: Inputs, targets: Tensor, kept: int) -> Iterator[tuple[Inputs, Tensor]]:
     """A batch in slices that fit the memory, if each example takes so many times its activations."""
     examples = count(inputs)
     layout = weigh_once(problem, input_shapes(inputs), inputs, targets)
@@ -168,7 +167,7 @@ def _along(problem: Problem, inputs: Inputs, direction: Direction, order: int) -
     return [None if c is None else c.detach() for c in coefficients(outputs, order)]
 
 
-def _derivatives(loss: Loss, path: Sequence[Tensor | None], targets: Any, order: int) -> list[Tensor]:
+def _derivatives(loss: Loss, path: Sequence[Tensor | None], targets: Tensor, order: int) -> list[Tensor]:
     """Those of the total loss of outputs that move along a path, from order 0."""
     first = path[0]
     assert first is not None
@@ -192,7 +191,7 @@ def _repeated(value: Tensor, t: Tensor, order: int) -> list[Tensor]:
     return found
 
 
-def _bent(loss: Loss, outputs: Tensor, changes: Sequence[Tensor], targets: Any) -> list[Tensor]:
+def _bent(loss: Loss, outputs: Tensor, changes: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
     """The Hessian of the total loss in the outputs, times some changes of them."""
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
@@ -203,7 +202,7 @@ def _bent(loss: Loss, outputs: Tensor, changes: Sequence[Tensor], targets: Any) 
 
 
 def _slopes(
-    problem: Problem, inputs: Inputs, targets: Any, direction: Direction, order: int, jets: bool
+    problem: Problem, inputs: Inputs, targets: Tensor, direction: Direction, order: int, jets: bool
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Derivatives of the total loss, and the outputs with at least their first."""
     why_not = ""
@@ -211,8 +210,10 @@ def _slopes(
         try:
             path = _along(problem, inputs, direction, order)
             return _derivatives(problem.loss, path, targets, order), path
-        except NoJetError as error:  # an operation that earlier examples did not meet
-            why_not = str(error)
+        except (PrunekitError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # an operation that earlier examples did not meet
+            why_not = str(error) or type(error).__name__
     if order > _BACKWARDS:
         raise _too_high(order, why_not)
     found, outputs = _backwards(problem, inputs, targets, direction)
@@ -227,7 +228,7 @@ def _too_high(order: int, why_not: str) -> UnsupportedError:
 
 
 def _change(
-    problem: Problem, inputs: Inputs, targets: Any, direction: Direction, jets: bool
+    problem: Problem, inputs: Inputs, targets: Tensor, direction: Direction, jets: bool
 ) -> Tensor | None:
     """``JΔ``; ``None`` where it is zero."""
     if jets:
@@ -246,7 +247,7 @@ def _whole(problem: Problem, direction: Direction) -> dict[str, Tensor]:
 
 
 def _backwards(
-    problem: Problem, inputs: Inputs, targets: Any, direction: Direction
+    problem: Problem, inputs: Inputs, targets: Tensor, direction: Direction
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Derivatives of the total loss to the second order, and the outputs with their first: by reverse differentiation."""
     vector = _whole(problem, direction)
@@ -264,7 +265,7 @@ def _dot(left: Direction, right: Direction, like: Tensor) -> Tensor:
     return torch.stack(products).sum() if products else torch.zeros_like(like, dtype=torch.float64)
 
 
-def _why_no_jets(problem: Problem, inputs: Inputs, targets: Any) -> str:
+def _why_no_jets(problem: Problem, inputs: Inputs, targets: Tensor) -> str:
     """Why jets are of no use for a model, found once with a few examples along a line of its own; empty if they are."""
     known = _JETS.setdefault(problem.model, {})
     key = input_shapes(inputs), tuple(problem.parameters)
@@ -275,7 +276,7 @@ def _why_no_jets(problem: Problem, inputs: Inputs, targets: Any) -> str:
     return known[key]
 
 
-def _disagreement(problem: Problem, inputs: Inputs, targets: Any) -> str:
+def _disagreement(problem: Problem, inputs: Inputs, targets: Tensor) -> str:
     generator = Generator(device="cpu").manual_seed(0)
     direction = {
         name: torch.randn(p.shape, generator=generator, dtype=torch.float32, device="cpu").to(p)
