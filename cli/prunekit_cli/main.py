@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prunekit_cli import signals
+from prunekit_cli import console, signals
 
 app = typer.Typer(
     name="prunekit",
@@ -73,11 +73,14 @@ def inspect(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="PNG|PDF|SVG", help="Draw the run into this file.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything and say whether the file is whole.")
+    ] = False,
 ) -> None:
     """Show a results file, also while its run goes on."""
     from prunekit_cli.inspect import inspect as command
 
-    command(file, as_json, layers, plot)
+    command(file, as_json, layers, plot, verify)
 
 
 @app.command()
@@ -188,6 +191,7 @@ def invoke(arguments: list[str]) -> int:
     signals.install()
     # What all processes of a run have to say, one says.
     silent = arguments[:1] == ["run"] and not speaks()
+    warnings.formatwarning = console.warning
     if silent:
         warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
@@ -234,12 +238,12 @@ def _report(error: Any, silent: bool) -> int:
     from prunekit.errors import PrunekitError
 
     if isinstance(error, PrunekitError):
-        for line in () if silent else str(error).splitlines():
-            print(line, file=sys.stderr)
+        if not silent:
+            console.say(str(error))
         return error.exit_code
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         print(f"{error.filename or 'output'}: cannot be written: {error.strerror}", file=sys.stderr)
         return 1
-    traceback.print_exception(error)
+    console.say("".join(traceback.format_exception(error)).rstrip())
     print("this is a bug in prunekit or a plugin; please report it with the lines above", file=sys.stderr)
     return 1
