@@ -38,6 +38,12 @@ Set = Annotated[
 Block = Annotated[
     list[str] | None, typer.Option("--block", metavar="PLUGIN", help="Leave a plugin out. Repeatable.")
 ]
+NoCode = Annotated[
+    bool,
+    typer.Option(
+        "--no-code", help="Refuse a spec that names Python to run: factories, plugins that are not built in."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -58,11 +64,12 @@ def run(
     ] = False,
     overwrite: Overwrite = False,
     block: Block = None,
+    no_code: NoCode = False,
 ) -> None:
     """Train, prune, fine-tune and probe as the spec says; write a results file."""
     from prunekit_cli.run import run as command
 
-    command(spec, out, set_ or [], device, resume, overwrite, block or [])
+    command(spec, out, set_ or [], device, resume, overwrite, block or [], not no_code)
 
 
 @app.command()
@@ -84,11 +91,11 @@ def inspect(
 
 
 @app.command()
-def validate(spec: Spec, set_: Set = None, block: Block = None) -> None:
+def validate(spec: Spec, set_: Set = None, block: Block = None, no_code: NoCode = False) -> None:
     """Check a spec and report every problem with its place."""
     from prunekit_cli.spec import validate as command
 
-    command(spec, set_ or [], block or [])
+    command(spec, set_ or [], block or [], not no_code)
 
 
 @app.command()

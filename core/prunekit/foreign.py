@@ -7,13 +7,22 @@ and takes no more memory than the file can account for.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import stat
+import struct
 import sys
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
+from typing import IO
 
+import numpy as np
+
+from prunekit.units import readable_bytes
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, SyntaxError, tokenize.TokenError)
 _INFLATED = 100
 """How many times its size a compressed file may take, where that is more than the next."""
 _ALWAYS = 256 << 20
@@ -84,6 +93,66 @@ def read_start(path: Path, size: int) -> bytes:
         raise OSError(f"damaged or truncated: {error}") from None
 
 
+def damage_of_arrays(path: Path) -> str:
+    """Why a ``.npz`` file cannot be read, found before any of its arrays takes memory; empty if nothing is wrong.
+
+    Every array must be as large as its header says, and all together not larger than the file can account for.
+    """
+    if why := unreadable(path):
+        return why
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            wrong = _too_large(path, sum(member.file_size for member in members))
+            for member in (m for m in members if m.filename.endswith(".npy")):
+                with archive.open(member) as file:
+                    declared = _declared(file)
+                if declared is not None and declared != member.file_size:
+                    wrong = (
+                        wrong
+                        or f"{member.filename} has {member.file_size} bytes, and its header says {declared}"
+                    )
+    except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, *_DAMAGED) as error:
+        return f"damaged or truncated: {error}"
+    return wrong
+
+
+def _declared(file: IO[bytes]) -> int | None:
+    """How long an array's header says that its file is; ``None`` where it does not, as with objects."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        return None
+    shape, _, dtype = readers[version](file)
+    return None if dtype.hasobject else file.tell() + math.prod(shape) * dtype.itemsize
+
+
+def read_declared(path: Path, head: int, size: int) -> bytes:
+    """A file of just ``head + size`` bytes, ``.gz`` or not, where its head has said how many.
+
+    Raises:
+        OSError: If it has less or more, or these are more than a file of its size can account for.
+    """
+    if wrong := _too_large(path, head + size):
+        raise OSError(wrong)
+    found = read_start(path, head + size + 1)
+    if len(found) != head + size:
+        there = f"{len(found) - head}" if len(found) < head + size else f"more than {size}"
+        raise OSError(f"holds {there} values and its header says {size}; truncated or damaged")
+    return found
+
+
+def _too_large(path: Path, size: int) -> str:
+    """Why a file must not become so many bytes; empty if it may."""
+    there, most = path.stat().st_size, memory()
+    if size > inflated(there):
+        return (
+            f"has {readable_bytes(there)} and would become {readable_bytes(size)}, which looks like a trap; "
+            "store it less compressed if it is none"
+        )
+    return f"takes {readable_bytes(size)}, and the memory has {readable_bytes(most)}" if size > most else ""
+
+
 def damage_of_archive(path: Path) -> str:
     """What is wrong with a zip archive of stored members, as torch writes them; empty if all checksums agree.
 
@@ -91,9 +160,12 @@ def damage_of_archive(path: Path) -> str:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                return "a member is compressed, which torch never does"
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    return f"{member.filename} is compressed, which torch never does"
+                if member.external_attr:  # what is marked as a folder torch reads as whatever the memory held
+                    return f"{member.filename} is marked as what torch never writes"
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, *_DAMAGED) as error:
         return str(error) or type(error).__name__
     return f"the checksum of {damaged} does not agree" if damaged else ""
