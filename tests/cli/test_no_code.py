@@ -49,7 +49,11 @@ def test_built_in_components_run_and_no_plugin_is_imported(command: str, tmp_pat
     [
         ("{name: mlp, hidden: [6]}", '{name: python, factory: "mine:make"}', "model 'python' runs Python"),
         ("{name: npz, path: data.npz}", '{name: python, factory: "mine:make"}', "dataset 'python' runs"),
-        ("{name: qm, lambda: 1e-3}", "noisy", "Plugin 'fake_noisy' of prunekit-fake-noisy 0.5 is not built in"),
+        (
+            "{name: qm, lambda: 1e-3}",
+            "noisy",
+            "Plugin 'fake_noisy' of prunekit-fake-noisy 0.5 is not built in",
+        ),
     ],
     ids=["model", "data set", "plugin"],
 )

@@ -182,6 +182,7 @@ def later(file: h5py.File) -> None:
         (lambda f: put(f, "steps/layers", np.zeros((3, 2))), "the sparsities of the layers"),
         (lambda f: put(f, "weights/pruned/fc.0.weight", np.zeros((36, 6))), "not of shape [6, 36]"),
         (lambda f: f.pop("weights/pruned/fc.0.bias"), "fc.0.bias is missing"),
+        (lambda f: f.pop("steps/delta_loss"), "steps: no column delta_loss"),
         (lambda f: f.pop("weights/pruned"), "not of the phases that were measured"),
         (lambda f: (f.pop("metrics/pruned"), f.pop("weights/pruned")), "is no beginning of"),
         (lambda f: (f.pop("metrics"), f.pop("weights")), "before anything was measured"),
@@ -196,7 +197,7 @@ def later(file: h5py.File) -> None:
             "no tensor of that shape",
         ),
     ],
-    ids=range(25),
+    ids=range(26),
 )
 def test_what_is_no_run_is_refused_by_every_reader(change: Change, words: str, copy: Path) -> None:
     assert words in changed(copy, change)

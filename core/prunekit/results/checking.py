@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from prunekit.errors import ResultsError
-from prunekit.results.format import INTEGER_COLUMNS, METRIC_COLUMNS, PHASES
+from prunekit.results.format import ATTEMPT_COLUMNS, FLOAT_COLUMNS, INTEGER_COLUMNS, METRIC_COLUMNS, PHASES
 
 if TYPE_CHECKING:
     from prunekit.records import Row
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 MANY = 1 << 26
 """Weights up to which the masks are read on opening; those of more are looked at when they are asked for."""
+_REQUIRED = {
+    "steps": (*INTEGER_COLUMNS, *FLOAT_COLUMNS, *METRIC_COLUMNS[:3], "layers"),
+    "attempts": tuple(ATTEMPT_COLUMNS),
+    "training/dense": ("epoch", "running_loss"),
+    "training/finetuned": ("epoch", "running_loss"),
+    "examples": ("start", "count"),
+}
+"""What a table must have, where it is there."""
 _NUMBERS = (h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM)  # h5py's bool is an enumeration
 
 
@@ -75,6 +83,8 @@ def check_columns(held: Mapping[str, Held]) -> None:
         elif path in ("examples/start", "examples/count"):
             tables.setdefault(table, {})[column] = data
     for table, columns in tables.items():
+        lacking = [name for name in _REQUIRED.get(table, ()) if name not in columns]
+        _need(not lacking, f"{table}: no column {', '.join(lacking)}")
         for column, data in columns.items():
             whole = data.kind in _NUMBERS and data.shape
             _need(whole, f"{table}/{column}: no column of numbers")
