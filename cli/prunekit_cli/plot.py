@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.errors import ResultsError, SpecError
 from prunekit.records import Row
 from prunekit.results.replacing import replacing
+from prunekit.visible import drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,10 +35,10 @@ def draw(results: Results, path: Path) -> None:
     steps = results.summary["steps"]
     if not steps:
         raise ResultsError(f"{results.path}: no steps yet, so there is nothing to draw")
-    import matplotlib
-
-    matplotlib.use("Agg")
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here
     import matplotlib.pyplot as plt
+
+    plt.switch_backend("agg")
 
     line = results.probe("line", "end") if "end" in results.moments("line") else {}
     count = 3 + len(line)
@@ -54,11 +56,11 @@ def draw(results: Results, path: Path) -> None:
     for axis in axes[count:]:
         axis.set_visible(False)
     spec = results.summary["spec"]
-    figure.suptitle(
-        f"{spec['name']}: {spec['model']['name']} on {spec['dataset']['name']}, {spec['prune']['criterion']['name']}"
-    )
+    words = f"{spec['model']['name']} on {spec['dataset']['name']}, {spec['prune']['criterion']['name']}"
+    figure.suptitle(drawn(f"{spec['name']}: {words}"))
     try:
-        with replacing(Path(os.path.realpath(path))) as temporary:
+        with replacing(Path(os.path.realpath(path))) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
             figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower())
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
@@ -120,16 +122,17 @@ def _layers(axis: Axes, steps: list[Row]) -> None:
     for i, name in enumerate(names):
         y = [100 * s["layers"][name] for s in steps]
         shade = colours(0.9 * i / max(1, len(names) - 1))
-        axis.plot([0, *x], [0, *y], color=shade, linewidth=1.2, label=name)
+        axis.plot([0, *x], [0, *y], color=shade, linewidth=1.2, label=drawn(name))
     axis.plot([0, 100], [0, 100], ":", color="grey", linewidth=0.8)
     axis.set_ylabel("sparsity of the layer (%)")
     axis.set_title("Layers, first (dark) to last (light)")
     if len(names) <= 8:
-        axis.legend(fontsize="x-small")
+        lines = axis.get_lines()[: len(names)]  # by hand: what begins with "_" would be left out
+        axis.legend(lines, list(map(drawn, names)), fontsize="x-small")
 
 
 def _line(axis: Axes, key: str, arrays: Row) -> None:
-    first, second = (part.replace("finetuned", "fine-tuned") for part in key.split("_to_"))
+    first, _, second = drawn(key).replace("finetuned", "fine-tuned").partition("_to_")
     for split, colour in _SPLITS:
         if f"{split}_loss" in arrays:
             axis.plot(arrays["place"], arrays[f"{split}_loss"], ".-", color=colour, label=split)
