@@ -34,7 +34,7 @@ def check(target: str, settings: list[str], as_json: bool, block: list[str]) -> 
     """
     from prunekit.errors import SpecError
     from prunekit.plugins.build import component
-    from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
+    from prunekit.plugins.host import did_you_mean, manager_for
     from prunekit.plugins.kinds import KINDS
 
     kind, colon, name = target.partition(":")
@@ -46,7 +46,7 @@ def check(target: str, settings: list[str], as_json: bool, block: list[str]) -> 
         raise SpecError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS) or '.'} Kinds: {', '.join(KINDS)}.")
     options = dict(console.overrides(settings))
     with console.only_results():
-        manager = PluginManager(block=block) if block else default_manager()
+        manager = manager_for(block)
         built = component(kind, {**options, "name": name}, manager)
 
         from prunekit.testing import judge

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
@@ -11,10 +13,21 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from prunekit.visible import visible, visible_name
 from prunekit_cli.failures import of_plugins
 
 _PLAIN_WIDTH = 200
+_format_warning = warnings.formatwarning
+
+
+class Screen(Console):
+    """A console on which no text acts: names, messages and what else is shown may come from any file."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Every text that is printed, also in a table, comes by here."""
+        return super().render_str(visible(text), **how)
 
 
 def stdout() -> Console:
@@ -25,6 +38,18 @@ def stdout() -> Console:
 def stderr(quiet: bool = False) -> Console:
     """For progress and messages."""
     return _console(stderr=True, quiet=quiet)
+
+
+def warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as it is shown: names in it may come from any file."""
+    return visible(_format_warning(message, category, filename, lineno, line))
+
+
+def print_json(value: object) -> None:
+    """Print plain data to stdout; in JSON all but one control character is escaped anyway."""
+    print(json.dumps(value, indent=1).replace("\x7f", "\\u007f"))
 
 
 @contextmanager
@@ -52,7 +77,7 @@ def _console(stderr: bool, quiet: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PLAIN_WIDTH
     # Names of files and tensors may look like markup: [b], :x:.
-    return Console(
+    return Screen(
         stderr=stderr,
         quiet=quiet,
         width=width,
@@ -69,7 +94,7 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any
     for i, column in enumerate(columns):
         drawn.add_column(column, justify="left" if i < left else "right", no_wrap=i >= left)
     for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
+        drawn.add_row(*(visible_name(str(cell)) for cell in row))
     return drawn
 
 

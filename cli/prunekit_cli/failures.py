@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 
 import typer
 
+from prunekit_cli.streams import say
+
 _NOT_NOW = ("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EFBIG", "EIO", "EAGAIN", "ESTALE")
 _NOT_SO = ("ENAMETOOLONG", "EACCES", "EPERM", "EROFS", "ELOOP", "ENOTDIR", "EISDIR")
 _CODES = {
@@ -68,16 +70,16 @@ def report(error: BaseException, silent: bool) -> int:
 
     if isinstance(error, PrunekitError):
         if not silent:
-            print(error, file=sys.stderr)
+            say(str(error))
         return error.exit_code
     if isinstance(error, OSError) and error.errno is not None and error.errno in _CODES:
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        print(f"{place}the system refuses: {os.strerror(error.errno)}", file=sys.stderr)
+        say(f"{place}the system refuses: {os.strerror(error.errno)}")
         return _CODES[error.errno]
     if memory_is_full(error):
-        print(f"out of memory: {described(error)}", file=sys.stderr)
+        say(f"out of memory: {described(error)}")
         return 1
-    traceback.print_exception(error)
+    say("".join(traceback.format_exception(error)).rstrip())
     print(
         "this is a bug in prunekit, or in a plugin that the lines above name; please report it with them, to "
         "whoever wrote it",

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunekit_cli import console
 
+if TYPE_CHECKING:
+    from prunekit.results import Results
+
 
 def inspect(
-    file: Path, as_json: bool, layers: bool, plot: Path | None, figure: str | None, probe: str | None
+    file: Path,
+    as_json: bool,
+    layers: bool,
+    plot: Path | None,
+    figure: str | None = None,
+    probe: str | None = None,
+    verify: bool = False,
 ) -> None:
-    """Print a results file as tables or JSON, or draw it."""
+    """Print a results file as tables or JSON, or draw it, or say whether it is whole."""
     from prunekit.errors import SpecError
     from prunekit.results import open_results
 
     if figure is not None and plot is None:
         raise SpecError("--figure: says what to draw, and --plot into which file; give both")
     with open_results(file) as results:
+        if verify:
+            _verify(results, as_json)
+            return
         if plot is not None:
             from prunekit_cli.plot import RUN, draw
 
@@ -26,9 +39,7 @@ def inspect(
         if probe is not None:
             results.probe_kind(probe)  # which says so where it is not there
         if as_json:
-            print(
-                json.dumps(results.summary if probe is None else results.summary["probes"][probe], indent=1)
-            )
+            console.print_json(results.summary if probe is None else results.summary["probes"][probe])
             return
         from prunekit_cli import overview
 
@@ -40,3 +51,22 @@ def inspect(
                 screen.print(part)
         if plot is not None:
             screen.print(f"Drawn into {plot}")
+
+
+def _verify(results: Results, as_json: bool) -> None:
+    """Read everything, the state of an unfinished run beside it too; what is damaged ends with exit code 2."""
+    from prunekit.errors import ResultsError
+    from prunekit.foreign import damage_of_archive
+    from prunekit.units import readable_bytes
+
+    whole = results.verify()
+    state = results.path.with_name(results.path.name + ".state")
+    wrong = damage_of_archive(state) if state.is_file() else ""
+    if wrong:
+        raise ResultsError(f"{state}: damaged: {wrong}")
+    if as_json:
+        console.print_json({"whole": True, **asdict(whole), "state": state.is_file()})
+        return
+    how = "all under checksums" if whole.checksums else "without checksums, which format 1 does not have"
+    text = f"{results.path}: whole: {whole.arrays} arrays, {readable_bytes(whole.bytes)}, {how}"
+    console.stdout().print(text + ("; so is its state" if state.is_file() else ""))

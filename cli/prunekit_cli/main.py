@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from prunekit_cli import signals
+from prunekit_cli import console, signals
 from prunekit_cli.failures import report
 from prunekit_cli.streams import lasting
 
@@ -35,6 +35,12 @@ Set = Annotated[
 Block = Annotated[
     list[str] | None, typer.Option("--block", metavar="PLUGIN", help="Leave a plugin out. Repeatable.")
 ]
+NoCode = Annotated[
+    bool,
+    typer.Option(
+        "--no-code", help="Refuse a spec that names Python to run: factories, plugins that are not built in."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -55,11 +61,12 @@ def run(
     ] = False,
     overwrite: Overwrite = False,
     block: Block = None,
+    no_code: NoCode = False,
 ) -> None:
     """Train, prune, fine-tune and probe as the spec says; write a results file."""
     from prunekit_cli.run import run as command
 
-    command(spec, out, set_ or [], device, resume, overwrite, block or [])
+    command(spec, out, set_ or [], device, resume, overwrite, block or [], not no_code)
 
 
 @app.command()
@@ -79,19 +86,22 @@ def inspect(
     probe: Annotated[
         str | None, typer.Option("--probe", metavar="NAME", help="Show everything that this probe found.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything and say whether the file is whole.")
+    ] = False,
 ) -> None:
     """Show a results file, also while its run goes on."""
     from prunekit_cli.inspect import inspect as command
 
-    command(file, as_json, layers, plot, figure, probe)
+    command(file, as_json, layers, plot, figure, probe, verify)
 
 
 @app.command()
-def validate(spec: Spec, set_: Set = None, block: Block = None) -> None:
+def validate(spec: Spec, set_: Set = None, block: Block = None, no_code: NoCode = False) -> None:
     """Check a spec and report every problem with its place."""
     from prunekit_cli.spec import validate as command
 
-    command(spec, set_ or [], block or [])
+    command(spec, set_ or [], block or [], not no_code)
 
 
 @app.command()
@@ -199,6 +209,7 @@ def invoke(arguments: list[str]) -> int:
 
     # What all processes of a run have to say, one says.
     silent = arguments[:1] == ["run"] and not speaks()
+    warnings.formatwarning = console.warning
     with lasting(), signals.interrupting():
         if silent:
             warnings.simplefilter("ignore")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.errors import ResultsError, SpecError
 from prunekit.records import Row
 from prunekit.results.replacing import replacing
+from prunekit.visible import drawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,19 +42,19 @@ def draw(results: Results, path: Path, name: str = RUN) -> None:
     if not results.summary["steps"]:
         raise ResultsError(f"{results.path}: no steps yet, so there is nothing to draw")
     fill = _run if name == RUN else _by_probe(results, name)
-    import matplotlib
-
-    matplotlib.use("Agg")
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here
     import matplotlib.pyplot as plt
 
+    plt.switch_backend("agg")
     # Whatever style the user has set; texts stay texts in vector files.
     settings = {"svg.fonttype": "none", "pdf.fonttype": 42}
     with plt.style.context(["default", settings], after_reset=True):
         figure = plt.figure(layout="constrained", figsize=(11, 4.6))
         try:
             fill(results, figure)
-            figure.suptitle(_title(results))
-            with replacing(Path(os.path.realpath(path))) as temporary:
+            figure.suptitle(drawn(_title(results)))
+            with replacing(Path(os.path.realpath(path))) as temporary, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
                 figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower())
         except OSError as error:
             raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
@@ -68,9 +70,7 @@ def _by_probe(results: Results, label: str) -> Callable[[Results, Figure], None]
     kinds = {key: results.probe_kind(key) for key in summaries}
     known = set(manager.names("probe"))
     found = {key: manager.get("probe", kind) for key, kind in kinds.items() if kind in known}
-    pictures = {
-        key: probe for key, probe in found.items() if issubclass(probe, Probe) and probe.has_picture()
-    }
+    pictures = {key: one for key, one in found.items() if issubclass(one, Probe) and one.has_picture()}
     if label not in pictures:
         accepted = ", ".join([RUN, *pictures])
         what = "has no picture" if label in summaries else "is no probe of this run"
@@ -161,16 +161,17 @@ def _layers(axis: Axes, steps: list[Row]) -> None:
     for i, name in enumerate(names):
         y = [100 * s["layers"][name] for s in steps]
         shade = colours(0.9 * i / max(1, len(names) - 1))
-        axis.plot([0, *x], [0, *y], color=shade, linewidth=1.2, label=name)
+        axis.plot([0, *x], [0, *y], color=shade, linewidth=1.2, label=drawn(name))
     axis.plot([0, 100], [0, 100], ":", color="grey", linewidth=0.8)
     axis.set_ylabel("sparsity of the layer (%)")
     axis.set_title("Layers, first (dark) to last (light)")
     if len(names) <= 8:
-        axis.legend(fontsize="x-small")
+        lines = axis.get_lines()[: len(names)]  # by hand: what begins with "_" would be left out
+        axis.legend(lines, list(map(drawn, names)), fontsize="x-small")
 
 
 def _line(axis: Axes, key: str, arrays: Row) -> None:
-    first, second = (part.replace("finetuned", "fine-tuned") for part in key.split("_to_"))
+    first, _, second = drawn(key).replace("finetuned", "fine-tuned").partition("_to_")
     for split, colour in _SPLITS:
         if f"{split}_loss" in arrays:
             axis.plot(arrays["place"], arrays[f"{split}_loss"], ".-", color=colour, label=split)

@@ -19,6 +19,7 @@ from rich.progress import (
 
 from prunekit.observing.listener import Listener
 from prunekit.records import Attempt, StepRecord
+from prunekit.visible import visible_name
 from prunekit_cli import signals
 from prunekit_cli.console import number, percent
 
@@ -63,7 +64,7 @@ class RichProgress(Listener):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=screen,
         )
         self._task: TaskID | None = None
@@ -106,7 +107,7 @@ class RichProgress(Listener):
 
     def _advance(self, text: str) -> None:
         if self._task is not None:
-            self._progress.update(self._task, advance=1, text=text)
+            self._progress.update(self._task, advance=1, text=visible_name(text))
 
 
 class PlainProgress(Listener):

@@ -17,6 +17,7 @@ def run(
     resume: bool,
     overwrite: bool,
     block: list[str],
+    code: bool = True,
 ) -> None:
     """Run a spec, follow it on stderr, and print the result's overview on stdout."""
     import prunekit
@@ -34,7 +35,14 @@ def run(
     listener = RichProgress(screen) if screen.is_terminal else PlainProgress(screen)
     with console.only_results(), listener:
         results = prunekit.run(
-            spec, out, overrides, resume=resume, overwrite=overwrite, block=block, listener=listener
+            spec,
+            out,
+            overrides,
+            resume=resume,
+            overwrite=overwrite,
+            block=block,
+            code=code,
+            listener=listener,
         )
     if not speaks():
         results.close()

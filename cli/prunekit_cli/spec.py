@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from prunekit.spec import Spec
 
 
-def validate(spec: Path, settings: list[str], block: list[str]) -> None:
+def validate(spec: Path, settings: list[str], block: list[str], code: bool = True) -> None:
     """Check a spec; problems go to stderr and make the exit code 2."""
-    from prunekit.plugins.host import PluginManager, default_manager
+    from prunekit.plugins.host import manager_for
     from prunekit.spec import load
 
     with console.only_results():
-        manager = PluginManager(block=block) if block else default_manager()
+        manager = manager_for(block, code)
         loaded = load(spec, console.overrides(settings), manager)
         pruning = _pruning(loaded)
     print(f"{spec}: valid: {loaded.data['model']['name']} on {loaded.data['dataset']['name']}, {pruning}")

@@ -9,6 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import TextIO
 
+from prunekit.visible import visible
+
+
+def say(message: str) -> None:
+    """Print a message to stderr, as it is but for what would act."""
+    for line in visible(message).split("\n"):
+        print(line, file=sys.stderr)
+
 
 class Lasting(io.TextIOBase):
     """A stream that goes on in silence when its reader is gone: progress is no reason for a run to stop."""

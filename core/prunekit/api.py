@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from prunekit.network.call import Batch
     from prunekit.observing.listener import Listener
     from prunekit.observing.probe import Probe
-    from prunekit.plugins.host import PluginManager
     from prunekit.pruning.criterion import Criterion
     from prunekit.pruning.scheduler import Scheduler
     from prunekit.pruning.selector import Selector
@@ -389,6 +388,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     block: Iterable[str] = (),
+    code: bool = True,
     listener: Listener | None = None,
 ) -> Results:
     """Run a spec and return its results.
@@ -403,6 +403,7 @@ def run(
         resume: Go on with an unfinished output; start an absent one; leave a complete one alone.
         overwrite: Replace an output that is there.
         block: Plugins to leave out.
+        code: ``False`` refuses specs that name Python to run: factories, and plugins that are not built in.
         listener: Follows the progress.
 
     Raises:
@@ -410,15 +411,14 @@ def run(
         ResultsError: If the output exists, cannot be resumed, or another process is writing it.
         RunError: If the run fails; its file then says so and can be resumed.
     """
-    from prunekit.plugins.host import PluginManager, default_manager
+    from prunekit.plugins.host import manager_for
     from prunekit.results.claim import claimed
     from prunekit.runs.resume import admit, check_place
     from prunekit.runs.run import execute
     from prunekit.spec import load
 
     with started(), together(), device_errors(), ordinary_tensors():
-        blocked = list(block)
-        manager: PluginManager = PluginManager(block=blocked) if blocked else default_manager()
+        manager = manager_for(block, code)
         resolved = load(spec, overrides, manager)
         path = Path(os.path.expanduser(out if out is not None else f"{resolved.settings.name}.h5"))
         if path.is_symlink():  # a file takes the output's name; the link must stay and its target be written

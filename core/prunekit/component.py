@@ -37,6 +37,8 @@ class Component:
 
     name: ClassVar[str]
     kind: ClassVar[str]
+    runs_code: ClassVar[bool] = False
+    """Whether an option names Python to run, so that a stranger's spec that chooses it is a stranger's program."""
     Options: ClassVar[type[BaseOptions]] = Options
     options: Any  # an instance of the class's own Options
 

@@ -18,13 +18,15 @@ from prunekit.records import ProbeRecord, Series
 from prunekit.results import ResultsWriter, storing
 
 METRICS = {"train_loss": 0.5, "valid_loss": None, "test_loss": 0.25, "train_error": 0.125}
+TRAINS = {"name": "made up", "model": {"name": "m"}, "dataset": {"name": "d"}, "prune": None}
+PRUNES = TRAINS | {"prune": {"criterion": {"name": "c", "lambda": 0.0}, "scheduler": {"name": "s"}}}
 ROW = dict.fromkeys(["target_sparsity", "sparsity", "predicted_delta_loss", "delta_loss", "seconds"], 0.5)
 
 
 def begin(path: Path, shapes: Mapping[str, tuple[int, ...]], **options: Any) -> ResultsWriter:
     """A file with a dense network of zeros."""
     writer = ResultsWriter(path)
-    writer.create("9.9", {"name": "made up"}, {}, "text", {}, shapes, tuple(METRICS), **options)
+    writer.create("9.9", PRUNES, {}, "text", {}, shapes, tuple(METRICS), **options)
     writer.add_phase("dense", METRICS, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     return writer
 
@@ -48,8 +50,9 @@ class Pruning:
         self.kept[self.parts[self.done]] = False
         self.done += 1
         pruned = int(self.kept.size - self.kept.sum())
-        counts = {"step": self.done, "pruned": pruned, "remaining": self.kept.size - pruned}
+        counts: dict[str, float] = {"step": self.done, "pruned": pruned, "remaining": self.kept.size - pruned}
         layers = {name: float((~mask).sum()) / max(1, mask.size) for name, mask in self.masks.items()}
+        counts["sparsity"] = pruned / self.kept.size
         row = {**ROW, **counts, "layers": layers, "train_loss": float(self.done)}
         self.writer.add_step(row, self.masks, np.arange(5) + self.done if examples is None else examples)
 
@@ -94,6 +97,9 @@ def test_masks_of_every_step_come_back_also_beyond_what_a_byte_counts(tmp_path: 
         with h5py.File(tmp_path / "out.h5") as file:
             types.append(str(file["masks/gone"].dtype))
         assert types[-1] == ("uint8" if step < 256 else "uint16")
+    pruning.writer.add_phase(
+        "pruned", METRICS, {n: np.zeros(shape, np.float32) for n, shape in shapes.items()}
+    )
     size = (tmp_path / "out.h5").stat().st_size
     for status in ("interrupted", "complete"):
         pruning.writer.finish(status, {})
@@ -122,6 +128,7 @@ def test_a_complete_file_can_still_take_a_step(tmp_path: Path) -> None:
     shapes = {"w": (30,)}
     pruning = Pruning(begin(tmp_path / "out.h5", shapes), shapes, 3)
     pruning.step()
+    pruning.writer.add_phase("pruned", METRICS, {"w": np.zeros(30, np.float32)})
     pruning.writer.finish("complete", {})
     pruning.step()
     with pk.open(tmp_path / "out.h5") as results:
@@ -221,7 +228,7 @@ def new(pruning: Pruning) -> np.ndarray:
 
 def test_a_run_that_does_not_prune_has_neither_steps_nor_masks(tmp_path: Path) -> None:
     writer = ResultsWriter(tmp_path / "out.h5")
-    writer.create("9.9", {}, {}, "", {}, {})
+    writer.create("9.9", TRAINS, {}, "", {}, {})
     writer.add_epoch("dense", {"epoch": 1, "running_loss": 0.5})
     writer.add_phase("dense", METRICS, {"w": np.ones(3)})
     writer.finish("complete", {"threads": 1})
@@ -303,7 +310,7 @@ def test_tensors_of_any_shape_and_type_come_back(tmp_path: Path) -> None:
     }
     writer = begin(tmp_path / "out.h5", {})
     (tmp_path / "out.h5").unlink()
-    writer.create("9.9", {}, {}, "", {}, {})
+    writer.create("9.9", TRAINS, {}, "", {}, {})
     writer.add_phase("dense", METRICS, weights)
     with pk.open(tmp_path / "out.h5") as results:
         found = results.weights("dense")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import CheckpointError, ResultsError
+from prunekit.foreign import damage_of_archive, read_start, unreadable
+from prunekit.network.fitting import misfit
 from prunekit.results import open_results
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
@@ -22,8 +24,8 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If the file is missing, damaged, or not a mapping of names to tensors.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path}: no such file")
+    if why := unreadable(path):
+        raise CheckpointError(f"checkpoint {path}: {why}")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -35,7 +37,11 @@ def read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".h5":
         return _last_network(path)
     try:
+        if read_start(path, 4) == b"PK\x03\x04" and (wrong := damage_of_archive(path)):
+            raise CheckpointError(f"checkpoint {path}: damaged: {wrong}")
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "weights_only" in reason:  # torch goes on to advise how to run such a file
@@ -48,7 +54,9 @@ def read(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
         held = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else ""
         raise CheckpointError(
             f"checkpoint {path}: must hold names and tensors, by themselves or under one of {', '.join(_NESTED)}; found "
@@ -100,7 +108,8 @@ def load_into(model: nn.Module, path: Path) -> None:
     """Load a checkpoint whose tensors must be just the model's.
 
     Raises:
-        CheckpointError: Naming the tensors that are missing, unexpected, of another shape or not finite.
+        CheckpointError: Naming the tensors that are missing, unexpected, of another shape or odd type, or hold values that
+            are not finite or not the model's type's.
     """
     expected = model.state_dict()
     # A file may hold a tied tensor once, under any of its names.
@@ -121,16 +130,8 @@ def load_into(model: nn.Module, path: Path) -> None:
     problems = [f"{n}: missing" for n in expected if n not in stored]
     problems += [f"{n}: not in the model" for n in stored if n not in expected]
     for name, tensor in expected.items():
-        if name in stored and stored[name].shape != tensor.shape:
-            problems.append(
-                f"{name}: {list(stored[name].shape)} in the file, {list(tensor.shape)} in the model"
-            )
-        elif (
-            name in stored
-            and stored[name].is_floating_point()
-            and not bool(torch.isfinite(stored[name]).all())
-        ):
-            problems.append(f"{name}: holds values that are not finite")
+        if name in stored and (wrong := misfit(stored[name], tensor)):
+            problems.append(f"{name}: {wrong}")
     if problems:
         shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
         raise CheckpointError(f"checkpoint {path} does not fit the model: " + "; ".join(shown))

@@ -75,12 +75,17 @@ class PluginManager:
     Args:
         load_entry_points: Look for installed plugins; ``False`` gives an empty host for tests.
         block: Names of plugins, modules or distributions to leave out.
+        code: Whether a spec may name Python to run: ``False`` imports no plugin but the built-in ones, and refuses
+            components with :attr:`~prunekit.component.Component.runs_code`.
 
     Raises:
         PluginError: If there is nothing of a name in ``block``.
     """
 
-    def __init__(self, load_entry_points: bool = True, block: Iterable[str] = ()) -> None:
+    def __init__(
+        self, load_entry_points: bool = True, block: Iterable[str] = (), *, code: bool = True
+    ) -> None:
+        self._code = code
         self._pluggy = pluggy.PluginManager(PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
         self._blocked = {_normal(name): name for name in block}
@@ -121,6 +126,9 @@ class PluginManager:
         self.plugins.append(plugin)
         if any(_normal(name) in self._blocked for name in plugin.names):
             plugin.status = "blocked"
+            return
+        if not self._code and _normal(plugin.distribution) != PROJECT:
+            plugin.status, plugin.error = "blocked", "is not built in, and no code but built-in code may run"
             return
         try:
             module = entry.load()
@@ -169,7 +177,12 @@ class PluginManager:
         """
         providers = self.providers(kind, name)
         if len(providers) == 1:
-            return providers[0][1]
+            cls = providers[0][1]
+            if cls.runs_code and not self._code:
+                raise PluginError(
+                    f"{kind} {name!r} runs Python that the spec names, and no code but built-in code may run"
+                )
+            return cls
         if not providers:
             raise PluginError(self._unknown(kind, name))
         lines = [
@@ -210,6 +223,12 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     folded = {known.casefold(): known for known in names}
     near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
     return f"; did you mean {folded[near[0]]!r}?" if near else ""
+
+
+def manager_for(block: Iterable[str], code: bool = True) -> PluginManager:
+    """The host for a command: the default one, unless something is to be left out."""
+    blocked = list(block)
+    return PluginManager(block=blocked, code=code) if blocked or not code else default_manager()
 
 
 @cache

@@ -6,6 +6,21 @@ FORMAT = "prunekit-results"
 FORMAT_VERSION = 2
 
 PHASES = ("dense", "pruned", "finetuned")
+MEMBERS = (
+    *(
+        "attempts",
+        "environment",
+        "examples",
+        "inputs",
+        "masks",
+        "metrics",
+        "probes",
+        "prunable",
+        "resumptions",
+    ),
+    *("spec", "steps", "training", "warnings", "weights"),
+)
+"""What the root may hold; a reader ignores the rest."""
 STATUSES = ("running", "complete", "failed", "interrupted")
 MOMENTS = ("dense", "step", "pruned", "finetuned", "end")
 

@@ -6,9 +6,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prunekit.results.version1 import Version1
-from prunekit.results.version2 import Version2
-
 Arrays = dict[str, dict[str, np.ndarray]]
 
 
@@ -30,6 +27,22 @@ class Layout(Protocol):
     def examples(self, step: int) -> np.ndarray:
         """Indices into the training split."""
 
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Prunable tensors and their shapes."""
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Parameters and buffers of every phase, and their shapes; none before the first phase."""
+
+    def pruned(self, steps: int) -> np.ndarray:
+        """Pruned weights after each step, of each tensor: ``[steps, L]``, from the masks.
+
+        Raises:
+            ResultsError: If a weight comes back, or goes at a step that is not there.
+        """
+
+    def samples(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Where each step's sample begins, how long it is, and how many indices there are."""
+
     def history(self, phase: str) -> dict[str, np.ndarray]:
         """Columns over the training epochs; none if there were none."""
 
@@ -41,6 +54,3 @@ class Layout(Protocol):
 
     def probe(self, label: str, moment: str) -> Arrays:
         """Arrays, by group."""
-
-
-LAYOUTS: dict[int, type[Version1] | type[Version2]] = {1: Version1, 2: Version2}

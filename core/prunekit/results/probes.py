@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
-from prunekit.errors import RunError
+from prunekit.errors import ResultsError, RunError
 from prunekit.results import storing
 from prunekit.results.format import MOMENTS
 
@@ -150,17 +151,33 @@ def _read(group: h5py.Group, key: str) -> np.ndarray:
     return values if len(group[key].attrs["axes"]) else values.reshape(())
 
 
-def summary(probe: h5py.Group) -> dict[str, Any]:
-    """What ``inspect --json`` shows of a probe: its ``end`` at the top, the other moments by name."""
-    shown: dict[str, Any] = storing.read_json(probe["end"], SUMMARY) if storing.has(probe, "end") else {}
+def summary(label: str, probe: h5py.Group) -> dict[str, Any]:
+    """What ``inspect --json`` shows of a probe: its ``end`` at the top, the other moments by name.
+
+    Raises:
+        ResultsError: If what lies there is not what a probe leaves.
+    """
+    where = f"probes/{label}"
+    if not {"kind", "kind_version"} <= set(probe.attrs):
+        raise ResultsError(f"{where}: does not say by which probe, and in which version")
+    shown = _object(where, storing.read_json(probe["end"], SUMMARY)) if storing.has(probe, "end") else {}
     for moment in moments(probe):
         group = probe[moment]
         if moment == STEP:
-            rows = zip(steps(probe), storing.read_json_lines(group, SUMMARY), strict=True)
-            shown["steps"] = [{STEP: step, **row} for step, row in rows]
+            numbers = steps(probe)
+            if any(a >= b for a, b in pairwise(numbers)):
+                raise ResultsError(f"{where}/{STEP}/{STEP}: the steps do not increase")
+            rows = zip(numbers, storing.read_json_lines(group, SUMMARY), strict=True)
+            shown["steps"] = [{STEP: step, **_object(where, row)} for step, row in rows]
         elif moment != "end":
-            shown[moment] = storing.read_json(group, SUMMARY)
+            shown[moment] = _object(where, storing.read_json(group, SUMMARY))
     return shown
+
+
+def _object(where: str, summary: object) -> dict[str, Any]:
+    if not isinstance(summary, dict):
+        raise ResultsError(f"{where}: the summary is no object")
+    return summary
 
 
 def moments(probe: h5py.Group) -> dict[str, int]:

@@ -13,10 +13,21 @@ import h5py
 import numpy as np
 
 from prunekit.errors import ResultsError
+from prunekit.foreign import unreadable
+from prunekit.results import checking, structure
 from prunekit.results.format import FORMAT, FORMAT_VERSION, PHASES, STATUSES
-from prunekit.results.layout import LAYOUTS, Arrays, Layout
+from prunekit.results.layout import Arrays, Layout
 from prunekit.results.storing import plain, reading
+from prunekit.results.structure import Held
+from prunekit.results.verify import Whole, read_all, verify
+from prunekit.results.version1 import Version1
+from prunekit.results.version2 import Version2
 
+LAYOUTS: dict[int, type[Version1] | type[Version2]] = {1: Version1, 2: Version2}
+
+_ATTRIBUTES = ("format", "format_version", "status", "prunekit_version")
+_READ_WHOLLY = 1 << 25
+"""Bytes of a file up to which all of it is read when it is opened: no part of a damaged one is shown."""
 _FIRST_CHOICE = ("end", "step", "finetuned", "pruned", "dense")
 
 
@@ -28,11 +39,15 @@ class Results:
         summary: The object that ``prunekit inspect --json`` prints.
     """
 
-    def __init__(self, path: Path, file: h5py.File, layout: Layout, summary: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, file: h5py.File, layout: Layout, summary: dict[str, Any], held: Mapping[str, Held]
+    ) -> None:
         self.path = path
         self.summary = summary
         self._file = file
         self._layout = layout
+        self._held = held
+        self._masks_checked = summary["prunable"] <= checking.MANY
 
     @property
     def finished(self) -> dict[str, int]:
@@ -52,6 +67,9 @@ class Results:
         """Masks after a step (from 1; 0 is before the first): bool arrays, True = kept."""
         self._check_step(step)
         with self._reading() as layout:
+            if not self._masks_checked:
+                checking.check_masks(layout, self.summary)
+                self._masks_checked = True
             return layout.masks(step)
 
     def weights(self, phase: str) -> dict[str, np.ndarray]:
@@ -60,12 +78,12 @@ class Results:
         Raises:
             ResultsError: If there are none, saying which there are.
         """
+        there = [name for name in PHASES if self.summary[name] is not None]
+        if phase not in there:
+            raise ResultsError(
+                f"{self.path}: no {phase!r} weights; there are {', '.join(there) or 'none yet'}"
+            )
         with self._reading() as layout:
-            there = layout.phases()
-            if phase not in there:
-                raise ResultsError(
-                    f"{self.path}: no {phase!r} weights; there are {', '.join(there) or 'none yet'}"
-                )
             return layout.weights(phase)
 
     def examples(self, step: int) -> np.ndarray:
@@ -93,16 +111,16 @@ class Results:
         Raises:
             ResultsError: If the run has no such probe, or it did not measure then.
         """
+        moments = self.moments(name)
+        if not moments:
+            raise self._no_probe(name)
+        if moment is None:
+            moment = next(choice for choice in _FIRST_CHOICE if choice in moments)
+        if moment not in moments:
+            raise ResultsError(
+                f"{self.path}: probe {name!r} found nothing at {moment!r}, but at {', '.join(moments)}"
+            )
         with self._reading() as layout:
-            moments = layout.moments(name) if name in self.summary["probes"] else {}
-            if not moments:
-                raise self._no_probe(name)
-            if moment is None:
-                moment = next(choice for choice in _FIRST_CHOICE if choice in moments)
-            if moment not in moments:
-                raise ResultsError(
-                    f"{self.path}: probe {name!r} found nothing at {moment!r}, but at {', '.join(moments)}"
-                )
             return layout.probe(name, moment)
 
     @property
@@ -130,6 +148,18 @@ class Results:
         there = ", ".join(self.summary["probes"]) or "none"
         return ResultsError(f"{self.path}: no probe {name!r}; there are {there}")
 
+    def verify(self) -> Whole:
+        """Read everything in the file, and hold masks against counts and weights against masks.
+
+        Returns:
+            How much was read, and whether all of it lies under checksums.
+
+        Raises:
+            ResultsError: Naming what is damaged.
+        """
+        with self._reading() as layout:
+            return verify(self._file, layout, self.summary, self._held)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -154,12 +184,8 @@ class Results:
     def _reading(self) -> Iterator[Layout]:
         if not self._file:
             raise ResultsError(f"{self.path}: has been closed")
-        try:
+        with _damage_named(self.path):
             yield self._layout
-        except ResultsError:
-            raise
-        except Exception as error:  # h5py raises many kinds on damaged bytes
-            raise ResultsError(f"{self.path}: damaged: {type(error).__name__}: {error}") from None
 
 
 class _Probes(Mapping[str, Arrays]):
@@ -187,8 +213,9 @@ def open_results(path: str | Path) -> Results:
         ResultsError: If it is missing, damaged, not a results file, or of a newer format.
     """
     path = Path(os.path.expanduser(path))
-    if not path.is_file():
-        raise ResultsError(f"{path}: no such file")
+    why = unreadable(path)
+    if why:
+        raise ResultsError(f"{path}: {why}")
     if not h5py.is_hdf5(path):
         raise ResultsError(f"{path}: not a prunekit results file (not HDF5), or truncated")
     try:
@@ -197,31 +224,47 @@ def open_results(path: str | Path) -> Results:
         raise ResultsError(f"{path}: damaged or truncated ({error})") from None
     try:
         version = _check_format(path, file)
-        layout = LAYOUTS[version](file)
-        return Results(path, file, layout, _summary(file, version, layout))
-    except ResultsError:
+        with _damage_named(path):
+            held = structure.check(file)
+            checking.check_columns(held)
+            layout = LAYOUTS[version](file)
+            summary = _summary(file, version, layout)
+            checking.check(layout, summary, held)
+            if file.id.get_filesize() <= _READ_WHOLLY:
+                read_all(file, held)
+        return Results(path, file, layout, summary, held)
+    except BaseException:
         file.close()
         raise
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Say of whatever a file's content raises which file it is."""
+    try:
+        yield
+    except ResultsError as error:
+        raise ResultsError(f"{path}: damaged: {error}") from None
     except Exception as error:  # h5py raises many kinds on damaged bytes
-        file.close()
         raise ResultsError(f"{path}: damaged: {type(error).__name__}: {error}") from None
 
 
 def _check_format(path: Path, file: h5py.File) -> int:
     """The format's version, if this prunekit reads it."""
-    file_format = plain(file.attrs.get("format", b""))
-    if file_format != FORMAT:
+    with _damage_named(path):
+        stated = {name: plain(file.attrs[name]) for name in _ATTRIBUTES if name in file.attrs}
+    if stated.get("format") != FORMAT:
         raise ResultsError(f"{path}: HDF5, but not a prunekit results file (no attribute format={FORMAT!r})")
-    version = int(file.attrs["format_version"])
-    if version > FORMAT_VERSION:
-        writer = plain(file.attrs.get("prunekit_version", b""))
+    version, status, writer = (stated.get(name) for name in _ATTRIBUTES[1:])
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise ResultsError(
             f"{path}: written in format {version} by prunekit {writer or '?'}; this prunekit reads up to "
             f"{FORMAT_VERSION}. Install prunekit {writer} or newer."
         )
-    status = plain(file.attrs["status"])
-    if version not in LAYOUTS or status not in STATUSES:
-        raise ResultsError(f"{path}: damaged: unknown status {status!r} or format {version}")
+    if not isinstance(version, int) or version not in LAYOUTS or status not in STATUSES:
+        raise ResultsError(f"{path}: damaged: unknown status {status!r} or format {version!r}")
+    if not isinstance(writer, str):
+        raise ResultsError(f"{path}: damaged: does not say which prunekit wrote it")
     return version
 
 

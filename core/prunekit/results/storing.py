@@ -24,6 +24,7 @@ LIBVER = ("v110", "v110")
 
 CHUNK = 1 << 20  # bytes of a large array's chunks
 _TEXT = 1 << 12  # bytes of a text's chunks
+_DEPTH = 50
 _GZIP = 1  # what a higher level saves of a mask history is not worth its time
 
 
@@ -185,13 +186,33 @@ def read_text(group: h5py.Group, name: str) -> str:
 
 
 def read_json(group: h5py.Group, name: str) -> Any:
-    """A JSON document. Python writes NaN and infinity where JSON has neither; what is not finite is null."""
-    return json.loads(read_text(group, name), parse_constant=lambda _: None)
+    """A JSON document."""
+    return parse_json(read_text(group, name))
 
 
 def read_json_lines(group: h5py.Group, name: str) -> list[Any]:
     """A JSON document per line."""
-    return [json.loads(line, parse_constant=lambda _: None) for line in read_text(group, name).splitlines()]
+    return [parse_json(line) for line in read_text(group, name).split("\n") if line]
+
+
+def parse_json(text: str) -> Any:
+    """Plain data. Python writes NaN and infinity where JSON has neither; what is not finite is null.
+
+    Raises:
+        ValueError: If it is no JSON, or so deep that whoever walks through it would run out of stack.
+    """
+    value = level = [json.loads(text, parse_constant=lambda _: None, parse_float=_finite)]
+    for _ in range(_DEPTH):
+        inner = [v for item in level for v in (item.values() if isinstance(item, dict) else item)]
+        level = [v for v in inner if isinstance(v, dict | list)]
+        if not level:
+            return value[0]
+    raise ValueError(f"JSON that is nested more than {_DEPTH} times")
+
+
+def _finite(digits: str) -> float | None:
+    value = float(digits)  # 1e999 is infinite
+    return value if math.isfinite(value) else None
 
 
 def attribute(value: Any) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import h5py
 import numpy as np
 
+from prunekit.errors import ResultsError
+from prunekit.results import checking, storing
 from prunekit.results.format import METRIC_COLUMNS, PHASES
 from prunekit.results.rows import number, step_rows
 
@@ -62,6 +63,13 @@ class Version1:
         indices: np.ndarray = data[0 if data.attrs["sample"] == "fixed" else step - 1]
         return indices
 
+    def samples(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Where each step's sample begins, how long it is, and how many indices there are."""
+        if "examples" not in self._file:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), 0
+        rows, size = self._file["examples"].shape
+        return np.arange(rows) * size, np.full(rows, size), rows * size
+
     def history(self, phase: str) -> dict[str, np.ndarray]:
         """Columns over a phase's epochs."""
         group = self._file.get(f"training/{phase}", {})
@@ -83,6 +91,32 @@ class Version1:
             if isinstance(group, h5py.Group)
         }
 
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Prunable tensors and their shapes."""
+        named = _json(self._file["prunable/shapes"])
+        return checking.shapes("prunable/shapes", [{"name": n, "shape": named[n]} for n in self._names()])
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Parameters and buffers of every phase, and their shapes."""
+        there = self.phases()
+        if not there:
+            return {}
+        group, names = self._file[f"weights/{there[0]}"], self._file["weights/names"].asstr()[()]
+        return checking.shapes("weights", [{"name": n, "shape": list(group[n].shape)} for n in names])
+
+    def pruned(self, steps: int) -> np.ndarray:
+        """Pruned weights after each step, of each tensor: ``[steps, L]``."""
+        counts = []
+        for name, shape in self.tensors().items():
+            rows = self._file["masks"][name][()]
+            size = math.prod(shape)
+            if rows.shape != (steps, -(-size // 8)) or rows.dtype != np.uint8:
+                raise ResultsError(f"masks/{name} is {rows.dtype} of shape {rows.shape}")
+            if (rows[1:] & ~rows[:-1]).any():
+                raise ResultsError(f"masks/{name} keeps a weight that went at an earlier step")
+            counts.append(size - np.unpackbits(rows, axis=1, count=size).sum(axis=1, dtype=np.int64))
+        return np.stack(counts, axis=1) if counts else np.zeros((steps, 0), np.int64)
+
     def _names(self) -> list[str]:
         names: list[str] = self._file["prunable/names"].asstr()[()].tolist()
         return names
@@ -95,5 +129,4 @@ class Version1:
 
 
 def _json(data: h5py.Dataset) -> Any:
-    # Python writes NaN and infinity where JSON has neither; what is not finite is null.
-    return json.loads(data.asstr()[()], parse_constant=lambda _: None)
+    return storing.parse_json(data.asstr()[()])

@@ -8,7 +8,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from prunekit.results import history, probes, storing
+from prunekit.errors import ResultsError
+from prunekit.results import checking, history, probes, storing
 from prunekit.results.format import ATTEMPT_COLUMNS, METRIC_COLUMNS, PHASES
 from prunekit.results.history import Place
 from prunekit.results.rows import number, step_rows
@@ -32,7 +33,8 @@ class Version2:
             "steps": self._steps(),
             "attempts": self._attempts(),
             "probes": {
-                label: probes.summary(file["probes"][label]) for label in storing.members(file, "probes")
+                label: probes.summary(label, file["probes"][label])
+                for label in storing.members(file, "probes")
             },
         }
         if storing.has(file, "spec/hash"):
@@ -49,8 +51,7 @@ class Version2:
     def weights(self, phase: str) -> dict[str, np.ndarray]:
         """Parameters and buffers of a phase that is there."""
         group = self._file[f"weights/{phase}"]
-        tensors = storing.read_json(self._file, "weights/tensors")
-        return {t["name"]: storing.read(group, t["name"]).reshape(t["shape"]) for t in tensors}
+        return {name: storing.read(group, name).reshape(shape) for name, shape in self.parameters().items()}
 
     def phases(self) -> list[str]:
         """Phases whose weights are there."""
@@ -62,6 +63,13 @@ class Version2:
         start, count = group["start"][step - 1], group["count"][step - 1]
         indices: np.ndarray = group["indices"][start : start + count].astype(np.int64)
         return indices
+
+    def samples(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Where each step's sample begins, how long it is, and how many indices there are."""
+        if not storing.has(self._file, "examples"):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), 0
+        group = self._file["examples"]
+        return storing.read(group, "start"), storing.read(group, "count"), len(group["indices"])
 
     def history(self, phase: str) -> dict[str, np.ndarray]:
         """Columns over a phase's epochs."""
@@ -81,10 +89,37 @@ class Version2:
         """A probe's arrays at a moment, by group."""
         return probes.read(self._file[f"probes/{label}/{moment}"])
 
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Prunable tensors and their shapes."""
+        return {place.name: place.shape for place in self._places}
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Parameters and buffers of every phase, and their shapes."""
+        if not storing.has(self._file, "weights/tensors"):
+            return {}
+        return checking.shapes("weights/tensors", storing.read_json(self._file, "weights/tensors"))
+
+    def pruned(self, steps: int) -> np.ndarray:
+        """Pruned weights after each step, of each tensor: ``[steps, L]``."""
+        total = self._places[-1].stop if self._places else 0
+        gone = self._gone if steps else np.zeros(total, np.uint8)  # before the first step nothing is stored
+        if gone.shape != (total,) or gone.dtype.kind != "u":
+            raise ResultsError(f"masks/gone is {gone.dtype} of shape {gone.shape}; there are {total} weights")
+        if gone.size and int(gone.max()) > steps:
+            raise ResultsError(f"masks/gone names step {int(gone.max())}, and there are {steps}")
+        counts = [np.bincount(gone[p.start : p.stop], minlength=steps + 1)[1:].cumsum() for p in self._places]
+        return np.stack(counts, axis=1) if counts else np.zeros((steps, 0), np.int64)
+
     @cached_property
     def _places(self) -> list[Place]:
         tensors = storing.read_json(self._file, "prunable/tensors")
-        return history.places({t["name"]: t["shape"] for t in tensors})
+        places = history.places(checking.shapes("prunable/tensors", tensors))
+        for tensor, place in zip(tensors, places, strict=True):
+            if (tensor.get("start"), tensor.get("stop")) != (place.start, place.stop):
+                raise ResultsError(
+                    f"prunable/tensors: {place.name} does not lie where the one before it stops"
+                )
+        return places
 
     @cached_property
     def _gone(self) -> np.ndarray:

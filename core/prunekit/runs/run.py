@@ -165,6 +165,7 @@ class _Execution:
     def _restore(self) -> None:
         """Put model and masks back to where the state was saved."""
         state = self.state
+        state.check_fits(self.state_file, setup.tensors(self.model))
         self._updated = state.phase == "prune" and state.done > 0 and bool(state.current)
         dtypes = {name: t.dtype for name, t in setup.state_of(self.model).items()}
         for phase, weights in state.weights.items():  # a results file holds bfloat16 as float32

@@ -9,17 +9,21 @@ but masks are the exception: the results file holds all there is to them, and th
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from prunekit.component import scalar
 from prunekit.errors import ResultsError, RunError
-from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, Row, Series, StepRecord, Target
+from prunekit.foreign import damage_of_archive, unreadable
+from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, Row, Series, StepRecord
 from prunekit.results import open_results
 from prunekit.results.claim import naming
 from prunekit.results.ours import STATE as FORMAT
@@ -62,11 +66,13 @@ class State:
         warnings: What the user was warned of.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
     spec: dict[str, Plain]
     spec_hash: str
     inputs: dict[str, str]
-    phase: str = "train"
-    done: int = 0
+    phase: Annotated[str, Field(pattern="^(train|prune|finetune|probes)$")] = "train"
+    done: Annotated[int, Field(ge=0)] = 0
     current: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Plain] | None = None
@@ -123,16 +129,16 @@ class State:
         Raises:
             ResultsError: If it is missing, damaged or of another version.
         """
-        if not path.is_file():
-            raise ResultsError(
-                f"{path}: what resuming needs lay there and is gone; use --overwrite to start again"
-            )
+        if why := unreadable(path):
+            missing = "what resuming needs lay there and is gone" if why == "no such file" else why
+            raise ResultsError(f"{path}: {missing}; use --overwrite to start again")
         try:
-            data = torch.load(path, map_location="cpu", weights_only=True)
+            wrong = damage_of_archive(path)  # torch compares no checksums
+            data = {} if wrong else torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises several kinds for damaged files
-            raise ResultsError(
-                f"{path}: damaged ({type(error).__name__}); use --overwrite to start again"
-            ) from None
+            wrong = type(error).__name__
+        if wrong:
+            raise ResultsError(f"{path}: damaged ({wrong}); use --overwrite to start again")
         if (
             not isinstance(data, dict)
             or data.pop("format", None) != FORMAT
@@ -141,12 +147,38 @@ class State:
             raise ResultsError(
                 f"{path}: not a state that this prunekit wrote; use --overwrite to start again"
             )
-        data["steps"] = [StepRecord(**step) for step in data["steps"]]
-        data["attempts"] = [
-            Attempt(**{**attempt, "target": Target(**attempt["target"])}) for attempt in data["attempts"]
-        ]
-        data["probes"] = [(label, _record(plain)) for label, plain in data["probes"]]
-        return cls(**data)
+        try:
+            data["probes"] = [(label, _record(plain)) for label, plain in data["probes"]]
+            return TypeAdapter(cls).validate_python(data)  # every field there, and of its type
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            place = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
+            raise ResultsError(
+                f"{path}: not what a state holds ({place}); use --overwrite to start again"
+            ) from None
+
+    def check_fits(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse a state whose tensors are not those of the model.
+
+        Args:
+            path: Where the state lies.
+            tensors: The model's parameters and buffers.
+
+        Raises:
+            ResultsError: Naming the first that does not fit.
+        """
+        shapes = {name: t.shape for name, t in tensors.items()}
+        whole = [weights for weights in (self.current, *self.weights.values()) if weights]
+        for weights in whole:
+            for name in {**shapes, **weights}:
+                if name not in weights or weights[name].shape != shapes.get(name):
+                    raise ResultsError(
+                        f"{path}: its {name} does not fit the model; use --overwrite to start again"
+                    )
+        for name, mask in self.masks.items():
+            if mask.shape != shapes.get(name) or mask.dtype != torch.bool:
+                raise ResultsError(
+                    f"{path}: its mask of {name} does not fit the model; use --overwrite to start again"
+                )
 
     def catch_up(self, path: Path) -> None:
         """Take from the results file what is not kept here: weights of finished phases, steps that only mask.

@@ -33,6 +33,9 @@ from prunekit.spec.overrides import (
 )
 from prunekit.spec.problems import Problems, at, shown
 from prunekit.spec.text import Document, Key
+from prunekit.units import readable_bytes
+
+_MOST = 1 << 22  # bytes of a spec
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,15 @@ def load(
         return resolve(document, overrides or {}, Path.cwd(), manager)
     path = Path(os.path.expanduser(spec))
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # also a pipe, as a shell makes one
+            raw = file.read(_MOST + 1)
+        text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise SpecError(f"{path}: not a text file; a spec is YAML in UTF-8") from None
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(raw) > _MOST:
+        raise SpecError(f"{path}: has more than {readable_bytes(_MOST)}; a spec is a page of YAML")
     return resolve(yaml_text.parse(text, str(path)), overrides or {}, path.parent, manager)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from prunekit import DataError, Dataset, Options
+from prunekit.units import readable_bytes
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -21,6 +22,7 @@ _FOLDER = "cifar-10-batches-bin"
 _TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 _TEST = "test_batch.bin"
 _RECORD = 1 + 3 * 32 * 32
+_MOST = 1 << 28  # bytes
 _MEAN = (0.4914, 0.4822, 0.4465)
 _DEVIATION = (0.247, 0.243, 0.261)
 
@@ -101,6 +103,8 @@ class CIFAR10(Dataset):
         )
 
     def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        if path.stat().st_size > _MOST:
+            raise DataError(f"{path}: has more than {readable_bytes(_MOST)}; CIFAR-10's files have 29 MiB")
         raw = np.fromfile(path, dtype=np.uint8)
         if len(raw) == 0 or len(raw) % _RECORD:
             raise DataError(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
+import math
 import struct
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from prunekit import DataError, Dataset, Options
+from prunekit.foreign import read_declared, read_start
 
 if TYPE_CHECKING:
     from prunekit import Splits
@@ -109,22 +109,18 @@ def read_idx(path: Path) -> np.ndarray:
     """Read an IDX file of unsigned bytes, gzipped or not.
 
     Raises:
-        DataError: If it is damaged or truncated.
+        DataError: If it is damaged or truncated, or would become more than a file of its size can account for.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged or truncated ({error})") from None
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise DataError(f"{path}: not an IDX file of unsigned bytes")
-    dims = raw[3]
-    if len(raw) < 4 + 4 * dims:
-        raise DataError(f"{path}: truncated in its header")
-    shape = struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims])
-    body = raw[4 + 4 * dims :]
-    size = 1
-    for n in shape:
-        size *= n
-    if len(body) != size:
-        raise DataError(f"{path}: holds {len(body)} values and its header says {size}; truncated or damaged")
-    return np.frombuffer(bytearray(body), dtype=np.uint8).reshape(shape)
+        start = read_start(path, 4)
+        if len(start) < 4 or start[:3] != b"\x00\x00\x08":
+            raise DataError(f"{path}: not an IDX file of unsigned bytes")
+        head = 4 + 4 * start[3]
+        sizes = read_start(path, head)[4:]
+        if len(sizes) != head - 4:
+            raise DataError(f"{path}: truncated in its header")
+        shape = struct.unpack(f">{start[3]}I", sizes)
+        raw = read_declared(path, head, math.prod(shape))
+    except OSError as error:
+        raise DataError(f"{path}: {error}") from None
+    return np.frombuffer(bytearray(raw), dtype=np.uint8, offset=head).reshape(shape)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from prunekit import DataError, Dataset, Options
+from prunekit.foreign import read_start
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,9 @@ class Monks(Dataset):
         return path
 
 
+_MOST = 1 << 20  # bytes; the largest of the files has 8 thousand
+
+
 def _read(path: Path) -> Split:
     import torch
     from torch.nn.functional import one_hot
@@ -69,7 +73,7 @@ def _read(path: Path) -> Split:
 
     rows = []
     try:
-        text = path.read_text(encoding="ascii")
+        text = read_start(path, _MOST).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"dataset 'monks': {path}: cannot be read ({error})") from None
     for number, line in enumerate(text.splitlines(), 1):

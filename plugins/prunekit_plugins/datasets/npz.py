@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prunekit import DataError, Dataset, Options, PrunekitWarning
+from prunekit.foreign import damage_of_arrays
 
 if TYPE_CHECKING:
     from prunekit import Split, Splits
@@ -60,9 +61,9 @@ class Arrays(Dataset):
         from prunekit import Splits
 
         path: Path = self.options.path
-        if not path.is_file():
+        if wrong := damage_of_arrays(path):
             raise DataError(
-                f"dataset 'npz': {path}: no such file; it would hold arrays train_x and train_y and, where there "
+                f"dataset 'npz': {path}: {wrong}; it would hold arrays train_x and train_y and, where there "
                 "are such splits, valid_x, valid_y, test_x, test_y (numpy.savez)"
             )
         arrays: dict[str, np.ndarray] = {}

@@ -30,6 +30,7 @@ class PythonDataset(Dataset):
 
     name = "python"
     Options = PythonOptions
+    runs_code = True
 
     def load(self, seed: int) -> Splits:
         """Import and call the factory."""

@@ -32,6 +32,7 @@ class PythonModel(Model):
 
     name = "python"
     Options = PythonOptions
+    runs_code = True
 
     def build(self, data: DataInfo) -> nn.Module:
         """Import and call the factory."""
