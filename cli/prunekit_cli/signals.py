@@ -65,8 +65,8 @@ def received() -> bool:
     return _received > 0
 
 
-def before_a_forced_end(tidy: Callable[[], None]) -> None:
-    """Call this when a second signal ends the process."""
+def before_the_end(tidy: Callable[[], None]) -> None:
+    """Call this when signals end the process, at once or not."""
     if tidy not in _before_the_end:
         _before_the_end.append(tidy)
 
@@ -75,6 +75,7 @@ def say(more: str = "") -> None:
     """Tell the user, once; what comes after that ends the process at once."""
     global _said
     _handle(signal.SIG_IGN)  # a second signal, between the line and the note that it is written
+    _tidy()
     if not _said:
         _said = True
         with suppress(OSError, ValueError):
@@ -87,6 +88,12 @@ def settle(code: int) -> None:
     global _settled
     _settled = True
     _handle(lambda *_: os._exit(code))
+
+
+def _tidy() -> None:
+    for tidy in _before_the_end:
+        with suppress(Exception):
+            tidy()
 
 
 def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
@@ -105,9 +112,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     _received += 1
     if _received == 1:
         raise KeyboardInterrupt
-    for tidy in _before_the_end:
-        with suppress(Exception):
-            tidy()
+    _tidy()
     with suppress(OSError):
         if not _said:
             os.write(2, b"interrupted\n")
