@@ -56,7 +56,12 @@ def test_the_predicted_growth_counts_multiplications():
 
 
 @pytest.mark.parametrize(
-    ("script", "says"), [("curvature", "not installed"), ("criteria", "What cannot be run")]
+    ("script", "says"),
+    [
+        ("curvature", "not installed"),
+        ("criteria", "What cannot be run"),
+        ("landscape", "time over that of the step"),
+    ],
 )
 def test_the_command_starts(script, says):
     command = [sys.executable, BENCHMARKS / f"{script}.py", "--help"]

@@ -13,25 +13,38 @@ if TYPE_CHECKING:
     from prunekit.results import Results
 
 
-def inspect(file: Path, as_json: bool, layers: bool, plot: Path | None, verify: bool = False) -> None:
+def inspect(
+    file: Path,
+    as_json: bool,
+    layers: bool,
+    plot: Path | None,
+    figure: str | None = None,
+    probe: str | None = None,
+    verify: bool = False,
+) -> None:
     """Print a results file as tables or JSON, or draw it, or say whether it is whole."""
+    from prunekit.errors import SpecError
     from prunekit.results import open_results
 
+    if figure is not None and plot is None:
+        raise SpecError("--figure: says what to draw, and --plot into which file; give both")
     with open_results(file) as results:
         if verify:
             _verify(results, as_json)
             return
         if plot is not None:
-            from prunekit_cli.plot import draw
+            from prunekit_cli.plot import RUN, draw
 
-            draw(results, plot := Path(os.path.expanduser(plot)))
+            draw(results, plot := Path(os.path.expanduser(plot)), figure or RUN)
+        if probe is not None:
+            results.probe_kind(probe)  # which says so where it is not there
         if as_json:
-            console.print_json(results.summary)
+            console.print_json(results.summary if probe is None else results.summary["probes"][probe])
             return
         from prunekit_cli import overview
 
         screen = console.stdout()
-        for part in overview.overview(results):
+        for part in overview.overview(results) if probe is None else overview.probe(results, probe):
             screen.print(part)
         if layers:
             for part in overview.layers(results):

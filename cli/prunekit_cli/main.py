@@ -77,6 +77,15 @@ def inspect(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="PNG|PDF|SVG", help="Draw the run into this file.")
     ] = None,
+    figure: Annotated[
+        str | None,
+        typer.Option(
+            "--figure", metavar="NAME", help="Draw what this probe found. Default: run, the whole run."
+        ),
+    ] = None,
+    probe: Annotated[
+        str | None, typer.Option("--probe", metavar="NAME", help="Show everything that this probe found.")
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read everything and say whether the file is whole.")
     ] = False,
@@ -84,7 +93,7 @@ def inspect(
     """Show a results file, also while its run goes on."""
     from prunekit_cli.inspect import inspect as command
 
-    command(file, as_json, layers, plot, verify)
+    command(file, as_json, layers, plot, figure, probe, verify)
 
 
 @app.command()

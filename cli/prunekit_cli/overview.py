@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 
 from prunekit.records import Row
+from prunekit_cli.budget import budget, headline, is_budget
 from prunekit_cli.console import number, percent, table
 
 if TYPE_CHECKING:
@@ -145,7 +146,9 @@ def _attempts(attempts: list[Row]) -> Iterator[RenderableType]:
 
 def _probe(name: str, summary: Row) -> Iterator[RenderableType]:
     steps = summary.get("steps")
-    if isinstance(steps, list):
+    if isinstance(steps, list) and is_budget(steps):
+        yield headline(name, steps)
+    elif isinstance(steps, list):
         yield from _probe_steps(name, steps)
     rows = [
         [", ".join(path[:-1]) or path[-1], path[-1] if len(path) > 1 else "", _shown(value)]
@@ -154,6 +157,21 @@ def _probe(name: str, summary: Row) -> Iterator[RenderableType]:
     ]
     if rows:
         yield table(f"Probe {name}", ["where", "what", "value"], rows, left=2)
+
+
+def probe(results: Results, label: str) -> Iterator[RenderableType]:
+    """Everything that one probe found.
+
+    Raises:
+        ResultsError: If the run has no such probe.
+    """
+    results.probe_kind(label)
+    summary = results.summary["probes"][label]
+    steps = summary.get("steps", [])
+    if is_budget(steps):
+        yield from budget(label, steps, results.summary["steps"])
+    else:
+        yield from _probe(label, summary)
 
 
 def _leaves(summary: Row, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:

@@ -1,4 +1,4 @@
-"""``prunekit inspect --plot``: the run in one figure."""
+"""``prunekit inspect --plot``: the run in one figure, or what a probe found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from prunekit.results.replacing import replacing
 from prunekit.visible import drawn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from prunekit.results import Results
 
@@ -21,33 +24,80 @@ _FORMATS = (".png", ".pdf", ".svg")
 _SPLITS = (("train", "C0"), ("valid", "C1"), ("test", "C2"))
 
 
-def draw(results: Results, path: Path) -> None:
-    """Draw losses, predicted against measured change, layer sparsities and the line probe.
+RUN = "run"
+"""The figure of the whole run."""
+
+
+def draw(results: Results, path: Path, name: str = RUN) -> None:
+    """Draw the run (losses, predicted against measured change, layer sparsities, the line probe), or a probe by its label.
 
     Raises:
-        SpecError: If the file name is not one of a picture.
+        SpecError: If the file name is not one of a picture, or there is no such figure.
         ResultsError: If there are no steps to draw, or the file cannot be written.
     """
     if path.suffix.lower() not in _FORMATS:
         raise SpecError(f"--plot {path}: must end in {', '.join(_FORMATS)}")
     if path.exists() and not path.is_file():
         raise ResultsError(f"{path}: is no regular file; a picture is one")
-    steps = results.summary["steps"]
-    if not steps:
+    if not results.summary["steps"]:
         raise ResultsError(f"{results.path}: no steps yet, so there is nothing to draw")
+    fill = _run if name == RUN else _by_probe(results, name)
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here
     import matplotlib.pyplot as plt
 
     plt.switch_backend("agg")
+    # Whatever style the user has set; texts stay texts in vector files.
+    settings = {"svg.fonttype": "none", "pdf.fonttype": 42}
+    with plt.style.context(["default", settings], after_reset=True):
+        figure = plt.figure(layout="constrained", figsize=(11, 4.6))
+        try:
+            fill(results, figure)
+            figure.suptitle(drawn(_title(results)))
+            with replacing(Path(os.path.realpath(path))) as temporary, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
+                figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower())
+        except OSError as error:
+            raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
+        finally:
+            plt.close(figure)
 
+
+def _by_probe(results: Results, label: str) -> Callable[[Results, Figure], None]:
+    """What draws a probe."""
+    from prunekit import PluginManager, Probe
+
+    summaries, manager = results.summary["probes"], PluginManager()
+    kinds = {key: results.probe_kind(key) for key in summaries}
+    known = set(manager.names("probe"))
+    found = {key: manager.get("probe", kind) for key, kind in kinds.items() if kind in known}
+    pictures = {key: one for key, one in found.items() if issubclass(one, Probe) and one.has_picture()}
+    if label not in pictures:
+        accepted = ", ".join([RUN, *pictures])
+        what = "has no picture" if label in summaries else "is no probe of this run"
+        raise SpecError(f"--figure: {label!r} {what}; accepted: {accepted}")
+    if not summaries[label].get("steps", True):
+        raise ResultsError(f"{results.path}: probe {label!r} has found nothing yet")
+
+    def fill(results: Results, figure: Figure) -> None:
+        pictures[label].draw(results, label, figure)
+
+    return fill
+
+
+def _title(results: Results) -> str:
+    spec = results.summary["spec"]
+    return f"{spec['name']}: {spec['model']['name']} on {spec['dataset']['name']}, {spec['prune']['criterion']['name']}"
+
+
+def _run(results: Results, figure: Figure) -> None:
+    """Losses, changes, layers and lines."""
+    steps = results.summary["steps"]
     line = results.probe("line", "end") if "end" in results.moments("line") else {}
     count = 3 + len(line)
     columns = 2 if count == 4 else 3
     rows = -(-count // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(4.6 * columns, 3.6 * rows), layout="constrained", squeeze=False
-    )
-    axes = list(grid.flat)
+    figure.set_size_inches(4.6 * columns, 3.6 * rows)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     _losses(axes[0], results.summary)
     _changes(axes[1], steps)
     _layers(axes[2], steps)
@@ -55,17 +105,6 @@ def draw(results: Results, path: Path) -> None:
         _line(axis, key, arrays)
     for axis in axes[count:]:
         axis.set_visible(False)
-    spec = results.summary["spec"]
-    words = f"{spec['model']['name']} on {spec['dataset']['name']}, {spec['prune']['criterion']['name']}"
-    figure.suptitle(drawn(f"{spec['name']}: {words}"))
-    try:
-        with replacing(Path(os.path.realpath(path))) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
-            figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower())
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        plt.close(figure)
 
 
 def _sparsities(axis: Axes, steps: list[Row]) -> list[float]:

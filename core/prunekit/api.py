@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from prunekit.masks.attach import Attachment
     from prunekit.network.call import Batch
     from prunekit.observing.listener import Listener
+    from prunekit.observing.probe import Probe
     from prunekit.pruning.criterion import Criterion
     from prunekit.pruning.scheduler import Scheduler
     from prunekit.pruning.selector import Selector
-    from prunekit.records import Attempt, StepRecord
+    from prunekit.records import Attempt, Row, StepRecord
     from prunekit.statistics.base import Estimator
     from prunekit.statistics.operator import Operator
 
@@ -206,6 +207,7 @@ class Pruning:
         steps: A record per step, readable by attribute or key; metrics of splits are ``None``.
         attempts: Every attempt, also those that were taken back.
         warnings: What the user was warned of.
+        probes: Label of a probe to its ``steps``, what it found at each, as ``inspect --json`` shows it.
     """
 
     model: nn.Module
@@ -213,6 +215,7 @@ class Pruning:
     steps: list[StepRecord]
     attempts: list[Attempt]
     warnings: list[str] = field(default_factory=list)
+    probes: dict[str, dict[str, list[Row]]] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -242,6 +245,7 @@ def prune(
     prunable: Mapping[str, object] | Prunable | None = None,
     *,
     masks: Mapping[str, Tensor] | None = None,
+    probes: Iterable[Given | Probe] = (),
     zeros: Literal["pruned", "free"] = "pruned",
     seed: int = 0,
     memory: int | None = None,
@@ -260,6 +264,7 @@ def prune(
         loss: As for :func:`statistics`.
         prunable: ``{include, exclude, biases, norms}``; default the matrices that multiply inputs.
         masks: What is pruned already, as bool tensors, ``True`` = kept; what is not named is kept.
+        probes: Asked at steps: names, mappings with the spec's keys, or objects.
         zeros: Whether weights that are exactly zero now are ``pruned``, so that they stay zero and count, or ``free``.
         seed: For criteria and statistics that draw.
         memory: Bytes for activations and products.
@@ -279,7 +284,14 @@ def prune(
     from prunekit.network.axes import observe_axes
     from prunekit.network.call import unpack
     from prunekit.observing.moment import Surroundings
-    from prunekit.plugins.build import as_loss, component, criterion_with_lambda, estimators, options_of
+    from prunekit.plugins.build import (
+        as_loss,
+        component,
+        criterion_with_lambda,
+        estimators,
+        options_of,
+        step_probes,
+    )
     from prunekit.plugins.build import measures as measures_of
     from prunekit.pruning.sample import Sample
     from prunekit.pruning.step import Pruner
@@ -289,6 +301,7 @@ def prune(
     if isinstance(prunable, Mapping):
         prunable = options_of(Prunable, prunable, "prunable")
     ranked, strength = criterion_with_lambda(criterion, lam)
+    asked = step_probes(probes)
     if isinstance(batches, Iterator):
         batches = list(batches)
 
@@ -315,11 +328,18 @@ def prune(
         zeros,
     )
     steps_done, attempts = [], []
+    found: dict[str, dict[str, list[Row]]] = {label: {"steps": []} for label in asked}
     for outcome in pruner.outcomes(lambda index: first.pop() if first else drawn(index)):
         attempts.append(outcome.attempt)
-        if outcome.step is not None:
-            steps_done.append(outcome.step)
-    return Pruning(model, pruner.masks, steps_done, attempts, pruner.warnings)
+        if outcome.step is None or outcome.moment is None:
+            continue
+        steps_done.append(outcome.step)
+        number = outcome.step.step
+        for label, (probe, moments) in asked.items():
+            if moments.at("step", number):
+                record = probe.measure(outcome.moment, generator(seed, "probe", label, "step", number))
+                found[label]["steps"].append({"step": number, **record.summary})
+    return Pruning(model, pruner.masks, steps_done, attempts, pruner.warnings, found)
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -23,6 +23,8 @@ class Loss(Component, ABC):
     kind = "loss"
     same_shape = False
     """True where targets must have the outputs' very shape, as torch's own losses of values want it."""
+    least: float | None = None
+    """What the loss cannot fall below, whatever the outputs; ``None`` where nobody knows."""
 
     @abstractmethod
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:

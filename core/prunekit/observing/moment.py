@@ -15,8 +15,10 @@ from prunekit.losses.base import Loss
 from prunekit.network.call import Batch
 from prunekit.network.measure import measure, own_part
 from prunekit.network.restore import holding, named_tensors
+from prunekit.records import StepRecord
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.estimate import DEFAULT_MEMORY, estimate
+from prunekit.statistics.line import Line, LineDerivatives
 from prunekit.statistics.operator import Operator
 from prunekit.statistics.request import Estimates, Request
 
@@ -92,6 +94,11 @@ class Moment:
             return None
         return split.first(examples)
 
+    @property
+    def least_loss(self) -> float | None:
+        """What no loss of this kind falls below, where there is such a number."""
+        return self._loss.least
+
     def loss(self, weights: Mapping[str, Tensor] | None = None, data: Data | None = None) -> float:
         """Loss of a set of examples at these parameters and buffers (now, by default), in eval mode."""
         return measure(self._model, self._batches(data), self._loss, weights)[0]
@@ -150,6 +157,40 @@ class Moment:
             )
             return operator @ vector
 
+    def along(
+        self,
+        direction: Mapping[str, Tensor],
+        order: int = 2,
+        weights: Mapping[str, Tensor] | None = None,
+        data: Data | None = None,
+    ) -> LineDerivatives:
+        """Derivatives of ``t ↦ L(θ + t·Δ)`` at t = 0, and ΔᵀGΔ; in eval mode, by one pass forwards.
+
+        Args:
+            direction: Δ by prunable parameter; what is left out does not move.
+            order: Of the highest derivative, 1 at least.
+            weights: θ, parameters and buffers; default those now.
+            data: As for :meth:`loss`.
+
+        Raises:
+            UnsupportedError: If they cannot be had for this network, saying why.
+        """
+        with self._at(weights):
+            return self._line().derivatives(self._batches(data), direction, order)
+
+    def gram(
+        self,
+        directions: Sequence[Mapping[str, Tensor]],
+        weights: Mapping[str, Tensor] | None = None,
+        data: Data | None = None,
+    ) -> list[list[float]]:
+        """``Δ_iᵀGΔ_j`` of some directions, G the generalised Gauss-Newton matrix; a pass forwards for each."""
+        with self._at(weights):
+            return self._line().gram(self._batches(data), directions)
+
+    def _line(self) -> Line:
+        return Line(self._model, self._loss, self._parameters(), self._memory or DEFAULT_MEMORY)
+
     def _parameters(self) -> dict[str, Tensor]:
         return {name: self._model.get_parameter(name) for name in self._masks}
 
@@ -180,6 +221,10 @@ class StepMoment(Moment):
         sample: Its examples, as batches; of several processes, each has its own.
         statistics: What the criterion had estimated on them, at the weights before.
         predicted_delta_loss: The criterion's own model of the change.
+        loss_before: Of its examples.
+        delta_loss: Measured on them; ``None`` for a proposal.
+        earlier: The records of the steps before.
+        losses: Split to its loss before and after the step, where the run has measured it on the whole of it.
     """
 
     def __init__(
@@ -193,10 +238,15 @@ class StepMoment(Moment):
         before: Callable[[], dict[str, Tensor]],
         after: Callable[[], dict[str, Tensor]],
         predicted_delta_loss: float | None,
+        loss_before: float,
+        delta_loss: float | None = None,
+        earlier: Sequence[StepRecord] = (),
     ) -> None:
         super().__init__(name, surroundings, masks)
         self.step, self.sample, self.statistics = step, sample, statistics
         self.predicted_delta_loss = predicted_delta_loss
+        self.loss_before, self.delta_loss, self.earlier = loss_before, delta_loss, tuple(earlier)
+        self.losses: dict[str, tuple[float, float]] = {}
         self._before, self._after = before, after
 
     def close(self) -> None:
@@ -207,6 +257,10 @@ class StepMoment(Moment):
     def before(self) -> dict[str, Tensor]:
         """Copies of parameters and buffers before the step."""
         return {**self.weights(), **self._before()}
+
+    def after(self) -> dict[str, Tensor]:
+        """Copies of parameters and buffers with the step, whether or not it is applied yet."""
+        return {**self.weights(), **self._after()}
 
     def change(self) -> dict[str, Tensor]:
         """Δθ of the prunable weights, all that the step changes: weights that go and weights that are adjusted."""

@@ -11,9 +11,11 @@ from prunekit.component import Component
 from prunekit.records import ProbeRecord
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Generator
 
     from prunekit.observing.moment import Moment
+    from prunekit.results import Results
 
 MOMENTS = ("dense", "step", "pruned", "finetuned", "end")
 """What a probe may be asked at: after training, after each step, after the last, after fine-tuning, at the very end."""
@@ -83,3 +85,19 @@ class Probe(Component, ABC):
     @abstractmethod
     def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
         """Measure, using only ``moment`` and randomness from ``generator``."""
+
+    @classmethod
+    def draw(cls, results: Results, label: str, figure: Figure) -> None:
+        """Draw what it found, for ``inspect --plot FILE --figure LABEL``; by default a probe has no picture.
+
+        Args:
+            results: Of a run in which it has measured.
+            label: Its key in the results.
+            figure: An empty ``matplotlib.figure.Figure``, to be filled with axes.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def has_picture(cls) -> bool:
+        """Whether it can be drawn."""
+        return any("draw" in vars(base) for base in cls.__mro__[: cls.__mro__.index(Probe)])

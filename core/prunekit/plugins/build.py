@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from prunekit.component import Options, scalar
 from prunekit.errors import SpecError
 from prunekit.losses.base import Loss
-from prunekit.observing.probe import Probe
+from prunekit.observing.probe import Moments, Probe
 from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
 from prunekit.plugins.kinds import KINDS
 from prunekit.pruning import selector
@@ -158,6 +158,35 @@ def as_loss(loss: object, manager: PluginManager | None = None) -> Loss:
     return own
 
 
+def step_probes(
+    values: Iterable[object], manager: PluginManager | None = None
+) -> dict[str, tuple[Probe, Moments]]:
+    """Build probes that are asked at steps, by label: names, objects, or mappings that may have ``label`` and ``moments``.
+
+    Raises:
+        SpecError: If two have one label, or one is asked at another moment.
+    """
+    built: dict[str, tuple[Probe, Moments]] = {}
+    for value in [values] if isinstance(values, str | Mapping) else values:
+        mapping = dict(value) if isinstance(value, Mapping) else {}
+        label, spoken = mapping.pop("label", None), mapping.pop("moments", None)
+        probe: Probe = component("probe", mapping or value, manager)
+        key = str(label or probe.name)
+        try:
+            moments = Moments.parse(spoken or probe.moments)
+        except ValueError as error:
+            raise SpecError(f"probes: {key}: moments {error}") from None
+        if moments.names or not moments.every:
+            raise SpecError(
+                f"probes: {key!r} is asked at {', '.join(moments.names)}; outside a run there are only steps: "
+                "moments: step, or {every: n}"
+            )
+        if key in built:
+            raise SpecError(f"probes: {key!r} is there twice; give each its own label")
+        built[key] = probe, moments
+    return built
+
+
 def measures(scheduler: Scheduler, seed: int, manager: PluginManager | None = None) -> dict[str, Measure]:
     """What a scheduler needs to know of a proposal, by probe.
 
@@ -171,7 +200,8 @@ def measures(scheduler: Scheduler, seed: int, manager: PluginManager | None = No
         def measure(moment: StepMoment, attempt: int) -> dict[str, float]:
             assert moment.step is not None
             record = probe.measure(moment, generator(seed, "probe", name, "proposal", moment.step, attempt))
-            return {key: float(value) for key, value in record.summary.items()}
+            found = {key: scalar(v) if hasattr(v, "item") else v for key, v in record.summary.items()}
+            return {key: float(v) for key, v in found.items() if isinstance(v, int | float)}
 
         return measure
 

@@ -102,6 +102,8 @@ class Pruner:
         self.left_out = left_out(model, prunable)
         self.warnings: list[str] = []
         self.masks = fitting(model, self.parameters, masks)
+        self.steps: list[StepRecord] = []
+        """What has been done so far."""
         self._zeros: Zeros = zeros
         self._examined = False
         self._lost: list[str] = []
@@ -124,8 +126,9 @@ class Pruner:
         self.costs = [notice for notice in notices if notice]
         """What the statistics of a step will take, in words."""
 
-    def restore(self, masks: Mapping[str, Tensor]) -> None:
-        """Continue from masks of an earlier step; the model's weights are the caller's business."""
+    def restore(self, masks: Mapping[str, Tensor], steps: Sequence[StepRecord] = ()) -> None:
+        """Continue after earlier steps, with their masks; the model's weights are the caller's business."""
+        self.steps = list(steps)
         self.masks = {n: masks[n].to(p.device) for n, p in self.parameters.items()}
         counts = pruned_counts(self.masks)
         self._lost, self._least = _whole(counts, self.masks), sum(counts.values())
@@ -266,7 +269,7 @@ class Pruner:
                 "been changed"
             )
         change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {})
-        moment = self._moment("proposal", index, sample, statistics, change, proposal)
+        moment = self._moment("proposal", index, sample, statistics, change, proposal, before)
         tries = _trailing(history)
         measured = {name: dict(measure_it(moment, tries)) for name, measure_it in self._measures.items()}
         try:
@@ -297,8 +300,10 @@ class Pruner:
             change.undo()
             return Outcome(attempt)
         self.masks = dict(proposal.masks)
-        moment = self._moment("step", index, sample, statistics, change, proposal)
-        return Outcome(attempt, self._record(attempt), moment, proposal.values is not None)
+        change_of_loss = attempt.delta_loss
+        moment = self._moment("step", index, sample, statistics, change, proposal, before, change_of_loss)
+        self.steps.append(self._record(attempt))
+        return Outcome(attempt, self.steps[-1], moment, proposal.values is not None)
 
     def _estimated(self, index: int, sample: Sample, lam: float) -> tuple[Estimates, float]:
         """A step's statistics and the loss before it; once, whether all paths to the loss agree."""
@@ -342,6 +347,8 @@ class Pruner:
         statistics: Estimates,
         change: Change,
         proposal: Proposal,
+        loss_before: float,
+        delta_loss: float | None = None,
     ) -> StepMoment:
         return StepMoment(
             name,
@@ -353,6 +360,9 @@ class Pruner:
             change.before,
             change.after,
             proposal.predicted_delta_loss,
+            loss_before,
+            delta_loss,
+            self.steps,
         )
 
     def _record(self, attempt: Attempt) -> StepRecord:

@@ -49,5 +49,8 @@ class Layout(Protocol):
     def moments(self, label: str) -> dict[str, int]:
         """How often a probe measured, by moment; nothing if there is no such probe."""
 
+    def probe_kind(self, label: str) -> str:
+        """The name of the probe under a label, which is there."""
+
     def probe(self, label: str, moment: str) -> Arrays:
         """Arrays, by group."""

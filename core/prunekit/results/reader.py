@@ -113,8 +113,7 @@ class Results:
         """
         moments = self.moments(name)
         if not moments:
-            there = ", ".join(self.summary["probes"]) or "none"
-            raise ResultsError(f"{self.path}: no probe {name!r}; there are {there}")
+            raise self._no_probe(name)
         if moment is None:
             moment = next(choice for choice in _FIRST_CHOICE if choice in moments)
         if moment not in moments:
@@ -133,6 +132,21 @@ class Results:
         """How often a probe measured, by moment in the order of a run; nothing if the run has no such probe."""
         with self._reading() as layout:
             return layout.moments(name) if name in self.summary["probes"] else {}
+
+    def probe_kind(self, name: str) -> str:
+        """The name of the probe that a label stands for.
+
+        Raises:
+            ResultsError: If the run has no such probe.
+        """
+        if name not in self.summary["probes"]:
+            raise self._no_probe(name)
+        with self._reading() as layout:
+            return layout.probe_kind(name)
+
+    def _no_probe(self, name: str) -> ResultsError:
+        there = ", ".join(self.summary["probes"]) or "none"
+        return ResultsError(f"{self.path}: no probe {name!r}; there are {there}")
 
     def verify(self) -> Whole:
         """Read everything in the file, and hold masks against counts and weights against masks.

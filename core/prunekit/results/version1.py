@@ -79,6 +79,10 @@ class Version1:
         """How often a probe measured, by moment; this version knows only the run's end."""
         return {"end": 1} if f"probes/{label}" in self._file else {}
 
+    def probe_kind(self, label: str) -> str:
+        """The name of the probe under a label."""
+        return label
+
     def probe(self, label: str, moment: str) -> dict[str, dict[str, np.ndarray]]:
         """A probe's arrays, by group."""
         return {

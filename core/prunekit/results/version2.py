@@ -81,6 +81,10 @@ class Version2:
         path = f"probes/{label}"
         return probes.moments(self._file[path]) if storing.has(self._file, path) else {}
 
+    def probe_kind(self, label: str) -> str:
+        """The name of the probe under a label."""
+        return str(storing.plain(self._file[f"probes/{label}"].attrs["kind"])).removeprefix("probe:")
+
     def probe(self, label: str, moment: str) -> probes.Arrays:
         """A probe's arrays at a moment, by group."""
         return probes.read(self._file[f"probes/{label}/{moment}"])

@@ -173,7 +173,7 @@ class _Execution:
         self._phases.update(state.weights)
         setup.load_state(self.model, state.current or state.weights["dense"])
         if state.masks and self.pruner is not None:
-            self.pruner.restore(state.masks)
+            self.pruner.restore(state.masks, state.steps)
             if not state.current:
                 apply_masks(self.model, state.masks)
 
@@ -349,6 +349,13 @@ class _Execution:
             test_error=measured.get("test_error"),
         )
         self._updated = self._updated or outcome.updated
+        state.probes = [(label, old) for label, old in state.probes if old.step is None]
+        # Before batch normalisation is calibrated anew: the step's numbers are of the network as it was measured.
+        for label, (probe, moments) in self.probes.items():
+            if moments.at("step", record.step):
+                assert outcome.moment is not None
+                outcome.moment.losses = self._whole_losses(record, settings)
+                state.probes.append((label, self._measured(label, probe, outcome.moment)))
         if settings.recalibrate_batchnorm is not None:
             chosen = self._draw(settings.recalibrate_batchnorm, "recalibrate", record.step - 1)
             recalibrate(self.model, self.splits.train.take(chosen))
@@ -357,11 +364,6 @@ class _Execution:
         state.masks = {name: m.cpu() for name, m in self._masks.items()}
         state.examples = self._examples
         state.done = record.step
-        state.probes = [(label, old) for label, old in state.probes if old.step is None]
-        for label, (probe, moments) in self.probes.items():
-            if moments.at("step", record.step):
-                assert outcome.moment is not None
-                state.probes.append((label, self._measured(label, probe, outcome.moment)))
         state.current = {} if self._only_masked else setup.state_of(self.model)
         adapts = self.view.total_steps is None
         if not self._only_masked or adapts:
@@ -375,6 +377,18 @@ class _Execution:
         self._call("prunekit_step_finished", view, step=record)
         self.listener.step(record)
         return measured
+
+    def _whole_losses(self, record: StepRecord, settings: Prune) -> dict[str, tuple[float, float]]:
+        """Losses before and after a step, of splits that are measured as a whole, while steps alone change them."""
+        if settings.recalibrate_batchnorm is not None:
+            return {}
+        steps, examples = self.state.steps, self.settings.evaluate.train_examples
+        first = steps[-1] if steps else self.state.metrics["dense"]
+        names = ["valid", "test"]
+        if examples is None or examples >= len(self.splits.train):
+            names.append("train")
+        pairs = {name: (first.get(f"{name}_loss"), record.get(f"{name}_loss")) for name in names}
+        return {name: (a, b) for name, (a, b) in pairs.items() if a is not None and b is not None}
 
     def _draw(self, count: int | None, *labels: str | int) -> Tensor:
         total = len(self.splits.train)

@@ -199,7 +199,7 @@ class Operator:
     ) -> tuple[ForwardPass, Tensor]:
         """Torch's forward derivatives, of which some are wrong, held once against backward ones."""
         batch, change = _pushed(problem, inputs, targets, vector)
-        self._push = _pushed if _adjoint(batch, change, vector) else _pushed_twice_back
+        self._push = _pushed if _adjoint(batch, change, vector) else pushed_twice_back
         return (batch, change) if self._push is _pushed else self._push(problem, inputs, targets, vector)
 
     def _multiplied(self, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]) -> Product:
@@ -207,9 +207,9 @@ class Operator:
         try:
             return product(self._problem, inputs, targets, vector, self._push)
         except CheckpointError:  # what is computed again on the way back has no tangents
-            if self._push is _pushed_twice_back:
+            if self._push is pushed_twice_back:
                 raise
-            self._push = _pushed_twice_back
+            self._push = pushed_twice_back
             return product(self._problem, inputs, targets, vector, self._push)
 
     def _checked(self, vector: Mapping[str, object]) -> dict[str, Tensor]:
@@ -268,7 +268,7 @@ def _pushed(
         )
         return batch, tangent.detach()
     except (NotImplementedError, RuntimeError):  # an operation without a forward derivative
-        return _pushed_twice_back(problem, inputs, targets, vector)
+        return pushed_twice_back(problem, inputs, targets, vector)
 
 
 def _adjoint(batch: ForwardPass, change: Tensor, vector: Mapping[str, Tensor]) -> bool:
@@ -286,7 +286,7 @@ def _adjoint(batch: ForwardPass, change: Tensor, vector: Mapping[str, Tensor]) -
     return bool(off <= torch.finfo(change.dtype).eps ** 0.5 * size) or not bool(size.isfinite())
 
 
-def _pushed_twice_back(
+def pushed_twice_back(
     problem: Problem, inputs: Inputs, targets: Tensor, vector: Mapping[str, Tensor]
 ) -> tuple[ForwardPass, Tensor]:
     """``Jᵀw`` is linear in w, and its derivative along the vector is ``J vector``."""

@@ -20,6 +20,7 @@ class BinaryCrossEntropy(Loss):
     """
 
     name = "bce_with_logits"
+    least = 0.0
 
     def check(self, targets: Tensor) -> None:
         """Refuse targets that are not probabilities, from 0 to 1."""

@@ -38,6 +38,7 @@ class CrossEntropy(Loss):
     """
 
     name = "cross_entropy"
+    least = 0.0
     Options = CrossEntropyOptions
 
     def check(self, targets: Tensor) -> None:

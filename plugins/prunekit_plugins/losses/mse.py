@@ -20,6 +20,7 @@ class MeanSquaredError(Loss):
     """
 
     name = "mse"
+    least = 0.0
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the squared differences between outputs and targets."""

@@ -21,6 +21,7 @@ class TokenCrossEntropy(Loss):
     """
 
     name = "token_cross_entropy"
+    least = 0.0
     Options = CrossEntropyOptions
 
     @property

@@ -1,0 +1,65 @@
+"""The error budget in a line, and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+
+from prunekit.records import Row
+from prunekit_cli.console import number, percent, table
+
+_BESIDE = ("sampling", "generalisation", "predicted_delta_loss")
+
+
+def is_budget(rows: Sequence[Row]) -> bool:
+    """Whether a probe's steps are those of an error budget, whatever its label."""
+    return bool(rows) and all("parts" in row and "impossible" in row for row in rows)
+
+
+def headline(label: str, rows: Sequence[Row]) -> str:
+    """Which parts are the biggest, whether predictions were impossible, and how they agree with what was measured."""
+    sizes: dict[str, float] = {}
+    for row in rows:
+        for part, value in row["parts"].items():
+            sizes[part] = sizes.get(part, 0.0) + abs(value or 0.0)
+    total = sum(sizes.values())
+    first, second = sorted(sizes, key=lambda part: -sizes[part])[:2]
+    text = f"{label}: the biggest part is {first}"
+    if total:
+        shares = [percent(sizes[part] / total, 0) for part in (first, second)]
+        text += f" ({shares[0]} of the sizes of all), then {second} ({shares[1]})"
+    known = [row["impossible"] for row in rows if row["impossible"] is not None]
+    if known:
+        steps = f"{len(known)} step{'s' if len(known) > 1 else ''}"
+        text += f"; {sum(known) or 'none'} of {steps} had an impossible prediction (below any loss)"
+    found = rows[-1]["calibration"]
+    if found["slope"] is not None:
+        text += (
+            f"; measured over predicted: slope {found['slope']:.3g}, R² {found['r_squared']:.3g}, rank correlation "
+            f"{found['rank_correlation']:.3g}"
+        )
+    return text
+
+
+def budget(label: str, rows: Sequence[Row], steps: Sequence[Row]) -> Iterator[RenderableType]:
+    """A row for each step."""
+    parts = list(rows[0]["parts"])
+    sparsity = {step["step"]: step["sparsity"] for step in steps}
+    columns = ["step", "sparsity", "measured", *parts, *_BESIDE, ""]
+    lines = [
+        [
+            row["step"],
+            percent(sparsity[row["step"]], 3),
+            number(row["measured"]),
+            *(number(row["parts"][part]) for part in parts),
+            *(number(row[key]) for key in _BESIDE),
+            "impossible" if row["impossible"] else "",
+        ]
+        for row in rows
+    ]
+    yield table(f"Probe {label}", [column.replace("_", " ") for column in columns], lines, left=0)
+    yield headline(label, rows)
+    reasons = {what: why for row in rows for what, why in row.get("reasons", {}).items()}
+    for what, why in reasons.items():
+        yield f"no {what.replace('_', ' ')}: {why}"

@@ -1,0 +1,59 @@
+"""What pictures of steps share: an axis of sparsity, colours, ranges over orders of magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import isfinite, log
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from prunekit.results import Results
+
+COLOURS = ("#332288", "#56B4E9", "#E69F00", "#D55E00", "#F0E442")
+"""Told apart by the colour-blind (after Okabe & Ito, and Tol), and of different lightness in grey."""
+HATCHES = ("", "", "////", "", "xxxx")
+INK = "#111111"
+
+_TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+_WIDE = 100  # largest over median size, from which a linear axis shows nothing but the largest
+
+
+def places(sparsities: Iterable[float]) -> list[float]:
+    """Where sparsities stand on an axis on which equal fractions of what is left take equal room."""
+    return [-log(1 - sparsity) for sparsity in sparsities]
+
+
+def sparsity_axis(axis: Axes, last: float) -> None:
+    """Label an axis of :func:`places` from 0 to the last sparsity."""
+    room = 0.04 * places([last])[0]
+    spread = [last]  # and going back from it
+    for tick in sorted((tick for tick in _TICKS if tick < last), reverse=True):
+        if places([spread[-1]])[0] - places([tick])[0] > room:
+            spread.append(tick)
+    axis.set_xticks(places(spread), [f"{100 * tick:.4g}" for tick in spread])
+    axis.set_xlim(0, places([last])[0] * 1.02 or 1)
+    axis.set_xlabel("sparsity (%)")
+    axis.grid(alpha=0.3)
+
+
+def unit(results: Results) -> str:
+    """Of the loss, for a label."""
+    loss = results.summary["spec"]["loss"]
+    name = loss["name"] if loss else ""
+    return "nats" if "entropy" in name or "bce" in name else "loss"
+
+
+def threshold(values: Iterable[float]) -> float | None:
+    """Up to which size an axis should be linear, where sizes spread too far for a linear one; else ``None``."""
+    sizes = sorted(abs(v) for v in values if isfinite(v) and v != 0)
+    if not sizes or sizes[-1] < _WIDE * sizes[len(sizes) // 2]:
+        return None
+    return max(sizes[len(sizes) // 4], sizes[-1] * 1e-6)
+
+
+def numbers(rows: Sequence[object], key: str) -> list[float]:
+    """A column of some rows; NaN where there is nothing."""
+    values = [row.get(key) if isinstance(row, dict) else None for row in rows]
+    return [float("nan") if value is None else float(value) for value in values]
