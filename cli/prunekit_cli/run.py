@@ -25,7 +25,7 @@ def run(
     from prunekit.errors import SpecError
     from prunekit.results.replacing import abandon
 
-    signals.before_a_forced_end(abandon)
+    signals.before_the_end(abandon)
     overrides = dict(console.overrides(settings))
     if device is not None:
         if "device" in overrides:

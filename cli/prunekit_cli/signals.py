@@ -19,6 +19,7 @@ _received = 0
 _said = False
 _depth = 0
 _settled = False
+_heard: list[signal.Signals] = []
 _before_the_end: list[Callable[[], None]] = []
 
 
@@ -38,15 +39,16 @@ def interrupting() -> Iterator[None]:
     unraisable = sys.unraisablehook
     sys.unraisablehook = lambda ignored: _ignored(unraisable, ignored)
     try:
-        for number, handler in before.items():
-            if handler != signal.SIG_IGN:
-                signal.signal(number, _interrupt)
+        _heard[:] = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+        _handle(_interrupt)
         yield
     finally:
         _depth = 0
         sys.unraisablehook = unraisable
-        for number, handler in () if _settled else before.items():
-            signal.signal(number, handler)
+        if not _settled:
+            for number in _heard:
+                signal.signal(number, before[number])
+            _heard.clear()
 
 
 def check() -> None:
@@ -63,29 +65,40 @@ def received() -> bool:
     return _received > 0
 
 
-def before_a_forced_end(tidy: Callable[[], None]) -> None:
-    """Call this when a second signal ends the process."""
+def before_the_end(tidy: Callable[[], None]) -> None:
+    """Call this when signals end the process, at once or not."""
     if tidy not in _before_the_end:
         _before_the_end.append(tidy)
 
 
 def say(more: str = "") -> None:
-    """Tell the user, once."""
+    """Tell the user, once; what comes after that ends the process at once."""
     global _said
+    _handle(signal.SIG_IGN)  # a second signal, between the line and the note that it is written
+    _tidy()
     if not _said:
         _said = True
         with suppress(OSError, ValueError):
             print(f"interrupted{more}", file=sys.stderr, flush=True)
+    _handle(lambda *_: os._exit(INTERRUPTED))
 
 
 def settle(code: int) -> None:
     """Let further signals end the process with this code, which is decided: only Python's own end is left."""
     global _settled
     _settled = True
-    with suppress(ValueError):  # not in the main thread
-        for number in _SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda *_: os._exit(code))
+    _handle(lambda *_: os._exit(code))
+
+
+def _tidy() -> None:
+    for tidy in _before_the_end:
+        with suppress(Exception):
+            tidy()
+
+
+def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    for number in _heard:
+        signal.signal(number, handler)
 
 
 def _ignored(report: Callable[[sys.UnraisableHookArgs], object], ignored: sys.UnraisableHookArgs) -> None:
@@ -99,9 +112,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     _received += 1
     if _received == 1:
         raise KeyboardInterrupt
-    for tidy in _before_the_end:
-        with suppress(Exception):
-            tidy()
+    _tidy()
     with suppress(OSError):
         if not _said:
             os.write(2, b"interrupted\n")

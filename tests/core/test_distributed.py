@@ -223,14 +223,15 @@ def test_what_is_refused_is_refused_by_all_and_said_once(
     setting: str, message: str, spec: Path, processes: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.h5"
-    out.write_bytes(b"mine")
+    there = b"\x89HDF\r\n\x1a\n of prunekit-results"
+    out.write_bytes(there)
     options = [] if "exists" in message else ["--overwrite"]
     found = run(processes, tmp_path, 2, spec, "--out", out, "--set", setting, *options)
     assert [code for code, _, _ in found] == [2, 2], found
     assert message in found[0][2]
     assert "Traceback" not in found[0][2]
     assert found[1][1:] == ("", "")
-    assert out.read_bytes() == b"mine"
+    assert out.read_bytes() == there
 
 
 def test_a_process_that_fails_ends_the_run_of_all(spec: Path, processes: Any, tmp_path: Path) -> None:

@@ -16,7 +16,14 @@ import h5py
 import numpy as np
 
 from prunekit.errors import ResultsError
-from prunekit.results.format import ATTEMPT_COLUMNS, FLOAT_COLUMNS, INTEGER_COLUMNS, METRIC_COLUMNS, PHASES
+from prunekit.results.format import (
+    ATTEMPT_COLUMNS,
+    FLOAT_COLUMNS,
+    INTEGER_COLUMNS,
+    METRIC_COLUMNS,
+    PHASES,
+    member,
+)
 
 if TYPE_CHECKING:
     from prunekit.records import Row
@@ -208,7 +215,7 @@ def _check_phases(layout: Layout, summary: Row, held: Mapping[str, Held]) -> Non
                     f"metrics/{phase}/{metric}: no number",
                 )
         for name, shape in layout.parameters().items():
-            stored = held.get(f"weights/{phase}/{name}")
+            stored = held.get(f"weights/{phase}/{member(name)}")
             _need(stored is not None, f"weights/{phase}: {name} is missing")
             same = stored is not None and stored.shape in (shape, shape or (1,))
             _need(same, f"weights/{phase}/{name}: not of shape {list(shape)}")

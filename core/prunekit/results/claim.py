@@ -34,6 +34,7 @@ STALE = 60.0
 """Seconds without one after which an owner on another machine is taken for dead."""
 
 _SYNC = 1.0  # seconds between two waits for the disk
+_PATIENCE = 0.5  # seconds for one who has looked, and is about to give it up, to do so
 _SETTLE = 0.2  # seconds in which two who take an unlocked file over at once overwrite each other
 _FORMAT = b'{"prunekit-lock": 1, '
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -93,9 +94,8 @@ class Claim:
         self.check()
         if time.monotonic() - self._synced >= _SYNC:
             self._boundary.clear()
-            self._catch_up(
-                target
-            )  # a state must not be on the disk long before the results that it goes on from
+            # A state must not be on the disk long before the results that it goes on from.
+            self._catch_up(target)
             self._synced = time.monotonic()
         due = wait or target not in self._boundary
         put(temporary, target, wait=due)
@@ -231,6 +231,7 @@ def _taken(output: Path) -> Claim:
 
 def _opened(output: Path, lock: Path) -> tuple[int, bool]:
     """The lock file, and whether the kernel holds it for this process."""
+    patience = time.monotonic() + _PATIENCE
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     while True:
         with suppress(FileNotFoundError):
@@ -248,7 +249,10 @@ def _opened(output: Path, lock: Path) -> tuple[int, bool]:
         except BlockingIOError:
             found = _content(descriptor)
             os.close(descriptor)
-            raise _owned(output, found) from None
+            if time.monotonic() >= patience:
+                raise _owned(output, found) from None
+            time.sleep(0.02)
+            continue
         except BaseException:
             os.close(descriptor)
             raise

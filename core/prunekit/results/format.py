@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+
 FORMAT = "prunekit-results"
 FORMAT_VERSION = 2
 
@@ -53,3 +56,23 @@ def units(column: str) -> str:
     if column.endswith("_error"):
         return "fraction of predictions"
     return UNITS.get(column, "loss" if "loss" in column else "")
+
+
+_ACTING = re.compile("[%/\x00-\x1f\x7f]")
+_LONGEST = 255  # bytes
+
+
+def member(name: str) -> str:
+    r"""What a tensor's data set is called: its name, in which nothing is a path to HDF5.
+
+    Example:
+        >>> member("layers.0.weight"), member("a//b"), len(member(3000 * "x"))
+        ('layers.0.weight', 'a%2F%2Fb', 217)
+    """
+    escaped = _ACTING.sub(lambda found: f"%{ord(found[0]):02X}", name)
+    if escaped in ("", "."):
+        return escaped.replace(".", "%2E") or "%"
+    if len(escaped.encode()) <= _LONGEST:
+        return escaped
+    beginning = escaped.encode()[:200].decode(errors="ignore")
+    return f"{beginning}%{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from prunekit.errors import ResultsError
 from prunekit.results import checking, history, probes, storing
-from prunekit.results.format import ATTEMPT_COLUMNS, METRIC_COLUMNS, PHASES
+from prunekit.results.format import ATTEMPT_COLUMNS, METRIC_COLUMNS, PHASES, member
 from prunekit.results.history import Place
 from prunekit.results.rows import number, step_rows
 
@@ -51,7 +51,7 @@ class Version2:
     def weights(self, phase: str) -> dict[str, np.ndarray]:
         """Parameters and buffers of a phase that is there."""
         group = self._file[f"weights/{phase}"]
-        return {name: storing.read(group, name).reshape(shape) for name, shape in self.parameters().items()}
+        return {n: storing.read(group, member(n)).reshape(shape) for n, shape in self.parameters().items()}
 
     def phases(self) -> list[str]:
         """Phases whose weights are there."""

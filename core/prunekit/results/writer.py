@@ -34,6 +34,7 @@ from prunekit.results.format import (
     INTEGER_COLUMNS,
     METRIC_COLUMNS,
     STATUSES,
+    member,
     units,
 )
 from prunekit.results.replacing import replacing
@@ -273,7 +274,7 @@ class ResultsWriter:
                 storing.store_text(file, "weights/tensors", json.dumps(tensors))
             group = file.create_group(f"weights/{phase}")
             for name, array in weights.items():
-                storing.store(group, name, array)
+                storing.store(group, member(name), array)
 
     def add_probe(self, label: str, record: ProbeRecord) -> None:
         """Add what a probe found at a moment.
