@@ -274,3 +274,18 @@ def test_a_metric_that_the_run_does_not_measure_is_refused_with_those_it_does(tm
     with pytest.raises(pk.SpecError, match=r"'valid_error' is not measured.*train_loss, test_loss"):
         pk.run(spec(tmp_path), tmp_path / "run.h5")
     assert not (tmp_path / "run.h5").exists()
+
+
+def test_a_schedule_that_a_selector_cannot_follow_is_refused_early_with_a_limit_too() -> None:
+    until = {"metric": "valid_error", "rise": 0.05}
+    selector = {"name": "nm", "n": 2, "m": 4}
+    with pytest.raises(pk.SpecError, match=r"0\.95|sparsity"):
+        pk.prune(network(), batches(), "qm", 0.95, 1, "linear", selector, until=until, valid=batches(2))
+
+
+def test_validate_says_that_steps_may_be_fewer(tmp_path: Path) -> None:
+    running.write_data(tmp_path / "data.npz")
+    (tmp_path / "spec.yaml").write_text(json.dumps(spec(tmp_path)))
+    code, out, _ = running.cli("validate", tmp_path / "spec.yaml")
+    assert code == 0
+    assert "at most 8 pruning steps" in out

@@ -314,3 +314,10 @@ def test_a_network_that_is_pruned_further_than_the_first_target_goes_on_from_the
         found = pk.prune(model, draws()(), "qm", 0.8, scheduler="trust_region")
     assert found.steps[0].pruned == round(0.6 * 256)
     assert found.steps[-1].pruned == round(0.8 * 256)
+
+
+def test_a_sparsity_below_what_is_pruned_already_is_refused() -> None:
+    model = network()
+    pk.prune(model, draws()(), "magnitude", 0.6, 1)
+    with pytest.raises(pk.SpecError, match="are pruned or zero already"):
+        pk.prune(model, draws()(), "qm", 0.5, scheduler="trust_region")

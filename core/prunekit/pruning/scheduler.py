@@ -41,6 +41,10 @@ class Scheduler(Component, ABC):
         """The whole schedule κ₁ ≤ … ≤ κ_π, each in [0, 1)."""
         raise NotImplementedError
 
+    def planned(self) -> Sequence[float]:
+        """The levels that are known beforehand, in order, so that what cannot be followed is refused early."""
+        return () if self.adapts else self.levels()
+
     def next(self, history: Sequence[Attempt]) -> Target | None:
         """What to attempt next, or ``None`` when the run is where it should be.
 

@@ -110,9 +110,10 @@ class Pruner:
         self._least = 0  # weights that are pruned before the first step
         self._measures = measures or {}
         self._guarded = False
-        self.levels = None if scheduler.adapts else _levels(scheduler)
+        self._planned = _levels(scheduler)
+        self.levels = None if scheduler.adapts else self._planned
         """The whole schedule, where it is fixed."""
-        budgets = [pruned_count(level, self.total) for level in self.levels or ()]
+        budgets = [pruned_count(level, self.total) for level in self._planned]
         selector.check(self.layers, budgets)
         criterion.check(self.layers, budgets)
         plain = selector.name == "global" and selector.options == type(selector).Options()
@@ -190,7 +191,7 @@ class Pruner:
             self._warn("left out", f"{described(unused)}")
         masks = without_zeros(self.masks, self.parameters) if self._zeros == "pruned" else self.masks
         given, gone = (sum(pruned_counts(m).values()) for m in (self.masks, masks))
-        idle = steps_without_effect(self.levels or (), gone, self.total)
+        idle = steps_without_effect(self._planned, gone, self.total)
         if gone > given:
             self._warn(
                 "zeros",
@@ -201,7 +202,7 @@ class Pruner:
             self._warn(
                 "scheduler",
                 f"{gone} of {self.total} weights are pruned at the start, which is more than the first {idle} of "
-                f"{len(self.levels or ())} steps ask for: these prune nothing",
+                f"{len(self._planned)} steps ask for: these prune nothing",
             )
         self._least = gone
         self.masks = masks
@@ -477,8 +478,10 @@ def _whole(counts: Mapping[str, int], masks: Mapping[str, Tensor]) -> list[str]:
 
 
 def _levels(scheduler: Scheduler) -> list[float]:
+    """What is known beforehand of the levels."""
     try:
-        return check_levels(scheduler.levels())
+        planned = scheduler.planned()
+        return check_levels(planned) if planned or not scheduler.adapts else []
     except ValueError as error:
         raise SpecError(f"scheduler: {error}") from None
 

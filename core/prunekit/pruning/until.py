@@ -68,6 +68,10 @@ class Limited(Scheduler):
         """Those of the scheduler inside, as far as the metric holds."""
         return self.inner.levels()
 
+    def planned(self) -> Sequence[float]:
+        """Those of the scheduler inside."""
+        return self.inner.planned()
+
     def next(self, history: Sequence[Attempt]) -> Target | None:
         """What the scheduler inside asks for; once a step has broken the limit, places before that one."""
         first = self._first_broken(history)

@@ -169,6 +169,10 @@ class TrustRegion(Scheduler):
         chosen = self.options.measure or ("fresh" if criterion.updates and fresh else "sample")
         return frozenset({"fresh"} if chosen == "fresh" else ())
 
+    def planned(self) -> list[float]:
+        """Where it ends."""
+        return [self.options.sparsity]
+
     def next(self, history: Sequence[Attempt]) -> Target | None:
         """The region around the last step that stayed, cut at the sparsity asked for."""
         goal, region = self.options.sparsity, self._region(history)
