@@ -113,7 +113,7 @@ def test_the_error_is_expected_to_grow_as_the_length_to_the_power_2_5() -> None:
 
 
 def test_it_ends_at_the_sparsity_asked_for_to_the_last_digit_with_two_steps_alike() -> None:
-    scheduler = TrustRegion(sparsity=0.7, step={"start": 0.4})
+    scheduler = TrustRegion(sparsity=0.7, step={"start": 0.4}, tolerance={"absolute": 0.05})
     first = asked(scheduler, [])
     assert 1 - first.sparsity == pytest.approx(0.6)
     history = [tried(first.sparsity, 0.0, 0.0249, accepted=True)]  # at the aim: as long again
@@ -130,7 +130,7 @@ def test_it_ends_at_the_sparsity_asked_for_to_the_last_digit_with_two_steps_alik
 
 
 def test_the_damping_falls_where_a_step_comes_true_on_its_own_examples_and_rises_where_it_does_not() -> None:
-    scheduler = TrustRegion(sparsity=0.9, adapt="both", damping={"start": 0.1})
+    scheduler = TrustRegion(sparsity=0.9, adapt="both", tolerance={"absolute": 0.05})
     assert asked(scheduler, []).damping == 0.1
     true, middling, untrue = (
         tried(0.5, -0.2, change, accepted=True, damping=0.1) for change in (-0.2, -0.1375, -0.1)

@@ -36,7 +36,7 @@ class Tolerance(Options):
     """
 
     relative: float = Field(default=1.0, ge=0)
-    absolute: float = Field(default=0.05, ge=0)
+    absolute: float = Field(default=0.02, ge=0)
 
     @model_validator(mode="after")
     def _allows_something(self) -> Self:
