@@ -67,7 +67,9 @@ def _head(summary: Row) -> str:
         pruning += f"; {summary['prunable']:,} prunable weights"
     text = f"{spec['name']}: {spec['model']['name']} on {spec['dataset']['name']}, {pruning}; {summary['status']}"
     error = summary["environment"].get("error")
-    return f"{text} ({error})" if error and summary["status"] in ("failed", "interrupted") else text
+    text = f"{text} ({error})" if error and summary["status"] in ("failed", "interrupted") else text
+    short = summary["stopped"] is not None and summary["status"] != "failed"  # whose error says it
+    return f"{text}\nPruning stopped by {summary['stopped']}" if short else text
 
 
 def _networks(summary: Row) -> Iterator[RenderableType]:
@@ -131,17 +133,21 @@ def _attempts(attempts: list[Row]) -> Iterator[RenderableType]:
     title = f"Attempts taken back ({len(gone)} of {len(attempts)})"
     if len(shown) < len(gone):
         title += f", the first {len(shown)}; all with --json"
-    rows = [
-        [
-            attempt["step"],
-            percent(attempt["target_sparsity"], 3),
-            number(attempt["lambda"]),
-            number(attempt["predicted_delta_loss"]),
-            number(attempt["delta_loss"]),
-        ]
-        for attempt in shown
-    ]
-    yield table(title, ["step", "sparsity", "λ", "predicted Δloss", "measured Δloss"], rows, left=0)
+    columns = {"step": "step", "sparsity": "target_sparsity", "λ": "lambda"}
+    columns |= {"damping": "damping"} if any(a["damping"] is not None for a in gone) else {}
+    columns |= {"predicted Δloss": "predicted_delta_loss", "measured Δloss": "delta_loss"}
+    fresh = any("fresh" in a["measured"] for a in gone)
+    rows = []
+    for attempt in shown:
+        row = [percent(v, 3) if k == "sparsity" else number(v) for k, v in _picked(attempt, columns)]
+        row += [number(attempt["measured"].get("fresh", {}).get("delta_loss"))] if fresh else []
+        rows.append([attempt["step"], *row[1:]])
+    yield table(title, [*columns, *(["fresh Δloss"] if fresh else [])], rows, left=0)
+
+
+def _picked(row: Row, columns: Row) -> list[tuple[str, float | None]]:
+    """What a table shows of a row, with the titles."""
+    return [(title, row[key]) for title, key in columns.items()]
 
 
 def _probe(name: str, summary: Row) -> Iterator[RenderableType]:

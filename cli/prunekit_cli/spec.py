@@ -33,7 +33,8 @@ def _pruning(spec: Spec) -> str:
     if scheduler.adapts:
         return f"criterion {criterion}, as many pruning steps as scheduler {scheduler.name} takes"
     levels = len(scheduler.levels())
-    return f"criterion {criterion}, {levels} pruning step{'s' if levels != 1 else ''}"
+    most = "at most " if part.engine["until"] is not None else ""
+    return f"criterion {criterion}, {most}{levels} pruning step{'s' if levels != 1 else ''}"
 
 
 def schema() -> None:

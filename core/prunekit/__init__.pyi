@@ -1,5 +1,6 @@
 """The public names and where they come from; the only list of them."""
 
+from .api import ShortfallError as ShortfallError
 from .api import apply_masks as apply_masks
 from .api import attach as attach
 from .api import open as open
@@ -45,6 +46,7 @@ from .records import ProbeRecord as ProbeRecord
 from .records import RunView as RunView
 from .records import Series as Series
 from .records import StepRecord as StepRecord
+from .records import Stop as Stop
 from .records import Target as Target
 from .statistics.base import Estimator as Estimator
 from .statistics.request import Detailed as Detailed

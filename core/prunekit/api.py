@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from prunekit.distributed import from_first, rank, started, together
-from prunekit.errors import DataError, PrunekitWarning
+from prunekit.errors import DataError, PrunekitWarning, RunError, SpecError
 from prunekit.masks.settings import Prunable
 from prunekit.network.devices import device_errors
 from prunekit.network.ordinary import ordinary_tensors
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
     from prunekit.losses.base import Loss
     from prunekit.masks.attach import Attachment
-    from prunekit.network.call import Batch
+    from prunekit.network.call import Batch, Inputs
     from prunekit.observing.listener import Listener
     from prunekit.observing.probe import Probe
     from prunekit.pruning.criterion import Criterion
     from prunekit.pruning.scheduler import Scheduler
     from prunekit.pruning.selector import Selector
+    from prunekit.pruning.until import Until
     from prunekit.records import Attempt, Row, StepRecord
     from prunekit.statistics.base import Estimator
     from prunekit.statistics.operator import Operator
@@ -208,6 +209,7 @@ class Pruning:
         attempts: Every attempt, also those that were taken back.
         warnings: What the user was warned of.
         probes: Label of a probe to its ``steps``, what it found at each, as ``inspect --json`` shows it.
+        stopped: How far it came and why not further, in words, with ``until``; else ``None``.
     """
 
     model: nn.Module
@@ -216,6 +218,7 @@ class Pruning:
     attempts: list[Attempt]
     warnings: list[str] = field(default_factory=list)
     probes: dict[str, dict[str, list[Row]]] = field(default_factory=dict)
+    stopped: str | None = None
 
     @property
     def sparsity(self) -> float:
@@ -227,6 +230,18 @@ class Pruning:
         from prunekit.masks.attach import attach
 
         return attach(self.model, optimizer, self.masks)
+
+
+class ShortfallError(RunError):
+    """A scheduler has stopped short of what it was asked for; what is pruned stays pruned.
+
+    Attributes:
+        pruning: What :func:`prune` did, as it would have returned it.
+    """
+
+    def __init__(self, message: str, pruning: Pruning) -> None:
+        super().__init__(message)
+        self.pruning = pruning
 
 
 @together()
@@ -247,6 +262,8 @@ def prune(
     masks: Mapping[str, Tensor] | None = None,
     probes: Iterable[Given | Probe] = (),
     zeros: Literal["pruned", "free"] = "pruned",
+    until: Mapping[str, object] | Until | None = None,
+    valid: Batches | Callable[[nn.Module], float] | None = None,
     seed: int = 0,
     memory: int | None = None,
 ) -> Pruning:
@@ -266,11 +283,16 @@ def prune(
         masks: What is pruned already, as bool tensors, ``True`` = kept; what is not named is kept.
         probes: Asked at steps: names, mappings with the spec's keys, or objects.
         zeros: Whether weights that are exactly zero now are ``pruned``, so that they stay zero and count, or ``free``.
+        until: Prune only as far as a metric holds: ``{"metric": "valid_error", "rise": 0.01}``, or ``valid_loss``; also
+            with ``relative`` and ``bisect``. The step that breaks it is taken back. It may stand in the scheduler's mapping.
+        valid: What the metric is measured on, batches that are the same at every reading; or a function of the model that
+            returns the metric.
         seed: For criteria and statistics that draw.
         memory: Bytes for activations and products.
 
     Raises:
         PrunekitError: If an argument is not acceptable (the model is then unchanged) or a step fails.
+        ShortfallError: If the scheduler has stopped short of what it was asked for; ``error.pruning`` is what was done.
 
     Example:
         >>> import torch
@@ -290,14 +312,18 @@ def prune(
         criterion_with_lambda,
         estimators,
         options_of,
+        scheduler_with_until,
         step_probes,
     )
     from prunekit.plugins.build import measures as measures_of
+    from prunekit.pruning.quality import watched
     from prunekit.pruning.sample import Sample
     from prunekit.pruning.step import Pruner
+    from prunekit.pruning.until import KEY, limited
     from prunekit.seeds import generator
 
-    chosen: Scheduler = component("scheduler", scheduler, given={"sparsity": sparsity, "steps": steps})
+    unlimited, limit = scheduler_with_until(scheduler, until)
+    chosen: Scheduler = component("scheduler", unlimited, given={"sparsity": sparsity, "steps": steps})
     if isinstance(prunable, Mapping):
         prunable = options_of(Prunable, prunable, "prunable")
     ranked, strength = criterion_with_lambda(criterion, lam)
@@ -305,9 +331,12 @@ def prune(
     if isinstance(batches, Iterator):
         batches = list(batches)
 
-    def drawn(index: int) -> Sample:
+    def held() -> list[tuple[Inputs, Tensor]]:
         # A list: each step needs one sample throughout, and a loader may draw another at every reading.
-        return Sample([unpack(batch) for batch in _fresh(batches)], generator(seed, "statistics", index))
+        return [unpack(batch) for batch in _fresh(batches)]
+
+    def drawn(index: int) -> Sample:
+        return Sample(held(), generator(seed, "statistics", index), held if callable(batches) else None)
 
     first: list[Sample] = []
 
@@ -315,15 +344,22 @@ def prune(
         first.append(drawn(0))
         return first[0].batches
 
+    task = as_loss(loss)
+    measured = measures_of(chosen.needed(ranked, fresh=callable(batches)), seed)
+    if limit is not None:
+        measured[KEY] = watched(model, task, limit.metric, valid)
+        chosen = limited(chosen, limit)
+    elif valid is not None:
+        raise SpecError("valid: is for `until`, which is not given")
     observe_axes(model, prunable_parameters(model, prunable), first_batches)
     pruner = Pruner(
-        Surroundings(model, as_loss(loss), estimators, memory=memory),
+        Surroundings(model, task, estimators, memory=memory),
         ranked,
         chosen,
         component("selector", selector),
         strength,
         prunable,
-        measures_of(chosen, seed),
+        measured,
         masks,
         zeros,
     )
@@ -339,7 +375,13 @@ def prune(
             if moments.at("step", number):
                 record = probe.measure(outcome.moment, generator(seed, "probe", label, "step", number))
                 found[label]["steps"].append({"step": number, **record.summary})
-    return Pruning(model, pruner.masks, steps_done, attempts, pruner.warnings, found)
+    stop = chosen.stopped(attempts)
+    why = None if stop is None else stop.why
+    done = Pruning(model, pruner.masks, steps_done, attempts, pruner.warnings, found, why)
+    short = pruner.shortfall(attempts)
+    if short is not None:
+        raise ShortfallError(short, done)
+    return done
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -110,10 +110,26 @@ class Target:
     Attributes:
         sparsity: Fraction of the prunable weights that are pruned afterwards, in [0, 1), not below what is now.
         lam: Locality weight λ of the attempt; ``None`` for the one that the user set.
+        damping: Instead: what stands in for λ and, of a criterion that damps, its own damping, the multiple of the
+            identity that is added to the curvature; > 0. ``None`` leaves both as they are.
     """
 
     sparsity: float
     lam: float | None = None
+    damping: float | None = None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why pruning has stopped.
+
+    Attributes:
+        why: In words.
+        short: Whether that is short of what was asked for, so that the run has failed.
+    """
+
+    why: str
+    short: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +141,7 @@ class Attempt:
         target: What the scheduler aimed at.
         sparsity: Pruned fraction of the prunable weights with it.
         pruned: Pruned weights with it.
-        lam: Locality weight λ that was taken.
+        lam: Locality weight λ that was taken; 0 where the target sets the damping of a criterion that damps.
         predicted_delta_loss: The criterion's own model of the change, or ``None`` if it has none.
         delta_loss: Measured on the step's examples: loss with it minus loss before; may not be finite.
         measured: What the scheduler's probes found of the proposal: probe to name to number.
@@ -179,6 +195,7 @@ class RunView:
         inputs: File to digest, of what the run reads.
         warnings: What the user was warned of.
         resumptions: When the run went on after an interruption.
+        stopped: Why pruning has stopped, in words, where its scheduler says it.
     """
 
     out: Path
@@ -203,6 +220,7 @@ class RunView:
     inputs: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     resumptions: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str | None = None
 
     @property
     def prunable(self) -> int:

@@ -165,6 +165,7 @@ CHANGES: dict[str, Any] = {
     "prune.scheduler": {"name": "linear", "sparsity": 0.7, "steps": 3},
     "prune.scheduler.sparsity": 0.71,
     "prune.scheduler.steps": 4,
+    "prune.scheduler.until": {"metric": "valid_error", "rise": 0.1},
     "prune.selector": {"name": "layerwise"},
     "prune.selector.floor": {"prune.selector": {"name": "global", "floor": 0.1}},
     "prune.selector.ceiling": {"prune.selector": {"name": "global", "ceiling": 0.9}},

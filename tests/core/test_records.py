@@ -256,6 +256,7 @@ def test_attempts_are_rows_of_the_summary(tmp_path: Path) -> None:
             "step": 1,
             "target_sparsity": 0.5,
             "lambda": 1e-3,
+            "damping": None,
             "predicted_delta_loss": None,
             "delta_loss": 2.0,
             "accepted": False,
@@ -266,6 +267,7 @@ def test_attempts_are_rows_of_the_summary(tmp_path: Path) -> None:
             "step": 1,
             "target_sparsity": 0.25,
             "lambda": None,
+            "damping": 0.3,
             "predicted_delta_loss": 0.5,
             "delta_loss": 0.5,
             "accepted": True,
@@ -278,6 +280,16 @@ def test_attempts_are_rows_of_the_summary(tmp_path: Path) -> None:
     assert writer.done().attempts == 2
     with pk.open(tmp_path / "out.h5") as results:
         assert results.summary["attempts"] == rows
+
+
+def test_attempts_of_a_file_without_a_column_of_dampings_have_none(tmp_path: Path) -> None:
+    writer = begin(tmp_path / "out.h5", {"w": (30,)})
+    row: dict[str, Any] = {"step": 1, "target_sparsity": 0.5, "lambda": 0.0, "predicted_delta_loss": 0.1}
+    writer.add_attempt(row | {"delta_loss": 0.2, "accepted": True, "seconds": 0.25, "measured": {}})
+    with h5py.File(tmp_path / "out.h5", "r+") as file:
+        del file["attempts/damping"]
+    with pk.open(tmp_path / "out.h5") as results:
+        assert results.summary["attempts"][0]["damping"] is None
 
 
 def test_what_came_up_is_recorded_with_the_next_change(tmp_path: Path) -> None:

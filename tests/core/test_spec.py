@@ -80,7 +80,7 @@ def test_every_problem_is_told_at_once_with_line_column_and_path(tmp_path: Path)
         ("steps: 3", "steps: 0", "prune.scheduler.steps: must be greater than or equal to 1; found 0"),
         ("steps: 3", "steps: 2.5", "prune.scheduler.steps: must be a valid integer"),
         ("steps: 3", "steps: true", "prune.scheduler.steps: must be a valid integer; found true"),
-        ("steps: 3", "levels: [0.1]", "prune.scheduler.levels: unknown key 'levels'. Accepted: sparsity, steps."),
+        ("steps: 3", "levels: [0.1]", "prune.scheduler.levels: unknown key 'levels'. Accepted: until, sparsity, steps."),
         (
             "{name: exponential, sparsity: 0.7, steps: 3}",
             "{name: explicit, levels: [0.5, 0.3]}",

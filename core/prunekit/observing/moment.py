@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NoReturn
 
 from torch import Generator, Tensor, nn
 
@@ -241,25 +241,31 @@ class StepMoment(Moment):
         loss_before: float,
         delta_loss: float | None = None,
         earlier: Sequence[StepRecord] = (),
+        fresh: Callable[[], Sequence[Batch] | None] = lambda: None,
     ) -> None:
         super().__init__(name, surroundings, masks)
         self.step, self.sample, self.statistics = step, sample, statistics
         self.predicted_delta_loss = predicted_delta_loss
         self.loss_before, self.delta_loss, self.earlier = loss_before, delta_loss, tuple(earlier)
         self.losses: dict[str, tuple[float, float]] = {}
-        self._before, self._after = before, after
+        self._before, self._after, self._fresh = before, after, fresh
 
     def close(self) -> None:
         """Let go of what the step holds, which may be much; nothing can be asked of it any more."""
         self.statistics, self.sample = Estimates(), ()
-        self._before = self._after = _over
+        self._before = self._after = self._fresh = _over
+
+    @property
+    def fresh(self) -> Sequence[Batch] | None:
+        """Examples that nothing of the step was estimated on, as many as the sample's; ``None`` if there are none."""
+        return self._fresh()
 
     def before(self) -> dict[str, Tensor]:
         """Copies of parameters and buffers before the step."""
         return {**self.weights(), **self._before()}
 
     def after(self) -> dict[str, Tensor]:
-        """Copies of parameters and buffers with the step, whether or not it is applied yet."""
+        """Copies of parameters and buffers after the step, whether or not it is applied yet."""
         return {**self.weights(), **self._after()}
 
     def change(self) -> dict[str, Tensor]:
@@ -271,5 +277,5 @@ class StepMoment(Moment):
         return self.sample if data is None else super()._batches(data)
 
 
-def _over() -> dict[str, Tensor]:
+def _over() -> NoReturn:
     raise RunError("the moment of this step is over: a probe may keep what it measured, not the moment")

@@ -17,8 +17,8 @@ from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
 from prunekit.plugins.kinds import KINDS
 from prunekit.pruning import selector
 from prunekit.pruning.criterion import Criterion, locality_weight, old_form
-from prunekit.pruning.scheduler import Scheduler
 from prunekit.pruning.selector import Selector
+from prunekit.pruning.until import Until
 from prunekit.seeds import generator
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.request import Statistic
@@ -117,6 +117,26 @@ def criterion_with_lambda(
         raise SpecError(f"criterion: lambda {error}") from None
 
 
+def scheduler_with_until(value: object, until: object) -> tuple[object, Until | None]:
+    """A scheduler without its limit, and the limit, which may stand in the mapping or in the argument, not both.
+
+    Raises:
+        SpecError: If it is given twice, or not acceptable.
+    """
+    given = until
+    if isinstance(value, Mapping) and value.get("until") is not None:
+        if until is not None:
+            raise SpecError("scheduler: until is given twice, in the mapping and as until=")
+        given = value["until"]
+    if isinstance(value, Mapping):
+        value = {key: option for key, option in value.items() if key != "until"}
+    if given is None or isinstance(given, Until):
+        return value, given
+    if not isinstance(given, Mapping):
+        raise SpecError(f"until: must be a mapping with metric and rise; got {given!r}")
+    return value, options_of(Until, given, "until")
+
+
 def estimators(
     requests: Iterable[str | Statistic], manager: PluginManager | None = None
 ) -> dict[str | Statistic, Estimator]:
@@ -187,11 +207,11 @@ def step_probes(
     return built
 
 
-def measures(scheduler: Scheduler, seed: int, manager: PluginManager | None = None) -> dict[str, Measure]:
+def measures(needed: frozenset[str], seed: int, manager: PluginManager | None = None) -> dict[str, Measure]:
     """What a scheduler needs to know of a proposal, by probe.
 
     Raises:
-        PluginError: If there is no probe of a name in ``scheduler.needs``.
+        PluginError: If there is no probe of such a name.
     """
 
     def ask(name: str) -> Measure:
@@ -205,4 +225,4 @@ def measures(scheduler: Scheduler, seed: int, manager: PluginManager | None = No
 
         return measure
 
-    return {name: ask(name) for name in sorted(scheduler.needs)}
+    return {name: ask(name) for name in sorted(needed)}

@@ -14,6 +14,7 @@ from prunekit.observing.recorder import Recorder
 from prunekit.pruning.criterion import Criterion
 from prunekit.pruning.scheduler import Scheduler
 from prunekit.pruning.selector import Selector
+from prunekit.pruning.until import Until
 from prunekit.statistics.base import Estimator
 
 Schema = Mapping[str, object]
@@ -64,6 +65,11 @@ _SPLIT_SEED: Schema = {
     "description": "Draws the splits, where they are random. The run's seed does not: a test example must not become a "
     "training example of a checkpoint.",
 }
+_UNTIL: Schema = {
+    "anyOf": [Until.model_json_schema(), {"type": "null"}],
+    "default": None,
+    "description": "Stops where a metric has risen too far, and takes the step back that broke the limit.",
+}
 _LABEL: Schema = {
     "type": ["string", "null"],
     "default": None,
@@ -90,7 +96,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "dataset": Kind(Dataset, "datasets", ("dataset",), keys={"split_seed": _SPLIT_SEED}),
         "loss": Kind(Loss, "losses", ("loss",)),
         "criterion": Kind(Criterion, "criteria", ("prune", "criterion"), keys={"lambda": _LAMBDA}),
-        "scheduler": Kind(Scheduler, "schedulers", ("prune", "scheduler")),
+        "scheduler": Kind(Scheduler, "schedulers", ("prune", "scheduler"), keys={"until": _UNTIL}),
         "statistic": Kind(Estimator, "statistics"),
         "selector": Kind(Selector, "selectors", ("prune", "selector"), default=("global",)),
         "probe": Kind(Probe, "probes", ("probes",), many=True, keys={"label": _LABEL, "moments": _MOMENTS}),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from copy import copy
+from typing import TYPE_CHECKING, Self
 
 from prunekit.component import Component, Tensors
 from prunekit.errors import RunError, UnsupportedError
@@ -40,6 +41,33 @@ class Criterion(Component, ABC):
     def uses_selector(self) -> bool:
         """False where :meth:`propose` chooses the masks itself, so that a selector beside it is refused."""
         return True
+
+    @property
+    def predicts(self) -> bool:
+        """False where no step comes with a prediction; one that overrides :meth:`propose` and has none says so."""
+        own = type(self)
+        return (
+            own.predicted_delta_loss is not Criterion.predicted_delta_loss
+            or own.propose is not Criterion.propose
+        )
+
+    @property
+    def updates(self) -> bool:
+        """Whether weights that stay may get new values: where there is an option ``update``, that says it."""
+        own = type(self)
+        able = own.update is not Criterion.update or own.propose is not Criterion.propose
+        return able and getattr(self.options, "update", True) is not False
+
+    def tuned(self, damping: float) -> tuple[Self, float]:
+        """Itself at a locality that a scheduler sets, and the λ that goes with it.
+
+        Where λ is damping, it replaces the option of that name, if there is one, and λ is 0; else it is λ.
+        """
+        if not (self.damps and hasattr(self.options, "damping")):
+            return self, damping
+        other = copy(self)
+        other.options = self.options.model_copy(update={"damping": damping})
+        return other, 0.0
 
     def required(self, lam: float) -> frozenset[Request]:
         """The statistics of a step with this λ; :attr:`requires`, unless one of them depends on λ."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from functools import cached_property
 
 from torch import Generator, Tensor, nn
 
@@ -21,11 +22,18 @@ class Sample:
     Args:
         batches: Read at every pass; of several processes, each has its own.
         generator: Seeds what is drawn.
+        fresh: Draws other examples, asked once, and only if somebody wants them; ``None``: there are none.
     """
 
-    def __init__(self, batches: Sequence[Batch], generator: Generator) -> None:
+    def __init__(
+        self,
+        batches: Sequence[Batch],
+        generator: Generator,
+        fresh: Callable[[], Sequence[Batch] | None] | None = None,
+    ) -> None:
         self.batches = batches
         self.generator = generator
+        self._draw = fresh
         self.statistics = Estimates()
         self._loss: float | None = None
 
@@ -58,6 +66,11 @@ class Sample:
         # An attempt with another λ has other inverses: those of the one before need not lie beside them.
         self.statistics = Estimates({request: self.statistics[request] for request in estimators})
         return self.statistics
+
+    @cached_property
+    def fresh(self) -> Sequence[Batch] | None:
+        """Examples that nothing of the step was estimated on, the same for all its attempts; ``None``: there are none."""
+        return None if self._draw is None else self._draw()
 
     @property
     def has_loss(self) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from prunekit.component import Component
-from prunekit.records import Attempt, Target
+from prunekit.records import Attempt, Stop, Target
+
+if TYPE_CHECKING:
+    from prunekit.pruning.criterion import Criterion
 
 
 class Scheduler(Component, ABC):
@@ -22,9 +25,25 @@ class Scheduler(Component, ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     """Probes to be asked of every proposal before it is applied; their summaries stand in ``attempt.measured``."""
 
+    def needed(self, criterion: Criterion, fresh: bool) -> frozenset[str]:
+        """The probes to be asked with this criterion, before anything is computed; :attr:`needs`, unless overridden.
+
+        Args:
+            criterion: What proposes.
+            fresh: Whether there are examples besides those of a step, for the probe ``fresh``.
+
+        Raises:
+            SpecError: If the scheduler cannot work with such a criterion, or without such examples.
+        """
+        return self.needs
+
     def levels(self) -> Sequence[float]:
         """The whole schedule κ₁ ≤ … ≤ κ_π, each in [0, 1)."""
         raise NotImplementedError
+
+    def planned(self) -> Sequence[float]:
+        """The levels that are known beforehand, in order, so that what cannot be followed is refused early."""
+        return () if self.adapts else self.levels()
 
     def next(self, history: Sequence[Attempt]) -> Target | None:
         """What to attempt next, or ``None`` when the run is where it should be.
@@ -45,6 +64,14 @@ class Scheduler(Component, ABC):
             history: All attempts before it.
         """
         return True
+
+    def stopped(self, history: Sequence[Attempt]) -> Stop | None:
+        """Why :meth:`next` has nothing more to ask for, where there is something to say; ``None``: it is where it should be.
+
+        Args:
+            history: All attempts; a pure function of them, too.
+        """
+        return None
 
     @property
     def adapts(self) -> bool:

@@ -110,9 +110,10 @@ class Pruner:
         self._least = 0  # weights that are pruned before the first step
         self._measures = measures or {}
         self._guarded = False
-        self.levels = None if scheduler.adapts else _levels(scheduler)
+        self._planned = _levels(scheduler)
+        self.levels = None if scheduler.adapts else self._planned
         """The whole schedule, where it is fixed."""
-        budgets = [pruned_count(level, self.total) for level in self.levels or ()]
+        budgets = [pruned_count(level, self.total) for level in self._planned]
         selector.check(self.layers, budgets)
         criterion.check(self.layers, budgets)
         plain = selector.name == "global" and selector.options == type(selector).Options()
@@ -157,7 +158,7 @@ class Pruner:
                 sample = draw(done)
                 # What earlier attempts of this step had estimated, in their order: later passes build on it.
                 for attempt in attempts[::-1][: _trailing(attempts)][::-1]:
-                    self._statistics(sample, attempt.lam)
+                    self._statistics(sample, *self._tuned(attempt.target))
             outcome = self._attempt(done, target, sample, attempts)
             attempts.append(outcome.attempt)
             if outcome.attempt.accepted:
@@ -165,11 +166,23 @@ class Pruner:
             yield outcome
             if outcome.moment is not None:
                 outcome.moment.close()  # its statistics must not lie beside those of the next step
-        if attempts and not math.isfinite(attempts[-1].delta_loss):
+        if (
+            self.scheduler.stopped(attempts) is None
+            and attempts
+            and not math.isfinite(attempts[-1].delta_loss)
+        ):
             raise RunError(
                 f"scheduler {self.scheduler.name!r} has given up: the loss changes by {attempts[-1].delta_loss} at "
                 f"sparsity {attempts[-1].sparsity:.6g}{self._suspects()}; that step has been taken back"
             )
+
+    def shortfall(self, history: Sequence[Attempt]) -> str | None:
+        """How far the scheduler has come and why not as far as it was asked to, in words; ``None`` where it has."""
+        stop = self.scheduler.stopped(history)
+        if stop is None or not stop.short:
+            return None
+        reached = max((attempt.sparsity for attempt in history if attempt.accepted), default=0.0)
+        return f"scheduler {self.scheduler.name!r} stopped short, at sparsity {reached:.6g}: {stop.why}"
 
     def _start(self) -> None:
         """Count what is pruned already, and say what counts and what does not."""
@@ -178,7 +191,7 @@ class Pruner:
             self._warn("left out", f"{described(unused)}")
         masks = without_zeros(self.masks, self.parameters) if self._zeros == "pruned" else self.masks
         given, gone = (sum(pruned_counts(m).values()) for m in (self.masks, masks))
-        idle = steps_without_effect(self.levels or (), gone, self.total)
+        idle = steps_without_effect(self._planned, gone, self.total)
         if gone > given:
             self._warn(
                 "zeros",
@@ -189,7 +202,7 @@ class Pruner:
             self._warn(
                 "scheduler",
                 f"{gone} of {self.total} weights are pruned at the start, which is more than the first {idle} of "
-                f"{len(self.levels or ())} steps ask for: these prune nothing",
+                f"{len(self._planned)} steps ask for: these prune nothing",
             )
         self._least = gone
         self.masks = masks
@@ -211,19 +224,27 @@ class Pruner:
         try:
             (level,) = check_levels([target.sparsity])
             lam = None if target.lam is None else locality_weight(target.lam)
+            if target.damping is not None and (lam is not None or locality_weight(target.damping) == 0):
+                raise ValueError(f"damping must be > 0 and comes without λ; found {target}")
         except ValueError as error:
             raise RunError(f"scheduler {self.scheduler.name!r}: {error}") from None
         gone = sum(pruned_counts(self.masks).values())
-        if pruned_count(level, self.total) < gone:
+        if pruned_count(level, self.total) < gone and gone > self._least:  # at the start it cannot know
             raise RunError(
                 f"scheduler {self.scheduler.name!r} asks for sparsity {level}, and {gone} of {self.total} weights are "
                 "pruned already"
             )
-        return Target(level, lam)
+        return Target(level, lam, target.damping)
 
-    def _statistics(self, sample: Sample, lam: float) -> Estimates:
+    def _tuned(self, target: Target) -> tuple[Criterion, float]:
+        """The criterion of an attempt, and its λ."""
+        if target.damping is not None:
+            return self.criterion.tuned(target.damping)
+        return self.criterion, self.lam if target.lam is None else target.lam
+
+    def _statistics(self, sample: Sample, criterion: Criterion, lam: float) -> Estimates:
         given = self._surroundings
-        estimators = given.estimators(self.criterion.required(lam))
+        estimators = given.estimators(criterion.required(lam))
         statistics = sample.estimate(
             given.model, given.loss, self.parameters, self.masks, estimators, given.memory
         )
@@ -258,11 +279,11 @@ class Pruner:
     @taking_turns()
     def _attempt(self, index: int, target: Target, sample: Sample, history: Sequence[Attempt]) -> Outcome:
         started = time.perf_counter()
-        lam = self.lam if target.lam is None else target.lam
+        criterion, lam = self._tuned(target)
         budget = max(pruned_count(target.sparsity, self.total), self._least)
-        statistics, before = self._estimated(index, sample, lam)
+        statistics, before = self._estimated(index, sample, criterion, lam)
         context = self._context(statistics, budget, lam)
-        proposal = self._checked(self.criterion.propose(context), context)
+        proposal = self._checked(criterion.propose(context), context)
         if not math.isfinite(before):  # after the proposal, whose errors say more
             raise RunError(
                 f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
@@ -305,10 +326,12 @@ class Pruner:
         self.steps.append(self._record(attempt))
         return Outcome(attempt, self.steps[-1], moment, proposal.values is not None)
 
-    def _estimated(self, index: int, sample: Sample, lam: float) -> tuple[Estimates, float]:
+    def _estimated(
+        self, index: int, sample: Sample, criterion: Criterion, lam: float
+    ) -> tuple[Estimates, float]:
         """A step's statistics and the loss before it; once, whether all paths to the loss agree."""
         try:
-            statistics = self._statistics(sample, lam)
+            statistics = self._statistics(sample, criterion, lam)
         except (RunError, UnsupportedError) as error:
             if suspects := self._suspects():
                 raise RunError(f"step {index + 1}: {error}{suspects}") from error
@@ -363,6 +386,7 @@ class Pruner:
             loss_before,
             delta_loss,
             self.steps,
+            lambda: sample.fresh,
         )
 
     def _record(self, attempt: Attempt) -> StepRecord:
@@ -454,8 +478,10 @@ def _whole(counts: Mapping[str, int], masks: Mapping[str, Tensor]) -> list[str]:
 
 
 def _levels(scheduler: Scheduler) -> list[float]:
+    """What is known beforehand of the levels."""
     try:
-        return check_levels(scheduler.levels())
+        planned = scheduler.planned()
+        return check_levels(planned) if planned or not scheduler.adapts else []
     except ValueError as error:
         raise SpecError(f"scheduler: {error}") from None
 

@@ -34,6 +34,7 @@ ATTEMPT_COLUMNS = {
     "step": "int64",
     "target_sparsity": "float64",
     "lambda": "float64",
+    "damping": "float64",
     "predicted_delta_loss": "float64",
     "delta_loss": "float64",
     "accepted": "uint8",

@@ -283,4 +283,5 @@ def _summary(file: h5py.File, version: int, layout: Layout) -> dict[str, Any]:
         "warnings": stored.get("warnings", []),
         "resumptions": stored.get("resumptions", []),
         "attempts": stored.get("attempts", []),
+        "stopped": stored.get("stopped"),
     }

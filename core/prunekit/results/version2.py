@@ -39,7 +39,7 @@ class Version2:
         }
         if storing.has(file, "spec/hash"):
             summary["spec_hash"] = storing.read_text(file, "spec/hash")
-        for name in ("inputs", "warnings", "resumptions"):
+        for name in ("inputs", "warnings", "resumptions", "stopped"):
             if storing.has(file, name):
                 summary[name] = storing.read_json(file, name)
         return summary
@@ -146,11 +146,17 @@ class Version2:
         if not storing.has(self._file, "attempts"):
             return []
         group = self._file["attempts"]
-        columns = {name: storing.read(group, name).tolist() for name in ATTEMPT_COLUMNS}
+        there = storing.members(self._file, "attempts")
+        columns = {name: storing.read(group, name).tolist() for name in ATTEMPT_COLUMNS if name in there}
         measured = storing.read_json_lines(group, "measured")
         rows = []
         for *values, measurement in zip(*columns.values(), measured, strict=True):
             row = dict(zip(columns, values, strict=True))
             numbers = {n: number(v) for n, v in row.items() if ATTEMPT_COLUMNS[n] == "float64"}
-            rows.append(row | numbers | {"accepted": bool(row["accepted"]), "measured": measurement})
+            rows.append(
+                {"damping": None}
+                | row
+                | numbers
+                | {"accepted": bool(row["accepted"]), "measured": measurement}
+            )
         return rows

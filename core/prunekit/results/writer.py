@@ -235,7 +235,7 @@ class ResultsWriter:
 
         Args:
             row: ``step``, ``target_sparsity``, ``lambda``, ``predicted_delta_loss``, ``delta_loss``, ``accepted``,
-                ``seconds``, and ``measured``, a mapping of numbers.
+                ``seconds``, maybe ``damping``, and ``measured``, a mapping of numbers.
         """
         with self._edit() as file:
             _add_attempt(file, row)
@@ -330,7 +330,7 @@ class ResultsWriter:
                 once = set(probes.moments(probe)) - {probes.STEP}
                 written.probes |= {(label, moment, None) for moment in once}
                 written.probes |= {(label, probes.STEP, step) for step in probes.steps(probe)}
-            for name in ("warnings", "resumptions"):
+            for name in ("warnings", "resumptions", "stopped"):
                 if storing.has(file, name):
                     self._noted[name] = storing.read_text(file, name)
             return written
@@ -470,7 +470,8 @@ def _add_attempt(file: h5py.File, row: Row) -> None:
         storing.store_text(group, "measured", "")
     group = file["attempts"]
     for column in ATTEMPT_COLUMNS:
-        storing.append(group, column, np.nan if row[column] is None else row[column])
+        value = row.get(column) if column == "damping" else row[column]
+        storing.append(group, column, np.nan if value is None else value)
     storing.append_text(group, "measured", json.dumps(row["measured"]) + "\n")
 
 

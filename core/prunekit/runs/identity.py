@@ -23,6 +23,7 @@ from prunekit.records import Plain, Row
 from prunekit.spec.resolve import Part, Spec
 
 _WITHOUT_EFFECT = ("name", "recorders")
+_LATER = ("until",)  # keys that the first release did not have: where one is not given, its hashes hold
 
 
 def spec_hash(spec: Spec, bound: Row, device: str) -> str:
@@ -96,6 +97,7 @@ def _without_paths(part: Part) -> dict[str, Plain]:
     """A plugin's name and options. That a path is given counts, not which; where none is, ``None`` stays."""
     options = part.options
     engine = {k: v for k, v in part.engine.items() if k != "checkpoint" or v is None}
+    engine = {k: v for k, v in engine.items() if k not in _LATER or v is not None}
     kept = options.model_dump(mode="json", exclude=_paths(options) or None)
     return {"name": part.cls.name, **engine, **kept}
 

@@ -18,12 +18,14 @@ from prunekit.errors import DataError, DeviceError, PrunekitWarning, SpecError
 from prunekit.losses.base import Loss
 from prunekit.masks.memory import tie
 from prunekit.network.call import call
+from prunekit.network.measure import metric_names
 from prunekit.network.restore import evaluating, named_tensors, preserved_rng, usual_defaults
 from prunekit.plugins.build import component, estimators
 from prunekit.plugins.host import PluginManager
 from prunekit.pruning.criterion import Criterion
 from prunekit.pruning.scheduler import Scheduler
 from prunekit.pruning.selector import Selector
+from prunekit.pruning.until import Until, limited
 from prunekit.records import Plain
 from prunekit.runs.identity import inputs, spec_hash
 from prunekit.seeds import derived
@@ -35,17 +37,25 @@ _DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "mse"}
 
 @dataclass(frozen=True)
 class Pruning:
-    """What a run prunes with; ``lam`` is the locality weight λ."""
+    """What a run prunes with.
+
+    Attributes:
+        lam: Locality weight λ.
+        needed: The probes that the scheduler wants asked of every proposal.
+        until: Where it stops before its end; the scheduler keeps to it.
+    """
 
     criterion: Criterion
     lam: float
     scheduler: Scheduler
     selector: Selector
+    needed: frozenset[str]
+    until: Until | None
 
     def helpers(self, manager: PluginManager) -> list[type[Component]]:
         """The statistics and probes that these ask for."""
         statistics = estimators(self.criterion.required(self.lam), manager).values()
-        return [*map(type, statistics), *(manager.get("probe", name) for name in self.scheduler.needs)]
+        return [*map(type, statistics), *(manager.get("probe", name) for name in self.needed)]
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     trained = any(phase is not None and phase.epochs for phase in phases)
     if trained and not any(p.requires_grad for p in model.parameters()):
         raise SpecError("train: the model has no trainable parameter; leave train and finetune out")
-    pruning = _pruning(spec)
+    pruning = _pruning(spec, splits)
     bound = {**spec.data, "loss": {"name": loss.name, **loss.options.model_dump(mode="json")}}
     return Plan(
         model,
@@ -207,16 +217,30 @@ def _part(spec: Spec, *path: str | int) -> Part:
     return part
 
 
-def _pruning(spec: Spec) -> Pruning | None:
-    criterion = spec.part("prune", "criterion")
-    if criterion is None:
+def _pruning(spec: Spec, splits: Splits) -> Pruning | None:
+    part, settings = spec.part("prune", "criterion"), spec.settings.prune
+    if part is None or settings is None:
         return None
-    return Pruning(
-        criterion.build(),
-        criterion.engine["lambda"],
-        _part(spec, "prune", "scheduler").build(),
-        _part(spec, "prune", "selector").build(),
-    )
+    criterion: Criterion = part.build()
+    chosen = _part(spec, "prune", "scheduler")
+    scheduler: Scheduler = chosen.build()
+    needed = scheduler.needed(criterion, fresh=(settings.examples or len(splits.train)) < len(splits.train))
+    until = None if chosen.engine["until"] is None else Until.model_validate(chosen.engine["until"])
+    if until is not None:
+        _check_metric(until.metric, splits)
+        scheduler = limited(scheduler, until)
+    lam, selector = part.engine["lambda"], _part(spec, "prune", "selector").build()
+    return Pruning(criterion, lam, scheduler, selector, needed, until)
+
+
+def _check_metric(metric: str, splits: Splits) -> None:
+    """Refuse a metric that the run does not measure."""
+    names = [n for n in metric_names(splits) if len(getattr(splits, n.split("_")[0]) or ())]
+    if metric not in names:
+        raise SpecError(
+            f"prune.scheduler.until.metric: {metric!r} is not measured here, for want of the split or of classes; "
+            f"accepted are {', '.join(names)}"
+        )
 
 
 def _loss(spec: Spec, splits: Splits, manager: PluginManager) -> Loss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from prunekit import distributed
+from prunekit.data import Split
 from prunekit.errors import PrunekitError, RunError
 from prunekit.masks.apply import apply_masks
 from prunekit.masks.prunable import described, prunable_parameters
 from prunekit.network.axes import observe_axes
+from prunekit.network.call import Batch
 from prunekit.network.devices import device_errors
 from prunekit.network.measure import measure, metric_names, metrics, own_part
 from prunekit.network.restore import preserved_rng
@@ -27,7 +29,8 @@ from prunekit.observing.recorder import Recorder
 from prunekit.plugins.build import estimators, measures
 from prunekit.plugins.host import PluginManager
 from prunekit.pruning.sample import Sample
-from prunekit.pruning.step import Outcome, Pruner
+from prunekit.pruning.step import Measure, Outcome, Pruner
+from prunekit.pruning.until import KEY, watch
 from prunekit.records import Attempt, Metrics, ProbeRecord, RunView, StepRecord
 from prunekit.runs import plan as setup
 from prunekit.runs.resume import refuse_another_run
@@ -141,9 +144,26 @@ class _Execution:
             given.selector,
             given.lam,
             settings.prunable,
-            measures(given.scheduler, self.seeds["sample"], self.manager),
+            self._measures(given),
             zeros=settings.zeros,
         )
+
+    def _measures(self, given: setup.Pruning) -> dict[str, Measure]:
+        """What is measured of every proposal for the scheduler."""
+        found = measures(given.needed, self.seeds["sample"], self.manager)
+        if given.until is not None:
+            metric, (split, kind) = given.until.metric, given.until.metric.split("_")
+            data: Split = getattr(self.splits, split)
+            if split == "train":
+                data = data.first(self.settings.evaluate.train_examples)
+            batches = own_part(data)
+
+            def value(weights: Mapping[str, Tensor]) -> float:
+                loss, error = measure(self.model, batches, self.loss, weights)
+                return loss if kind == "loss" else float(error or 0.0)
+
+            found[KEY] = watch(value, lambda: float(self.state.metrics["dense"][metric] or 0.0))
+        return found
 
     @property
     def _total_steps(self) -> int | None:
@@ -244,11 +264,17 @@ class _Execution:
                 last = self._step(outcome, outcome.step, settings)
         if last is None or settings.recalibrate_batchnorm is not None:
             last = self._metrics()
+        stop = pruner.scheduler.stopped(state.attempts)
+        state.stopped = None if stop is None else stop.why
         self._close_phase("pruned", last, "finetune")
 
     def _finetune(self) -> None:
         settings = self.settings.finetune
         self._ask("pruned")
+        # Asked here, so that a resumed run ends where it has ended before.
+        short = None if self.pruner is None else self.pruner.shortfall(self.state.attempts)
+        if short is not None:
+            raise RunError(short)
         if settings is not None and settings.epochs:
             self._begin("finetune", settings.epochs)
             trainer = Trainer(
@@ -328,7 +354,24 @@ class _Execution:
         draw = 0 if settings.sample == "fixed" else index
         self._examples = self._draw(settings.examples, "examples", draw)
         chosen = self.splits.train.take(self._examples[distributed.shard(len(self._examples))])
-        return Sample([(chosen.x, chosen.y)], generator(self.seeds["sample"], "statistics", index))
+        return Sample(
+            [(chosen.x, chosen.y)],
+            generator(self.seeds["sample"], "statistics", index),
+            partial(self._others, self._examples, index),
+        )
+
+    def _others(self, examples: Tensor, index: int) -> list[Batch] | None:
+        """As many training examples as a step's, none of them among these, as far as there are; ``None``: none."""
+        others = self._draw(None, "")
+        others = others[~torch.isin(others, examples)]
+        if not len(others):
+            return None
+        order = torch.randperm(
+            len(others), generator=generator(self.seeds["sample"], "fresh", index), device="cpu"
+        )
+        chosen = others[order[: len(examples)]]
+        split = self.splits.train.take(chosen[distributed.shard(len(chosen))])
+        return [(split.x, split.y)]
 
     def _taken_back(self, attempt: Attempt) -> None:
         """Everything is as before the attempt; only the attempt itself is new."""

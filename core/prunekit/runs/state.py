@@ -64,6 +64,7 @@ class State:
         examples: Training indices of the last step.
         probes: What probes found, label and record; of those at steps, at the last step only.
         warnings: What the user was warned of.
+        stopped: Why pruning has stopped, where its scheduler says it.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -86,6 +87,7 @@ class State:
     probes: list[tuple[str, ProbeRecord]] = field(default_factory=list)
     recorded: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    stopped: str | None = None
 
     @property
     def finished(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ def refreshed(view: RunView, state: State) -> RunView:
     view.steps = list(state.steps)
     view.attempts = list(state.attempts)
     view.warnings = list(state.warnings)
+    view.stopped = state.stopped
     view.history = {name: [dict(row) for row in rows] for name, rows in state.history.items()}
     view.masks = {name: m.numpy().copy() for name, m in state.masks.items()}
     view.examples = None if state.examples is None else state.examples.numpy().copy()

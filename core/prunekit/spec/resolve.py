@@ -20,6 +20,7 @@ from prunekit.plugins.host import PluginManager, default_manager
 from prunekit.plugins.kinds import KINDS
 from prunekit.pruning.criterion import locality_weight
 from prunekit.pruning.scheduler import Scheduler, check_levels
+from prunekit.pruning.until import Until
 from prunekit.records import Plain, Row
 from prunekit.spec import text as yaml_text
 from prunekit.spec.model import Seeds, Settings
@@ -261,6 +262,12 @@ def _check_engine_keys(path: Key, engine: dict[str, Plain], problems: Problems) 
     if isinstance(split, bool) or not isinstance(split, int) or not 0 <= split < 2**63:
         before = ", which meant the run's seed in 0.1: write the number" if split is None else ""
         problems.say((*path, "split_seed"), f"must be a whole number >= 0; found {shown(split)}{before}")
+    if engine.get("until") is not None:
+        try:
+            until = Until.model_validate_json(json.dumps(engine["until"]))
+            engine["until"] = until.model_dump(mode="json")
+        except ValidationError as error:
+            problems.add(error, (*path, "until"), Until)
     checkpoint = engine.get("checkpoint")
     if checkpoint is not None and not isinstance(checkpoint, str):
         problems.say((*path, "checkpoint"), f"must be a file's path; found {shown(checkpoint)}")

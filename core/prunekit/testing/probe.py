@@ -128,6 +128,11 @@ def _plain(record: ProbeRecord) -> object:
     return groups, dict(record.summary), dict(record.attributes)
 
 
+def _sample(index: int) -> Sample:
+    other = [batch(torch.float64)]
+    return Sample([batch(torch.float64)], generator(0, "statistics", index), lambda: other)
+
+
 def _moments(subject: Under) -> Iterator[tuple[Moment, tuple[torch.nn.Module, Splits]]]:
     """The moments of a small run that the probe asks for: trained, pruned in two steps, fine-tuned."""
     when = Moments.parse(type(subject.component).moments)
@@ -150,9 +155,7 @@ def _moments(subject: Under) -> Iterator[tuple[Moment, tuple[torch.nn.Module, Sp
     assert set(when.names) <= set(MOMENTS)
     phases["dense"] = now()
     yield from moment("dense")
-    for i, outcome in enumerate(
-        pruner.outcomes(lambda i: Sample([batch(torch.float64)], generator(0, "statistics", i)))
-    ):
+    for i, outcome in enumerate(pruner.outcomes(_sample)):
         if outcome.moment is not None and (when.at("step", i + 1) or (when.every > 2 and i == 1)):
             yield outcome.moment, (model, splits)
     phases["pruned"] = now()

@@ -254,7 +254,7 @@ def _story(
 
 def _measured(subject: Under) -> dict[str, dict[str, float]]:
     """What the probes it needs find of a real proposal."""
-    if not subject.component.needs:
+    if not subject.component.needed(_Decay(), fresh=True):
         return {}
     pruner = _pruner(subject)
     outcome = next(pruner.outcomes(_sample), None)
@@ -279,13 +279,15 @@ def _pruner(subject: Under) -> Pruner:
     model = network(torch.float64)
     loss = component("loss", "cross_entropy", subject.manager)
     around = Surroundings(model, loss, lambda requests: estimators(requests, subject.manager))
-    needed = measures(subject.component, 0, subject.manager)
+    criterion = _Decay()
+    needed = measures(subject.component.needed(criterion, fresh=True), 0, subject.manager)
     selector = component("selector", "global", subject.manager)
-    return Pruner(around, _Decay(), subject.component, selector, measures=needed)
+    return Pruner(around, criterion, subject.component, selector, measures=needed)
 
 
 def _sample(index: int) -> Sample:
-    return Sample([batch(torch.float64)], generator(0, "statistics", index))
+    here = batch(torch.float64)
+    return Sample([here], generator(0, "statistics", index), lambda: [here])
 
 
 def _shuffled(count: int) -> list[int]:

@@ -56,6 +56,7 @@ class ExactOBS(Criterion):
     name = "obc"
     Options = ExactOBSOptions
     options: ExactOBSOptions
+    predicts = False
 
     @property
     def damps(self) -> bool:

@@ -73,6 +73,7 @@ class SparseGPT(Criterion):
     name = "sparsegpt"
     Options = SparseGPTOptions
     options: SparseGPTOptions
+    predicts = False
     damps = True
 
     @property

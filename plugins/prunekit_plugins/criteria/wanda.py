@@ -41,6 +41,7 @@ class Wanda(Criterion):
     name = "wanda"
     Options = WandaOptions
     options: WandaOptions
+    predicts = False
 
     @property
     def requires(self) -> frozenset[Request]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from prunekit import Recorder, __version__
@@ -100,6 +101,7 @@ class HDF5(Recorder):
         """What may grow at any moment goes along with the next change."""
         self._writer.note("warnings", run.warnings)
         self._writer.note("resumptions", run.resumptions)
+        self._writer.note("stopped", run.stopped)
 
     def _add_attempts(self, run: RunView) -> None:
         for row in self._new_attempts(run):
@@ -113,11 +115,16 @@ class HDF5(Recorder):
                 "step": attempt.step,
                 "target_sparsity": attempt.target.sparsity,
                 "lambda": attempt.lam,
+                "damping": attempt.target.damping,
                 "predicted_delta_loss": attempt.predicted_delta_loss,
                 "delta_loss": attempt.delta_loss,
                 "accepted": attempt.accepted,
                 "seconds": attempt.seconds,
-                "measured": attempt.measured,
+                "measured": {
+                    # JSON has neither NaN nor infinity.
+                    probe: {name: value if isfinite(value) else None for name, value in found.items()}
+                    for probe, found in attempt.measured.items()
+                },
             }
             for attempt in new
         ]
