@@ -99,6 +99,17 @@ def test_the_key_of_a_spec_is_shown_and_does_nothing(tmp_path: Path) -> None:
     assert r"\x1b[2J" in said
 
 
+def test_a_name_makes_no_lines_of_its_own_and_a_long_one_is_drawn_in_time(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    path.write_bytes(made.read_bytes())
+    with h5py.File(path, "r+", libver=storing.LIBVER) as file:
+        spec = storing.read_json(file, "spec/resolved")
+        storing.replace_text(file, "spec/resolved", json.dumps(spec | {"name": "a\nb" + "c" * 10**6}))
+    code, out, err = running.cli("inspect", path, "--plot", tmp_path / "p.png")
+    assert (code, err) == (0, "")
+    assert out.startswith(r"a\nbccc")
+
+
 def test_what_is_harmless_is_left_as_it_is() -> None:
     text = "Δloss of λ = 1e-3,\tfine — 数 é 🙂\n"
     assert visible(text) == text
