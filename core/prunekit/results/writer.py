@@ -12,12 +12,12 @@ starts, and a new file is made in memory.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -344,11 +344,9 @@ class ResultsWriter:
 
     @contextmanager
     def _created(self) -> Iterator[h5py.File]:
-        with self._replacing() as temporary, _in_memory() as file:
+        with self._replacing() as temporary, _made(temporary) as file:
             yield file
             self._write_notes(file)
-            file.flush()
-            temporary.write_bytes(file.id.get_file_image())
         self._notes.clear()
 
     @contextmanager
@@ -369,9 +367,8 @@ class ResultsWriter:
     def _rebuilt(self, gone: np.ndarray, compress: bool, sync: bool = False) -> Iterator[h5py.File]:
         """A copy made object by object, to change: nothing in it is left over from what was replaced."""
         with self._replacing(sync) as temporary:
-            with _in_memory() as file:
-                file.flush()
-                temporary.write_bytes(file.id.get_file_image())
+            with _made(temporary):
+                pass
             with temporary.open("rb+") as raw:
                 size = self.path.stat().st_size
                 reserve(raw, size + size // 16 + gone.nbytes + _ROOM + self._room_for_notes)
@@ -433,10 +430,16 @@ def check_version(path: Path, version: int) -> None:
         )
 
 
-def _in_memory() -> h5py.File:
-    # HDF5 knows open files by their names, also those that lie nowhere: another thread needs another name.
-    name = f"new in thread {get_ident()}"
-    return h5py.File(name, "w", driver="core", backing_store=False, libver=storing.LIBVER)
+@contextmanager
+def _made(path: Path) -> Iterator[h5py.File]:
+    """A new file, made in memory and written once it is whole.
+
+    By way of Python: the image that HDF5 1.14 gives of a file in its own memory has a wrong checksum.
+    """
+    content = io.BytesIO()
+    with h5py.File(content, "w", libver=storing.LIBVER) as file:
+        yield file
+    path.write_bytes(content.getbuffer())
 
 
 def _writing(path: Path) -> h5py.File:
