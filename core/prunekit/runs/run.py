@@ -24,7 +24,7 @@ from prunekit.network.measure import measure, metric_names, metrics, own_part
 from prunekit.network.restore import preserved_rng
 from prunekit.observing.listener import Listener
 from prunekit.observing.moment import Moment, Surroundings
-from prunekit.observing.probe import Moments, Probe
+from prunekit.observing.probe import Moments, Probe, asked
 from prunekit.observing.recorder import Recorder
 from prunekit.plugins.build import estimators, measures
 from prunekit.plugins.host import PluginManager
@@ -316,7 +316,7 @@ class _Execution:
     def _measured(self, label: str, probe: Probe, moment: Moment) -> ProbeRecord:
         # The last run phase keeps the generator that it had before probes had moments.
         place = () if moment.name == "end" else (moment.name, moment.step or 0)
-        record = probe.measure(moment, generator(self.seeds["sample"], "probe", label, *place))
+        record = asked(probe, moment, generator(self.seeds["sample"], "probe", label, *place))
         return plain(replace(record, moment=moment.name, step=moment.step, name=probe.name))
 
     # -- parts of phases ---------------------------------------------------------------------------
