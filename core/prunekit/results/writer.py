@@ -13,7 +13,6 @@ starts, and a new file is made in memory.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,17 +131,17 @@ class ResultsWriter:
             root = {"format": FORMAT, "format_version": FORMAT_VERSION, "prunekit_version": version}
             file.attrs.update({name: storing.attribute(value) for name, value in root.items()})
             file.attrs["status"] = _status("running")
-            storing.store_text(file, "spec/resolved", json.dumps(spec, indent=1))
-            storing.store_text(file, "spec/origins", json.dumps(origins, indent=1))
+            storing.store_text(file, "spec/resolved", storing.json_text(spec, indent=1))
+            storing.store_text(file, "spec/origins", storing.json_text(origins, indent=1))
             storing.store_text(file, "spec/text", text)
             if spec_hash:
                 storing.store_text(file, "spec/hash", spec_hash)
             if inputs:
-                storing.store_text(file, "inputs", json.dumps(inputs, indent=1))
-            storing.store_text(file, "environment", json.dumps(environment, indent=1))
+                storing.store_text(file, "inputs", storing.json_text(inputs, indent=1))
+            storing.store_text(file, "environment", storing.json_text(environment, indent=1))
             places = history.places(shapes)
             tensors = [{"name": p.name, "shape": p.shape, "start": p.start, "stop": p.stop} for p in places]
-            storing.store_text(file, "prunable/tensors", json.dumps(tensors))
+            storing.store_text(file, "prunable/tensors", storing.json_text(tensors))
             count = places[-1].stop if places else 0
             file["prunable"].attrs["count"] = storing.attribute(count)
             if places:
@@ -154,7 +153,7 @@ class ResultsWriter:
 
         An empty one that was never anything else stays absent.
         """
-        text = json.dumps(value, indent=1)
+        text = storing.json_text(value, indent=1)
         if (value or name in self._noted) and text != self._noted.get(name):
             self._notes[name] = text
 
@@ -271,7 +270,7 @@ class ResultsWriter:
                 group[name].attrs["units"] = storing.attribute(units(name))
             if not storing.has(file, "weights/tensors"):
                 tensors = [{"name": name, "shape": array.shape} for name, array in weights.items()]
-                storing.store_text(file, "weights/tensors", json.dumps(tensors))
+                storing.store_text(file, "weights/tensors", storing.json_text(tensors))
             group = file.create_group(f"weights/{phase}")
             for name, array in weights.items():
                 storing.store(group, member(name), array)
@@ -303,7 +302,7 @@ class ResultsWriter:
             change = self._edit(sync=True)
         with change as file:
             file.attrs.modify("status", _status(status))
-            storing.replace_text(file, "environment", json.dumps(environment, indent=1))
+            storing.replace_text(file, "environment", storing.json_text(environment, indent=1))
 
     def set_status(self, status: str) -> None:
         """Set the status alone, as when a run is resumed."""
@@ -475,7 +474,7 @@ def _add_attempt(file: h5py.File, row: Row) -> None:
     for column in ATTEMPT_COLUMNS:
         value = row.get(column) if column == "damping" else row[column]
         storing.append(group, column, np.nan if value is None else value)
-    storing.append_text(group, "measured", json.dumps(row["measured"]) + "\n")
+    storing.append_text(group, "measured", storing.json_text(row["measured"]) + "\n")
 
 
 def _room_of(record: ProbeRecord) -> int:
