@@ -14,7 +14,25 @@ _BESIDE = ("sampling", "generalisation", "predicted_delta_loss")
 
 def is_budget(rows: Sequence[Row]) -> bool:
     """Whether a probe's steps are those of an error budget, whatever its label."""
-    return bool(rows) and all("parts" in row and "impossible" in row for row in rows)
+    return bool(rows) and all(map(_holds_a_budget, rows))
+
+
+def _holds_a_budget(row: Row) -> bool:
+    """Whether every value that is shown is there and a number or nothing; a file may hold anything."""
+    parts, calibration = row.get("parts"), row.get("calibration")
+    if not isinstance(parts, dict) or not isinstance(calibration, dict) or len(parts) < 2:
+        return False
+    reasons = row.get("reasons", {})
+    numbers = [
+        *parts.values(),
+        *(row.get(key) for key in ("measured", "impossible", *_BESIDE)),
+        *(calibration.get(key) for key in ("slope", "r_squared", "rank_correlation")),
+    ]
+    return (
+        isinstance(reasons, dict)
+        and "impossible" in row
+        and all(isinstance(n, int | float | None) for n in numbers)
+    )
 
 
 def headline(label: str, rows: Sequence[Row]) -> str:
@@ -33,12 +51,10 @@ def headline(label: str, rows: Sequence[Row]) -> str:
     if known:
         steps = f"{len(known)} step{'s' if len(known) > 1 else ''}"
         text += f"; {sum(known) or 'none'} of {steps} had an impossible prediction (below any loss)"
-    found = rows[-1]["calibration"]
-    if found["slope"] is not None:
-        text += (
-            f"; measured over predicted: slope {found['slope']:.3g}, R² {found['r_squared']:.3g}, rank correlation "
-            f"{found['rank_correlation']:.3g}"
-        )
+    found = [rows[-1]["calibration"].get(key) for key in ("slope", "r_squared", "rank_correlation")]
+    if None not in found:
+        slope, square, rank = found
+        text += f"; measured over predicted: slope {slope:.3g}, R² {square:.3g}, rank correlation {rank:.3g}"
     return text
 
 
@@ -50,11 +66,11 @@ def budget(label: str, rows: Sequence[Row], steps: Sequence[Row]) -> Iterator[Re
     lines = [
         [
             row["step"],
-            percent(sparsity[row["step"]], 3),
-            number(row["measured"]),
-            *(number(row["parts"][part]) for part in parts),
-            *(number(row[key]) for key in _BESIDE),
-            "impossible" if row["impossible"] else "",
+            percent(sparsity.get(row["step"]), 3),
+            number(row.get("measured")),
+            *(number(row["parts"].get(part)) for part in parts),
+            *(number(row.get(key)) for key in _BESIDE),
+            "impossible" if row.get("impossible") else "",
         ]
         for row in rows
     ]

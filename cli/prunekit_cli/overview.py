@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 
 from prunekit.records import Row
+from prunekit.visible import visible_name
 from prunekit_cli.budget import budget, headline, is_budget
 from prunekit_cli.console import number, percent, table
 
@@ -65,7 +66,8 @@ def _head(summary: Row) -> str:
         lam = f", λ = {criterion['lambda']:g}" if criterion["lambda"] else ""
         pruning = f"criterion {criterion['name']}{lam}, scheduler {scheduler['name']}"
         pruning += f"; {summary['prunable']:,} prunable weights"
-    text = f"{spec['name']}: {spec['model']['name']} on {spec['dataset']['name']}, {pruning}; {summary['status']}"
+    what = f"{spec['name']}: {spec['model']['name']} on {spec['dataset']['name']}, {pruning}"
+    text = f"{visible_name(what)}; {summary['status']}"
     error = summary["environment"].get("error")
     text = f"{text} ({error})" if error and summary["status"] in ("failed", "interrupted") else text
     short = summary["stopped"] is not None and summary["status"] != "failed"  # whose error says it

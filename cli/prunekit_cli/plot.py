@@ -79,7 +79,12 @@ def _by_probe(results: Results, label: str) -> Callable[[Results, Figure], None]
         raise ResultsError(f"{results.path}: probe {label!r} has found nothing yet")
 
     def fill(results: Results, figure: Figure) -> None:
-        pictures[label].draw(results, label, figure)
+        try:
+            pictures[label].draw(results, label, figure)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ResultsError(
+                f"{results.path}: probe {label!r} cannot be drawn from what is there: {type(error).__name__}: {error}"
+            ) from error
 
     return fill
 

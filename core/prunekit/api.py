@@ -306,6 +306,7 @@ def prune(
     from prunekit.network.axes import observe_axes
     from prunekit.network.call import unpack
     from prunekit.observing.moment import Surroundings
+    from prunekit.observing.probe import asked as answer
     from prunekit.plugins.build import (
         as_loss,
         component,
@@ -373,7 +374,7 @@ def prune(
         number = outcome.step.step
         for label, (probe, moments) in asked.items():
             if moments.at("step", number):
-                record = probe.measure(outcome.moment, generator(seed, "probe", label, "step", number))
+                record = answer(probe, outcome.moment, generator(seed, "probe", label, "step", number))
                 found[label]["steps"].append({"step": number, **record.summary})
     stop = chosen.stopped(attempts)
     why = None if stop is None else stop.why

@@ -144,13 +144,17 @@ def read_declared(path: Path, head: int, size: int) -> bytes:
 
 def _too_large(path: Path, size: int) -> str:
     """Why a file must not become so many bytes; empty if it may."""
-    there, most = path.stat().st_size, memory()
+    there = path.stat().st_size
     if size > inflated(there):
         return (
             f"has {readable_bytes(there)} and would become {readable_bytes(size)}, which looks like a trap; "
             "store it less compressed if it is none"
         )
-    return f"takes {readable_bytes(size)}, and the memory has {readable_bytes(most)}" if size > most else ""
+    return (
+        ""
+        if size <= memory()
+        else f"takes {readable_bytes(size)}, which is more than the memory that is left"
+    )
 
 
 def damage_of_archive(path: Path) -> str:

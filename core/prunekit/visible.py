@@ -13,6 +13,7 @@ _ACTING = re.compile(
     "\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # unseen, or turning the direction
     "\ud800-\udfff\U000e0000-\U000e007f]"  # halves of characters, tags
 )
+_LONG = 300
 _BREAKS = re.compile("[\t\n]")
 
 
@@ -43,7 +44,12 @@ def drawn(text: str) -> str:
         >>> print(drawn("from $10 to $5"))
         from \$10 to \$5
     """
-    return visible(text).replace("$", r"\$")
+    return shortened(visible(text)).replace("$", r"\$")
+
+
+def shortened(text: str) -> str:
+    """A text of at most a few lines; a figure is never done with drawing a million letters."""
+    return text if len(text) <= _LONG else f"{text[:_LONG]} … ({len(text)} letters)"
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import running
 
 import prunekit as pk
-from prunekit_cli.budget import headline
+from prunekit_cli.budget import headline, is_budget
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +175,22 @@ def test_a_picture_survives_what_data_do(rows: list[dict[str, Any]]) -> None:
     for axis in figure.axes:
         assert axis.get_xlabel()
         assert "(loss)" in axis.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parts": 3},
+        {"parts": {"linear": "high", "diagonal": 1.0}},
+        {"calibration": None},
+        {"sampling": []},
+        {"reasons": 1},
+    ],
+    ids=["no_parts", "a_text", "no_calibration", "a_list", "reasons"],
+)
+def test_what_only_looks_like_a_budget_is_shown_as_any_probe(change: dict[str, Any]) -> None:
+    whole = (
+        budget(0.1, 0.2) | row({"linear": 0.1, "diagonal": 0.2}) | {"sampling": None, "generalisation": None}
+    )
+    assert is_budget([whole])
+    assert not is_budget([whole, whole | change])

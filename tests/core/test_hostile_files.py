@@ -107,6 +107,11 @@ def many_weights(file: h5py.File) -> None:
     file.create_dataset("masks/gone", (count,), "u1", chunks=(1 << 18,), fletcher32=True)
 
 
+def opaque(file: h5py.File) -> None:
+    del file["weights/pruned/fc.0.weight"]
+    file["weights/pruned/fc.0.weight"] = np.zeros((6, 36), "V4")
+
+
 def other_filter(file: h5py.File) -> None:
     del file["steps/train_loss"]
     file.create_dataset("steps/train_loss", data=np.zeros(3), chunks=(3,), compression="lzf")
@@ -122,9 +127,10 @@ def other_filter(file: h5py.File) -> None:
         (virtual, "is put together from other data sets"),
         (endless, "claims"),
         (many_weights, "masks/gone takes"),
+        (opaque, "weights/pruned/fc.0.weight holds neither numbers nor text"),
         (other_filter, "needs the HDF5 filter 32000"),
     ],
-    ids=["external link", "soft link", "storage", "pipe", "virtual", "endless", "masks", "filter"],
+    ids=["external link", "soft link", "storage", "pipe", "virtual", "endless", "masks", "opaque", "filter"],
 )
 def test_what_leads_out_of_a_file_or_claims_more_than_it_holds_is_refused(
     change: Change, words: str, copy: Path

@@ -197,7 +197,7 @@ CHANGES: dict[str, Any] = {
 }
 CHECKPOINT_AND_DATA = {"model.checkpoint", "dataset.name", "dataset.path"}
 DRAWS = {"prune.criterion.draws"}  # has a meaning for other curvatures only
-WITHOUT_EFFECT = {"version", "name", "device", "recorders.0.name"}
+WITHOUT_EFFECT = {"version", "name", "folder", "device", "recorders.0.name"}
 
 
 def test_every_value_that_determines_the_results_changes_the_hash(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ SPECIAL: dict[str, list[Any]] = {
     "device": ["auto", "cpu", "cuda", "cuda:3"],
     "moments": [None, "step", {"every": 2}, ["dense", {"every": 3}]],
     "memory": [1 << 20, "512MiB", "2 GB", None],
+    "until": [None, {"metric": "valid_error", "rise": 0.01, "relative": True, "bisect": 2}],
     "n": [1],
     "m": [4],
 }

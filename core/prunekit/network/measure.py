@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from prunekit import distributed
 from prunekit.data import Split, Splits
 from prunekit.errors import DataError
+from prunekit.lending import Lent
 from prunekit.losses.base import Loss
 from prunekit.network.call import Batch, Inputs, call, count, pieces, rows, unpack
 from prunekit.network.restore import evaluating
@@ -61,9 +62,11 @@ def _measured(
             continue
         for inputs, targets in pieces(batch_inputs, batch_targets, at_once or _at_once(batch_inputs)):
             outputs = call(model, inputs, weights).detach()
+            lent = Lent({"the outputs": outputs, "the targets": targets})
             total = total + loss.total(outputs, targets).double()
             normaliser += loss.normaliser(outputs, targets)
             errors = loss.errors(outputs, targets)
+            lent.check(f"loss {loss.name!r}")
             if errors is not None:
                 wrong = wrong + errors[0]
                 predictions += errors[1]

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from prunekit.data import Split, Splits
 from prunekit.errors import DataError, RunError
 from prunekit.losses.base import Loss
-from prunekit.network.call import Batch
+from prunekit.network.call import Batch, unpack
 from prunekit.network.measure import measure, own_part
 from prunekit.network.restore import holding, named_tensors
 from prunekit.records import StepRecord
@@ -86,6 +86,14 @@ class Moment:
     def masks(self) -> dict[str, Tensor]:
         """Copies of the masks, ``True`` = kept."""
         return {name: m.clone() for name, m in self._masks.items()}
+
+    def lent(self) -> dict[str, object]:
+        """What it hands out as it is, in words to tensors: a probe must not change it."""
+        splits = self._splits
+        named = {} if splits is None else {"train": splits.train, "valid": splits.valid, "test": splits.test}
+        return {
+            f"the {name} split": (split.inputs, split.y) for name, split in named.items() if split is not None
+        }
 
     def split(self, name: str, examples: int | None = None) -> Split | None:
         """``train``, ``valid`` or ``test``, or its first examples; ``None`` if there is no such split."""
@@ -249,6 +257,14 @@ class StepMoment(Moment):
         self.loss_before, self.delta_loss, self.earlier = loss_before, delta_loss, tuple(earlier)
         self.losses: dict[str, tuple[float, float]] = {}
         self._before, self._after, self._fresh = before, after, fresh
+
+    def lent(self) -> dict[str, object]:
+        """The step's examples and statistics too."""
+        return {
+            **super().lent(),
+            "the sample": [unpack(batch) for batch in self.sample],
+            "the statistic": self.statistics,
+        }
 
     def close(self) -> None:
         """Let go of what the step holds, which may be much; nothing can be asked of it any more."""

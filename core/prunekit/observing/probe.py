@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from prunekit.component import Component
+from prunekit.lending import Lent
 from prunekit.records import ProbeRecord
 
 if TYPE_CHECKING:
@@ -72,6 +73,18 @@ class Moments:
         if step is not None:
             return bool(self.every) and step % self.every == 0
         return name in self.names
+
+
+def asked(probe: Probe, moment: Moment, generator: Generator) -> ProbeRecord:
+    """What a probe finds at a moment.
+
+    Raises:
+        RunError: If it has changed what it was lent.
+    """
+    lent = Lent(moment.lent())
+    record = probe.measure(moment, generator)
+    lent.check(f"probe {probe.name!r}")
+    return record
 
 
 class Probe(Component, ABC):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from prunekit.component import Options, scalar
 from prunekit.errors import SpecError
 from prunekit.losses.base import Loss
-from prunekit.observing.probe import Moments, Probe
+from prunekit.observing.probe import Moments, Probe, asked
 from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
 from prunekit.plugins.kinds import KINDS
 from prunekit.pruning import selector
@@ -219,7 +219,7 @@ def measures(needed: frozenset[str], seed: int, manager: PluginManager | None = 
 
         def measure(moment: StepMoment, attempt: int) -> dict[str, float]:
             assert moment.step is not None
-            record = probe.measure(moment, generator(seed, "probe", name, "proposal", moment.step, attempt))
+            record = asked(probe, moment, generator(seed, "probe", name, "proposal", moment.step, attempt))
             found = {key: scalar(v) if hasattr(v, "item") else v for key, v in record.summary.items()}
             return {key: float(v) for key, v in found.items() if isinstance(v, int | float)}
 

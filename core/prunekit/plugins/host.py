@@ -8,9 +8,9 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import Distribution, EntryPoint, distributions
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +19,7 @@ import pluggy
 from prunekit.component import Component, Options
 from prunekit.errors import PluginError
 from prunekit.plugins import hookspecs
+from prunekit.plugins.discovery import Entry, installed, normal
 from prunekit.plugins.hookspecs import PROJECT
 from prunekit.plugins.kinds import KINDS
 from prunekit.pruning import selector
@@ -88,13 +89,13 @@ class PluginManager:
         self._code = code
         self._pluggy = pluggy.PluginManager(PROJECT)
         self._pluggy.add_hookspecs(hookspecs)
-        self._blocked = {_normal(name): name for name in block}
+        self._blocked = {normal(name): name for name in block}
         self.plugins: list[Plugin] = []
         if load_entry_points:
-            for distribution, entry in _entry_points():
-                self._load(distribution, entry)
-        known = {_normal(n): n for p in self.plugins for n in p.names}
-        unknown = [name for normal, name in self._blocked.items() if normal not in known]
+            for entry in installed(GROUP):
+                self._load(entry)
+        known = {normal(n): n for p in self.plugins for n in p.names}
+        unknown = [name for key, name in self._blocked.items() if key not in known]
         if unknown:
             near = did_you_mean(unknown[0], known.values()) if len(unknown) == 1 else ""
             raise PluginError(
@@ -121,21 +122,27 @@ class PluginManager:
             groups.setdefault(plugin.source, []).append(plugin.name)
         return "; ".join(f"{_join(names)} ({source})" for source, names in groups.items()) or "none"
 
-    def _load(self, distribution: Distribution, entry: EntryPoint) -> None:
-        plugin = Plugin(entry.name, entry.value, _name(distribution), distribution.version or "")
+    def _load(self, entry: Entry) -> None:
+        plugin = Plugin(entry.name, entry.module, entry.distribution, entry.version)
         self.plugins.append(plugin)
-        if any(_normal(name) in self._blocked for name in plugin.names):
+        if any(normal(name) in self._blocked for name in plugin.names):
             plugin.status = "blocked"
             return
-        if not self._code and _normal(plugin.distribution) != PROJECT:
+        if not self._code and normal(plugin.distribution) != PROJECT:
             plugin.status, plugin.error = "blocked", "is not built in, and no code but built-in code may run"
             return
-        try:
-            module = entry.load()
-        except (Exception, SystemExit) as error:  # a stranger's module may do anything, even exit
-            _mark_broken(plugin, f"does not import: {_text(error)}")
+        if entry.unreadable:
+            _mark_broken(plugin, entry.unreadable)
             return
-        self._register(plugin, module)
+        with redirect_stdout(sys.stderr):  # standard output is for results
+            try:
+                module = entry.load()
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a stranger's module may do anything, even exit
+                _mark_broken(plugin, f"does not import: {_text(error)}")
+                return
+            self._register(plugin, module)
 
     def _register(self, plugin: Plugin, module: Any) -> None:
         key = f"{plugin.distribution}:{plugin.name}:{plugin.module}"
@@ -154,7 +161,9 @@ class PluginManager:
                 implementation = getattr(module, hook, None)
                 if implementation is not None and _is_implementation(implementation):
                     plugin.components += _returned(implementation(), kind, hook)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if self._pluggy.has_plugin(key):
                 self._pluggy.unregister(name=key)
             plugin.components.clear()
@@ -235,30 +244,6 @@ def manager_for(block: Iterable[str], code: bool = True) -> PluginManager:
 def default_manager() -> PluginManager:
     """The host with everything that is installed, loaded once per process."""
     return PluginManager()
-
-
-def _entry_points() -> list[tuple[Distribution, EntryPoint]]:
-    seen: set[str] = set()
-    entries: list[tuple[Distribution, EntryPoint]] = []
-    for distribution in distributions():
-        # As for imports, the first on the path wins: what lies behind it is a copy, perhaps an old one.
-        key = _normal(_name(distribution))
-        if key in seen:
-            continue
-        seen.add(key)
-        entries += [(distribution, entry) for entry in distribution.entry_points if entry.group == GROUP]
-    return sorted(entries, key=lambda pair: (_name(pair[0]), pair[1].name, pair[1].value))
-
-
-def _name(distribution: Distribution) -> str:
-    # Leftovers of an uninstalled distribution can lack a name.
-    metadata = distribution.metadata
-    return str(metadata["Name"]) if "Name" in metadata else ""
-
-
-def _normal(name: str) -> str:
-    """A name as packaging tools compare it: ``prunekit_squared`` is ``prunekit-squared``."""
-    return re.sub(r"[-_]+", "-", name).lower()
 
 
 def _mark_broken(plugin: Plugin, error: str) -> None:

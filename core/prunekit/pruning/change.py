@@ -4,25 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prunekit.masks.apply import zero
 
 _SMALL = 1 << 20  # weights
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Kept:
+    """Copies of the parameters of which a change keeps all in any case, so that they can be lent as they are.
+
+    That is of small ones, and of those on a GPU, where finding out which weights are lost takes longer than to copy all.
+
+    Attributes:
+        copies: By name.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._own = {name: p.detach() for name, p in parameters.items() if p.is_cuda or p.numel() <= _SMALL}
+        self._versions = [p._version for p in self._own.values()]
+        self.copies = {name: p.clone() for name, p in self._own.items()}
+
+    def put_back(self) -> list[str]:
+        """Undo what has been done to the parameters meanwhile, and name those to which something has.
+
+        On the CPU what NumPy and ``.data`` do is found too, which torch does not count.
+        """
+        found = []
+        for (name, p), version in zip(self._own.items(), self._versions, strict=True):
+            copy = self.copies[name]
+            if p._version != version or not (p.is_cuda or _same(p, copy)):
+                p.copy_(copy)
+                found.append(name)
+        return found
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Bit by bit, by NumPy, which compares as fast as memory is read."""
+    bits = _BITS[a.element_size()]
+    return np.array_equal(a.view(bits).numpy(), b.view(bits).numpy())
 
 
 class Change:
     """Applies new values and masks to parameters in place, and keeps what stood there.
 
-    Of a large parameter that only loses weights, the lost ones are kept; of one with new values, all. All of a small
-    one too, and of one on a GPU, where finding out which are lost takes longer than to copy it.
+    Of a large parameter that only loses weights, the lost ones are kept; of one with new values, all.
 
     Args:
         parameters: Which change; the masks before are those with which weights are gone now.
         before: Masks before.
         after: Masks after, nested in those before.
         values: New values by parameter.
+        kept: What is kept of them already.
     """
 
     def __init__(
@@ -31,12 +67,15 @@ class Change:
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
         values: Mapping[str, Tensor],
+        kept: Kept,
     ) -> None:
         self._parameters, self._after, self._values = parameters, after, values
         self._lost: dict[str, tuple[Tensor, Tensor]] = {}
-        self._whole: dict[str, Tensor] = {}
+        self._whole = dict(kept.copies)
         for name, p in parameters.items():
-            if name in values or p.is_cuda or p.numel() <= _SMALL:
+            if name in self._whole:
+                continue
+            if name in values:
                 self._whole[name] = p.detach().clone()
             else:
                 places = (before[name] & ~after[name]).to(p.device)

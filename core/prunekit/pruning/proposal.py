@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prunekit.component import Tensors
+from prunekit.lending import Lent
 from prunekit.masks.weights import Layer
 from prunekit.pruning.selector import Selector
 from prunekit.statistics.request import Request
@@ -53,7 +54,9 @@ class Context:
 
         items = Items.of(saliency, self.masks, self.layers)
         del saliency  # which nobody may need any more: of a large network, that is much
+        lent = Lent({"the saliencies": items.saliency, "what is open": items.open})
         kept = self.selector.select(items, self.budget)
+        lent.check(f"selector {self.selector.name!r}")
         if self.watch is not None:
             self.watch(items, kept)
         return items.masks(kept)

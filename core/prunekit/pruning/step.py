@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prunekit import distributed
 from prunekit.errors import PrunekitWarning, RunError, SpecError, UnsupportedError
+from prunekit.lending import Lent, changed
 from prunekit.masks.apply import zero
 from prunekit.masks.apportion import pruned_count
 from prunekit.masks.axes import layers_of
@@ -23,7 +24,7 @@ from prunekit.masks.weights import pruned_counts, read_together
 from prunekit.network.measure import measure
 from prunekit.network.restore import refuse_inference_tensors, taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings
-from prunekit.pruning.change import Change
+from prunekit.pruning.change import Change, Kept
 from prunekit.pruning.criterion import Criterion, locality_weight, refuse_non_finite
 from prunekit.pruning.guard import refuse_several_functions
 from prunekit.pruning.proposal import Context, Proposal
@@ -282,14 +283,15 @@ class Pruner:
         criterion, lam = self._tuned(target)
         budget = max(pruned_count(target.sparsity, self.total), self._least)
         statistics, before = self._estimated(index, sample, criterion, lam)
-        context = self._context(statistics, budget, lam)
-        proposal = self._checked(criterion.propose(context), context)
+        kept = Kept(self.parameters)
+        context = self._context(statistics, budget, lam, kept)
+        proposal = self._checked(self._proposed(criterion, context, kept), context)
         if not math.isfinite(before):  # after the proposal, whose errors say more
             raise RunError(
                 f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
                 "been changed"
             )
-        change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {})
+        change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {}, kept)
         moment = self._moment("proposal", index, sample, statistics, change, proposal, before)
         tries = _trailing(history)
         measured = {name: dict(measure_it(moment, tries)) for name, measure_it in self._measures.items()}
@@ -343,12 +345,12 @@ class Pruner:
             self._guarded = True
         return statistics, before
 
-    def _context(self, statistics: Estimates, budget: int, lam: float) -> Context:
+    def _context(self, statistics: Estimates, budget: int, lam: float, kept: Kept) -> Context:
         """What the criterion is asked with."""
         return Context(
-            self._weights(),
+            self._weights(kept),
             statistics,
-            self.masks,
+            dict(self.masks),
             budget,
             lam,
             self.selector,
@@ -356,6 +358,25 @@ class Pruner:
             {name: p.dtype for name, p in self.parameters.items()},
             self._watch,
         )
+
+    def _proposed(self, criterion: Criterion, context: Context, kept: Kept) -> Proposal:
+        """What the criterion proposes; whatever it does, the model is as before.
+
+        Raises:
+            RunError: If it has changed what it is lent.
+        """
+        who = f"criterion {criterion.name!r}"
+        lent = Lent(
+            {"the weights": context.weights, "the statistic": context.statistics, "the mask": context.masks}
+        )
+        try:
+            proposal = criterion.propose(context)
+        finally:
+            overwritten = kept.put_back()
+        lent.check(who)
+        if overwritten:
+            raise changed(who, f"the weights of {shortened(overwritten)}")
+        return proposal
 
     def _of_what_changed(self, masks: Mapping[str, Tensor]) -> str:
         """Which parameters lose weights, in words."""
@@ -407,12 +428,16 @@ class Pruner:
             seconds=attempt.seconds,
         )
 
-    def _weights(self) -> dict[str, Tensor]:
-        """The prunable weights now, detached, in float32 at least, exact zeros where pruned; rows contiguous."""
-        return {
-            name: p.detach().to(torch.promote_types(p.dtype, torch.float32)).contiguous()
-            for name, p in self.parameters.items()
-        }
+    def _weights(self, kept: Kept) -> dict[str, Tensor]:
+        """The prunable weights now, detached, in float32 at least, exact zeros where pruned; rows contiguous.
+
+        Of what is not kept, a copy: a criterion must not be able to destroy the model.
+        """
+        weights = {}
+        for name, p in self.parameters.items():
+            dtype = torch.promote_types(p.dtype, torch.float32)
+            weights[name] = p.detach().to(dtype, copy=name not in kept.copies).contiguous()
+        return weights
 
     def _checked(self, proposal: Proposal, context: Context) -> Proposal:
         """A proposal that keeps its promises, with the masks that all processes share."""

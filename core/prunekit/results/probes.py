@@ -6,7 +6,6 @@ has a leading axis ``step``, and the summaries are lines of one text, so each ti
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -81,7 +80,7 @@ def _write_once(
     moment: h5py.Group, record: ProbeRecord, measured: Found, attributes: Mapping[str, np.ndarray]
 ) -> None:
     moment.attrs.update(attributes)
-    storing.store_text(moment, SUMMARY, json.dumps(record.summary, indent=1))
+    storing.store_text(moment, SUMMARY, storing.json_text(record.summary, indent=1))
     for group in record.groups:
         moment.create_group(group)
     for (group, key), values in measured.items():
@@ -108,7 +107,7 @@ def _append(
             storing.growing(inside, key, values.shape, values.dtype, (STEP, *series.axes), series.units)
     _check(moment, measured, attributes, where)
     storing.append(moment, STEP, step)
-    storing.append_text(moment, SUMMARY, json.dumps(record.summary) + "\n")
+    storing.append_text(moment, SUMMARY, storing.json_text(record.summary) + "\n")
     for (group, key), values in measured.items():
         storing.append(moment[group], key, values[np.newaxis])
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,21 @@ def replace_text(group: h5py.Group, name: str, text: str) -> None:
 def read_text(group: h5py.Group, name: str) -> str:
     """A text."""
     return read(group, name).tobytes().decode()
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """A JSON document. JSON has neither NaN nor infinities; what is one is null."""
+    return json.dumps(_without_infinities(value), indent=indent, allow_nan=False)
+
+
+def _without_infinities(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return value
 
 
 def read_json(group: h5py.Group, name: str) -> Any:

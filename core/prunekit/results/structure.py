@@ -19,6 +19,7 @@ from prunekit.results.format import MEMBERS
 from prunekit.units import readable_bytes
 
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+_KINDS = {h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM, h5py.h5t.STRING}  # complex numbers are pairs
 _DEFLATED = 1032  # no byte becomes more than this many
 _SMALL = 1 << 16  # bytes that are allowed whatever the file holds
 _UNWRITTEN = "masks/gone"  # before the first step all of it is zero, and nothing of it is stored
@@ -84,20 +85,21 @@ def _wrong(data: h5py.h5d.DatasetID, name: str, size: int, room: int) -> str:
     filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
     if not filters <= _FILTERS:
         return f"needs the HDF5 filter {max(filters - _FILTERS)}; only gzip, shuffle and fletcher32 are read"
+    kind = data.get_type().get_class()
+    if kind not in _KINDS and not (kind == h5py.h5t.COMPOUND and data.dtype.kind == "c"):
+        return "holds neither numbers nor text"
     element = data.get_type().get_size()
     needed = math.prod(data.shape) * element
     stored = data.get_storage_size()
     if stored > size:
         return f"takes {readable_bytes(stored)}, and the whole file has {readable_bytes(size)}"
+    more = "which is more than the memory that is left"
+    much = "" if needed <= room else f"takes {readable_bytes(needed)}, {more}"
     if stored == 0 and name == _UNWRITTEN:
-        return "" if needed <= room else _too_much(needed, room)
+        return much
     if layout == h5py.h5d.CHUNKED and stored:
         needed = max(needed, math.prod(properties.get_chunk()) * element)
     held = stored * (_DEFLATED if h5py.h5z.FILTER_DEFLATE in filters else 1) + _SMALL
     if needed > held:
         return f"claims {readable_bytes(needed)}, and {readable_bytes(stored)} of it are in the file"
-    return "" if needed <= room else _too_much(needed, room)
-
-
-def _too_much(needed: int, room: int) -> str:
-    return f"takes {readable_bytes(needed)}, and the memory has {readable_bytes(room)}"
+    return much

@@ -12,12 +12,11 @@ starts, and a new file is made in memory.
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -132,17 +131,17 @@ class ResultsWriter:
             root = {"format": FORMAT, "format_version": FORMAT_VERSION, "prunekit_version": version}
             file.attrs.update({name: storing.attribute(value) for name, value in root.items()})
             file.attrs["status"] = _status("running")
-            storing.store_text(file, "spec/resolved", json.dumps(spec, indent=1))
-            storing.store_text(file, "spec/origins", json.dumps(origins, indent=1))
+            storing.store_text(file, "spec/resolved", storing.json_text(spec, indent=1))
+            storing.store_text(file, "spec/origins", storing.json_text(origins, indent=1))
             storing.store_text(file, "spec/text", text)
             if spec_hash:
                 storing.store_text(file, "spec/hash", spec_hash)
             if inputs:
-                storing.store_text(file, "inputs", json.dumps(inputs, indent=1))
-            storing.store_text(file, "environment", json.dumps(environment, indent=1))
+                storing.store_text(file, "inputs", storing.json_text(inputs, indent=1))
+            storing.store_text(file, "environment", storing.json_text(environment, indent=1))
             places = history.places(shapes)
             tensors = [{"name": p.name, "shape": p.shape, "start": p.start, "stop": p.stop} for p in places]
-            storing.store_text(file, "prunable/tensors", json.dumps(tensors))
+            storing.store_text(file, "prunable/tensors", storing.json_text(tensors))
             count = places[-1].stop if places else 0
             file["prunable"].attrs["count"] = storing.attribute(count)
             if places:
@@ -154,7 +153,7 @@ class ResultsWriter:
 
         An empty one that was never anything else stays absent.
         """
-        text = json.dumps(value, indent=1)
+        text = storing.json_text(value, indent=1)
         if (value or name in self._noted) and text != self._noted.get(name):
             self._notes[name] = text
 
@@ -271,7 +270,7 @@ class ResultsWriter:
                 group[name].attrs["units"] = storing.attribute(units(name))
             if not storing.has(file, "weights/tensors"):
                 tensors = [{"name": name, "shape": array.shape} for name, array in weights.items()]
-                storing.store_text(file, "weights/tensors", json.dumps(tensors))
+                storing.store_text(file, "weights/tensors", storing.json_text(tensors))
             group = file.create_group(f"weights/{phase}")
             for name, array in weights.items():
                 storing.store(group, member(name), array)
@@ -303,7 +302,7 @@ class ResultsWriter:
             change = self._edit(sync=True)
         with change as file:
             file.attrs.modify("status", _status(status))
-            storing.replace_text(file, "environment", json.dumps(environment, indent=1))
+            storing.replace_text(file, "environment", storing.json_text(environment, indent=1))
 
     def set_status(self, status: str) -> None:
         """Set the status alone, as when a run is resumed."""
@@ -344,11 +343,9 @@ class ResultsWriter:
 
     @contextmanager
     def _created(self) -> Iterator[h5py.File]:
-        with self._replacing() as temporary, _in_memory() as file:
+        with self._replacing() as temporary, _made(temporary) as file:
             yield file
             self._write_notes(file)
-            file.flush()
-            temporary.write_bytes(file.id.get_file_image())
         self._notes.clear()
 
     @contextmanager
@@ -369,9 +366,8 @@ class ResultsWriter:
     def _rebuilt(self, gone: np.ndarray, compress: bool, sync: bool = False) -> Iterator[h5py.File]:
         """A copy made object by object, to change: nothing in it is left over from what was replaced."""
         with self._replacing(sync) as temporary:
-            with _in_memory() as file:
-                file.flush()
-                temporary.write_bytes(file.id.get_file_image())
+            with _made(temporary):
+                pass
             with temporary.open("rb+") as raw:
                 size = self.path.stat().st_size
                 reserve(raw, size + size // 16 + gone.nbytes + _ROOM + self._room_for_notes)
@@ -433,10 +429,16 @@ def check_version(path: Path, version: int) -> None:
         )
 
 
-def _in_memory() -> h5py.File:
-    # HDF5 knows open files by their names, also those that lie nowhere: another thread needs another name.
-    name = f"new in thread {get_ident()}"
-    return h5py.File(name, "w", driver="core", backing_store=False, libver=storing.LIBVER)
+@contextmanager
+def _made(path: Path) -> Iterator[h5py.File]:
+    """A new file, made in memory and written once it is whole.
+
+    By way of Python: the image that HDF5 1.14 gives of a file in its own memory has a wrong checksum.
+    """
+    content = io.BytesIO()
+    with h5py.File(content, "w", libver=storing.LIBVER) as file:
+        yield file
+    path.write_bytes(content.getbuffer())
 
 
 def _writing(path: Path) -> h5py.File:
@@ -472,7 +474,7 @@ def _add_attempt(file: h5py.File, row: Row) -> None:
     for column in ATTEMPT_COLUMNS:
         value = row.get(column) if column == "damping" else row[column]
         storing.append(group, column, np.nan if value is None else value)
-    storing.append_text(group, "measured", json.dumps(row["measured"]) + "\n")
+    storing.append_text(group, "measured", storing.json_text(row["measured"]) + "\n")
 
 
 def _room_of(record: ProbeRecord) -> int:

@@ -15,14 +15,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 
 from prunekit.component import Options
+from prunekit.data import Split, Splits
 from prunekit.errors import DataError
 from prunekit.records import Plain, Row
 from prunekit.spec.resolve import Part, Spec
 
-_WITHOUT_EFFECT = ("name", "recorders")
+_WITHOUT_EFFECT = ("name", "recorders", "folder")
 _LATER = ("until",)  # keys that the first release did not have: where one is not given, its hashes hold
 
 
@@ -76,6 +78,18 @@ def digest(path: Path) -> str:
         return _digest(os.path.realpath(path), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def fingerprint(splits: Splits) -> str:
+    """``sha256:`` and a digest of all examples and targets as a data set gives them: types, shapes and values."""
+    sums = hashlib.sha256()
+    for name in ("train", "valid", "test"):
+        split: Split | None = getattr(splits, name)
+        for t in () if split is None else (*split.inputs, split.y):
+            array = t.detach().cpu().contiguous()
+            sums.update(f"{name} {array.dtype} {tuple(array.shape)};".encode())
+            sums.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{sums.hexdigest()}"
 
 
 @cache

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +25,9 @@ from prunekit.pruning.scheduler import Scheduler
 from prunekit.pruning.selector import Selector
 from prunekit.pruning.until import Until, limited
 from prunekit.records import Plain
-from prunekit.runs.identity import inputs, spec_hash
+from prunekit.runs.identity import fingerprint, inputs, spec_hash
 from prunekit.seeds import derived
 from prunekit.spec.resolve import Part, Spec
-from prunekit.version import __version__
 
 _DEFAULT_LOSS = {"classification": "cross_entropy", "regression": "mse"}
 
@@ -68,6 +65,7 @@ class Plan:
         spec_hash: Of the values that determine the results.
         inputs: The files that the run reads, as the spec names them, to the digests of their contents.
         plugins: The distributions whose plugins take part, to their versions.
+        examples: A digest of the examples, where the data set reads no file whose digest would tell; else ``None``.
     """
 
     model: nn.Module
@@ -80,6 +78,7 @@ class Plan:
     spec_hash: str
     inputs: dict[str, str]
     plugins: dict[str, str]
+    examples: str | None
 
 
 def choose_device(name: str) -> torch.device:
@@ -114,13 +113,21 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     Raises:
         DataError, CheckpointError, DeviceError, SpecError: If something is missing or does not fit.
     """
+    folder = spec.base.resolve()
+    if not folder.is_dir():
+        raise SpecError(
+            f"folder: relative paths of the spec start there, and there is no folder {folder}; give the one where its "
+            "files are now"
+        )
     device, dtype = choose_device(spec.settings.device), getattr(torch, spec.settings.dtype)
     if device.type == "cuda" and distributed.world() > 1:
         torch.cuda.set_device(device)
     with usual_defaults():
         data = _part(spec, "dataset")
-        loaded: Splits = data.build().load(data.engine["split_seed"])
+        dataset = data.build()
+        loaded: Splits = dataset.load(data.engine["split_seed"])
     _check_tensors(loaded, str(spec.data["dataset"]["name"]))
+    examples = None if dataset.files() else fingerprint(loaded)
     splits = loaded.to(device, dtype)
     _check_data(splits, str(spec.data["dataset"]["name"]))
     loss = _loss(spec, splits, manager)
@@ -148,7 +155,12 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     if trained and not any(p.requires_grad for p in model.parameters()):
         raise SpecError("train: the model has no trainable parameter; leave train and finetune out")
     pruning = _pruning(spec, splits)
-    bound = {**spec.data, "loss": {"name": loss.name, **loss.options.model_dump(mode="json")}}
+    # A spec that is taken from results finds the same files, wherever it is run.
+    bound = {
+        **spec.data,
+        "folder": str(folder),
+        "loss": {"name": loss.name, **loss.options.model_dump(mode="json")},
+    }
     return Plan(
         model,
         splits,
@@ -166,32 +178,8 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
                 *(pruning.helpers(manager) if pruning is not None else ()),
             ]
         ),
+        examples,
     )
-
-
-def environment(plan: Plan) -> dict[str, Plain]:
-    """What a result depends on besides the spec and its inputs."""
-    device = plan.device
-    backends: Any = torch.backends
-    facts: dict[str, Plain] = {
-        "prunekit": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "plugins": plan.plugins,
-        "platform": platform.platform(),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "mkldnn": bool(backends.mkldnn.is_available() and backends.mkldnn.enabled),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "world": distributed.world(),
-    }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cudnn"] = {
-            key: getattr(backends.cudnn, key) for key in ("enabled", "benchmark", "deterministic")
-        }
-    return facts
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

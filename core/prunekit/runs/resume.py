@@ -65,7 +65,9 @@ def admit(spec: Spec, out: Path, resume: bool, overwrite: bool) -> tuple[State |
     return found
 
 
-def refuse_another_run(path: Path, state: State, bound: Row, inputs: Mapping[str, str]) -> None:
+def refuse_another_run(
+    path: Path, state: State, bound: Row, inputs: Mapping[str, str], examples: str | None
+) -> None:
     """Refuse to go on, from the state at ``path``, with another spec or other data.
 
     Args:
@@ -73,6 +75,7 @@ def refuse_another_run(path: Path, state: State, bound: Row, inputs: Mapping[str
         state: Of the run so far.
         bound: The spec's data, nothing left open.
         inputs: The files that the run reads now, to the digests of their contents.
+        examples: A digest of the examples now, where no file tells.
 
     Raises:
         ResultsError: Naming what differs.
@@ -80,6 +83,8 @@ def refuse_another_run(path: Path, state: State, bound: Row, inputs: Mapping[str
     _check_same_spec(path, state.spec, bound)
     names = {**state.inputs, **inputs}
     changed = [name for name in names if state.inputs.get(name) != inputs.get(name)]
+    if state.environment and state.environment.get("examples") != examples:
+        changed.append(f"the examples of dataset {bound['dataset']['name']!r}")
     if changed:
         raise ResultsError(
             f"{path}: the data have changed since the run began ({', '.join(changed)}); resume with the same data, "
@@ -151,7 +156,8 @@ def _go_on(spec: Spec, out: Path, leftover: Path) -> tuple[State | None, bool]:
 
 
 def _check_same_spec(path: Path, recorded: Row, wanted: Row) -> None:
-    different = [key for key in wanted if recorded.get(key) != wanted[key]]
+    # The folder may have been moved; the data in it are compared by their contents.
+    different = [key for key in wanted if key != "folder" and recorded.get(key) != wanted[key]]
     if different:
         raise ResultsError(
             f"{path}: belongs to another spec (differs in {', '.join(different)}); "

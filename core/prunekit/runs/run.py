@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from prunekit import distributed
 from prunekit.data import Split
-from prunekit.errors import PrunekitError, RunError
+from prunekit.errors import PrunekitError, PrunekitWarning, RunError
 from prunekit.masks.apply import apply_masks
 from prunekit.masks.prunable import described, prunable_parameters
 from prunekit.network.axes import observe_axes
@@ -24,15 +25,17 @@ from prunekit.network.measure import measure, metric_names, metrics, own_part
 from prunekit.network.restore import preserved_rng
 from prunekit.observing.listener import Listener
 from prunekit.observing.moment import Moment, Surroundings
-from prunekit.observing.probe import Moments, Probe
+from prunekit.observing.probe import Moments, Probe, asked
 from prunekit.observing.recorder import Recorder
 from prunekit.plugins.build import estimators, measures
 from prunekit.plugins.host import PluginManager
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.step import Measure, Outcome, Pruner
 from prunekit.pruning.until import KEY, watch
-from prunekit.records import Attempt, Metrics, ProbeRecord, RunView, StepRecord
+from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, RunView, StepRecord
 from prunekit.runs import plan as setup
+from prunekit.runs.circumstances import changes, circumstances
+from prunekit.runs.circumstances import described as described_changes
 from prunekit.runs.resume import refuse_another_run
 from prunekit.runs.state import State, plain, state_path
 from prunekit.runs.view import refreshed
@@ -63,7 +66,7 @@ def execute(
     """
     plan = setup.bind(spec, manager)
     if state is not None:
-        refuse_another_run(state_path(out), state, plan.bound, plan.inputs)
+        refuse_another_run(state_path(out), state, plan.bound, plan.inputs, plan.examples)
     execution = _Execution(spec, plan, out, state, manager, listener or Listener())
     distributed.gather(None)  # what is there may go once every process has got this far
     if state is None and execution.first:
@@ -108,19 +111,21 @@ class _Execution:
         fresh = state is None
         self._same_weights()
         self._updated = False
+        now = circumstances(plan, spec.base.resolve())
         self.state = state or State(
-            plan.bound, plan.spec_hash, plan.inputs, current=setup.state_of(plan.model)
+            plan.bound, plan.spec_hash, plan.inputs, current=setup.state_of(plan.model), environment=now
         )
         if self.pruner is not None:
             self.pruner.warnings = self.state.warnings
         if not fresh:
             self._restore()
+            self._note_changes(now)
         self.view = RunView(
             out=out,
             spec=deepcopy(plan.bound),
             origins=dict(spec.origins),
             spec_text=spec.text,
-            environment=setup.environment(plan),
+            environment=dict(self.state.environment or now),
             shapes={layer.name: layer.shape for layer in self.pruner.layers} if self.pruner else {},
             metric_names=metric_names(plan.splits),
             total_steps=self._total_steps,
@@ -196,6 +201,22 @@ class _Execution:
             self.pruner.restore(state.masks, state.steps)
             if not state.current:
                 apply_masks(self.model, state.masks)
+
+    def _note_changes(self, now: dict[str, Plain]) -> None:
+        """Record, and tell the user, in which other circumstances the run goes on."""
+        state = self.state
+        changed = changes(state.environment, state.resumptions, now)
+        if not changed:
+            return
+        state.resumptions.append(
+            {"step": len(state.steps), "phase": state.phase, "date": now["date"], "changes": changed}
+        )
+        warnings.warn(
+            f"resumption: other circumstances than before ({described_changes(changed)}), so from here on the numbers may "
+            "differ in their bits from those of a run that was never stopped",
+            PrunekitWarning,
+            stacklevel=2,
+        )
 
     def go(self) -> None:
         """Run every phase that is not done, and tell the observers how it ended."""
@@ -316,7 +337,7 @@ class _Execution:
     def _measured(self, label: str, probe: Probe, moment: Moment) -> ProbeRecord:
         # The last run phase keeps the generator that it had before probes had moments.
         place = () if moment.name == "end" else (moment.name, moment.step or 0)
-        record = probe.measure(moment, generator(self.seeds["sample"], "probe", label, *place))
+        record = asked(probe, moment, generator(self.seeds["sample"], "probe", label, *place))
         return plain(replace(record, moment=moment.name, step=moment.step, name=probe.name))
 
     # -- parts of phases ---------------------------------------------------------------------------

@@ -65,6 +65,8 @@ class State:
         probes: What probes found, label and record; of those at steps, at the last step only.
         warnings: What the user was warned of.
         stopped: Why pruning has stopped, where its scheduler says it.
+        environment: The circumstances in which the run began.
+        resumptions: In which others it went on.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -88,6 +90,8 @@ class State:
     recorded: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     stopped: str | None = None
+    environment: dict[str, Plain] = field(default_factory=dict)
+    resumptions: list[dict[str, Plain]] = field(default_factory=list)
 
     @property
     def finished(self) -> dict[str, int]:

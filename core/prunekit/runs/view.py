@@ -19,6 +19,7 @@ def refreshed(view: RunView, state: State) -> RunView:
     view.attempts = list(state.attempts)
     view.warnings = list(state.warnings)
     view.stopped = state.stopped
+    view.resumptions = [dict(resumption) for resumption in state.resumptions]
     view.history = {name: [dict(row) for row in rows] for name, rows in state.history.items()}
     view.masks = {name: m.numpy().copy() for name, m in state.masks.items()}
     view.examples = None if state.examples is None else state.examples.numpy().copy()

@@ -111,6 +111,8 @@ class Settings(Options):
     version: Annotated[Literal[1], BeforeValidator(_whole)]
     name: str = Field(default="run", min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")
     """Names the default output; the spec file's own name where it is left out."""
+    folder: str | None = None
+    """Where relative paths start; by default at the spec file's own folder, from which it is found itself."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     seeds: Seeds = Seeds()
     device: Annotated[str, AfterValidator(_device)] = "auto"

@@ -183,6 +183,8 @@ def resolve(document: Document, overrides: Row, base: Path, manager: PluginManag
         settings = Settings.model_validate_json(json.dumps(data))
     except ValidationError as error:
         problems.add(error, (), Settings)
+    if settings is not None and settings.folder is not None:
+        base = base / os.path.expanduser(settings.folder)
     parts = dict(_parts(data, base, manager, problems))
     _check_schedule(parts, problems)
     if data.get("prune") is None and data.get("finetune") is not None:

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from prunekit import distributed
 from prunekit.errors import DataError
+from prunekit.lending import Lent
 from prunekit.losses.base import Loss
 from prunekit.network.call import Batch, Inputs, count, pieces, unpack
 from prunekit.network.restore import differentiable, evaluating, refuse_batch_statistics
@@ -86,12 +87,16 @@ def estimate(
     with evaluating(model, tuple(parameters)), differentiable(reading.twice):
         for key, estimator in estimators.items():
             estimator.start(reading.problems[key])
+            reading.check(estimator)
         for batch in batches if reading.working else ():
             inputs, targets = unpack(batch)
             with missing_derivatives_named(problem, inputs):
                 reading.read(inputs, targets)
         normaliser, total = reading.sums()
-        statistics = Estimates({key: merged(e, e.finish(normaliser)) for key, e in estimators.items()})
+        statistics = Estimates()
+        for key, estimator in estimators.items():
+            statistics[key] = merged(estimator, estimator.finish(normaliser))
+            reading.check(estimator)
     return Estimated(statistics, total / normaliser if reading.working else None)
 
 
@@ -115,6 +120,8 @@ class _Pass:
         self.problems = {key: replace(problem, generator=_copied(problem.generator)) for key in estimators}
         self.capture = any(e.captures for e in self.working.values())
         self.twice = any(e.second_order for e in self.working.values())
+        self._masks = Lent({"the mask": problem.masks or {}})
+        self._weights: Lent | None = Lent({"the weights": problem.parameters})
         self._layouts: dict[Shapes, Layout] = {}
         # Shapes examined now, because the network took another way than it was known for.
         self._fresh: set[Shapes] = set()
@@ -138,6 +145,8 @@ class _Pass:
         for some, their_targets in pieces(inputs, targets, size):
             with in_part(layout, examples, count(some)):
                 batch, uses = forward(self.problem, some, their_targets, self.capture)
+            if self._weights is not None and not self._weights.intact:
+                self._weights = None  # the network overwrites them itself; they are put back in the end
             if first and size < examples:
                 refuse_cut(self.problem, inputs, batch.outputs)
             first = False
@@ -148,11 +157,24 @@ class _Pass:
                     self._fresh.add(shapes)
                 layout.sort(batch, uses, graph)
             batch.needed_again = len(self.working) > 1
+            lent = Lent({"the inputs": some, "the targets": their_targets, "the outputs": batch.outputs})
             for key, estimator in self.working.items():
                 estimator.add(replace(batch, problem=self.problems[key]))
+                lent.check(f"statistic {estimator.name!r}")
+                self.check(estimator)
             self._examples += count(some)
             self._normaliser += batch.normaliser
             self._total = self._total + batch.total.detach().double()
+
+    def check(self, estimator: Estimator) -> None:
+        """Refuse an estimator that has just changed weights or masks.
+
+        Raises:
+            RunError: Naming it.
+        """
+        for lent in (self._masks, self._weights):
+            if lent is not None:
+                lent.check(f"statistic {estimator.name!r}")
 
     def _find(self, shapes: Shapes, inputs: Inputs, targets: Any) -> Layout:
         """The layout for inputs of a shape that this pass has not met."""

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from prunekit.errors import UnsupportedError
+from prunekit.lending import Lent
 from prunekit.masks.axes import layers_of
 from prunekit.masks.weights import FlatIndex, Layer
 from prunekit.network.call import Inputs, call
@@ -162,6 +163,8 @@ def forward(
         uses = mode.uses
     if not outputs.requires_grad:  # they depend on no parameter that is asked for
         outputs = outputs.detach().requires_grad_()
+    lent = Lent({"the outputs": outputs, "the targets": targets})
     total = problem.loss.total(outputs, targets)
     normaliser = problem.loss.normaliser(outputs, targets)
+    lent.check(f"loss {problem.loss.name!r}")
     return ForwardPass(problem, inputs, targets, outputs, total, normaliser), uses

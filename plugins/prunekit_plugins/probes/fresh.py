@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prunekit import DataError, Probe, ProbeRecord, Series, StepMoment
+from prunekit import DataError, Probe, ProbeRecord, Series
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -28,6 +28,8 @@ class Fresh(Probe):
         Raises:
             DataError: If this is no step, or there are no other examples than the step's.
         """
+        from prunekit import StepMoment
+
         if not isinstance(moment, StepMoment):
             raise DataError(f"probe {self.name!r}: measures steps; of moments, name step or {{every: n}}")
         if moment.fresh is None:
