@@ -205,8 +205,9 @@ def invoke(arguments: list[str]) -> int:
         0 done; 2 for what the user can mend (usage, spec, data, file); 1 a failed run or a bug of ours; 130
         interrupted.
     """
-    # pydantic looks for plugins of its own, and any distribution whose entry points cannot be read stops it.
+    # pydantic and torch look for plugins of their own, and any distribution whose entry points cannot be read stops them.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     from prunekit.distributed import speaks
 
     # What all processes of a run have to say, one says.
