@@ -118,6 +118,8 @@ class CrossEntropy(Loss):
         advice = ""
         if probabilities and targets.shape == outputs.shape[:1] + outputs.shape[2:]:
             advice = "; class indices are integers: use targets.long()"
+        elif not probabilities and targets.shape == outputs.shape:
+            advice = "; one-hot rows: use targets.argmax(1)"
         elif targets.numel() == wanted.numel():
             advice = (
                 f"; labels in a column: use targets.reshape{tuple(wanted)}, or squeeze the axis of length 1"
