@@ -149,9 +149,10 @@ def test_labels_that_no_network_has_an_output_for_are_refused(label: int, tmp_pa
         _ = splits.info
 
 
-def test_one_hot_rows_are_refused_with_what_to_write_instead() -> None:
+@pytest.mark.parametrize("outputs", [2, 3])  # 2 is what the largest target says
+def test_one_hot_rows_are_refused_with_what_to_write_instead(outputs: int) -> None:
     with pytest.raises(DataError, match=r"one-hot rows: use targets.argmax\(1\)"):
-        CrossEntropy().total(torch.zeros(4, 3), torch.eye(3, dtype=torch.int64)[[0, 1, 2, 0]])
+        CrossEntropy().total(torch.zeros(4, outputs), torch.eye(3, dtype=torch.int64)[[0, 1, 2, 0]])
 
 
 def test_a_size_that_no_number_of_bytes_has_is_a_full_memory() -> None:

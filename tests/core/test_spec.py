@@ -545,3 +545,9 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
 def test_a_setting_may_go_into_what_an_earlier_one_has_set(tmp_path: Path) -> None:
     spec = load(running.mapping(tmp_path), {"prune.criterion": "obs", "prune.criterion.damping": 0.5})
     assert spec.data["prune"]["criterion"]["damping"] == 0.5
+
+
+@pytest.mark.parametrize("label", ["a/b", ".", "a\0b", "", "x" * 101, 3], ids=repr)
+def test_a_label_that_is_no_name_in_a_file_is_refused(label: object, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"probes\.0\.label: must be text of at most 100 characters"):
+        load(running.mapping(tmp_path), {"probes": [{"name": "line", "label": label}]})

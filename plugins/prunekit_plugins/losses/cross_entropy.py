@@ -118,12 +118,12 @@ class CrossEntropy(Loss):
         advice = ""
         if probabilities and targets.shape == outputs.shape[:1] + outputs.shape[2:]:
             advice = "; class indices are integers: use targets.long()"
-        elif not probabilities and targets.shape == outputs.shape:
-            advice = "; one-hot rows: use targets.argmax(1)"
         elif targets.numel() == wanted.numel():
             advice = (
                 f"; labels in a column: use targets.reshape{tuple(wanted)}, or squeeze the axis of length 1"
             )
+        elif targets.ndim == outputs.ndim and bool((targets.sum(1) == 1).all()):
+            advice = "; one-hot rows: use targets.argmax(1)"
         raise DataError(
             f"loss {self.name!r}: logits of {outputs.shape[1]} classes of shape {tuple(outputs.shape)} need "
             f"{'probabilities' if probabilities else 'class indices'} of shape {tuple(wanted)}; found "
