@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from prunekit.component import Component
+from prunekit.errors import DataError
 
 if TYPE_CHECKING:
     import torch
     from torch import Generator, Tensor, nn
 
 Task = Literal["classification", "regression"]
+
+_MOST_CLASSES = 2**31
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,18 @@ class Splits:
 
         Args:
             counted: Which targets count for the loss, as ``Loss.counted``: a label that does not is no class.
+
+        Raises:
+            DataError: If a label is so large that it can be no class.
         """
         outputs = self.outputs
         if outputs is None and self.task == "classification":
             outputs = max((int(y.max()) for y in self.labels(counted) if y.numel()), default=0) + 1
+            if outputs > _MOST_CLASSES:
+                raise DataError(
+                    f"labels are classes, counted from 0, and go up to {outputs - 1}; number the classes without gaps, or, "
+                    "where such numbers are values, store floating-point targets"
+                )
         elif outputs is None:
             outputs = self.train.y[0].numel()
         return DataInfo(tuple(self.train.inputs[0].shape[1:]), outputs, self.task)

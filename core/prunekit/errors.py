@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 
 _FULL = re.compile(
-    r"out of memory|can(no|')t allocate memory|bad_alloc|failed to map segment|can't start new thread",
+    r"out of memory|can(no|')t allocate memory|bad_alloc|failed to map segment|can't start new thread"
+    r"|storage size calculation overflowed",
     re.IGNORECASE,
 )
 

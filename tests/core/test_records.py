@@ -407,12 +407,14 @@ def test_a_probe_that_changes_its_arrays_from_step_to_step_is_refused_by_name(tm
     more = {**record(0.0).groups, "other": {"value": Series(1.0, ())}}
     text = {**record(0.0).groups, "trace": {"value": Series("much", ())}}
     taken = {**record(0.0).groups, "summary": {"value": Series(1.0, ())}}
+    path = {**record(0.0).groups, "w/x": {"value": Series(1.0, ())}}
     for groups, words in (
         (longer, "'curvature' at step 6: array spectrum/eigenvalues is float64 of shape"),
         (more, "array other/value was measured at this step"),
         ({"trace": longer["trace"]}, "array spectrum/eigenvalues was not measured"),
         (text, "array trace/value holds <U4; it must hold numbers"),
         (taken, "cannot be called 'summary'"),
+        (path, "'w/x' is no name for arrays"),
     ):
         with pytest.raises(RunError, match=words):
             writer.add_probe("curvature", record(0.0, groups=groups, moment="step", step=6))

@@ -500,6 +500,7 @@ def test_finetune_takes_what_its_optimizer_lacks_from_train(tmp_path: Path) -> N
         ("seed: 7", f"memory: {'9' * 400}GiB", "memory: must be less than 2^63 bytes"),
         ("device: cpu", "device: 'cuda:٣'", "device: must be auto, cpu, cuda or cuda:N"),
         ("device: cpu", "device: cuda:99999999999999999999", "device: must be auto, cpu, cuda or cuda:N"),
+        ("device: cpu", "device: cuda:01", "device: must be auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_what_yaml_would_drop_or_no_number_can_be_is_refused_with_its_place(
@@ -531,6 +532,8 @@ def test_a_name_in_another_case_is_suggested(setting: str, near: str, tmp_path: 
         ({"a." * 3000 + "b": 1}, "a path of 3001 names"),
         ({"prune.criterion.lambda": 10**400}, "must be a finite number"),
         ({"train.batch_size": 10**23}, "must be a valid integer"),
+        ({"model": {"name": "mlp", "hidden": [10**18]}}, "model.hidden.0: must be less than or equal to"),
+        ({"train.optimizer": {"name": "sgd", "nesterov": True}}, "train.optimizer: nesterov needs momentum"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -542,3 +545,9 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
 def test_a_setting_may_go_into_what_an_earlier_one_has_set(tmp_path: Path) -> None:
     spec = load(running.mapping(tmp_path), {"prune.criterion": "obs", "prune.criterion.damping": 0.5})
     assert spec.data["prune"]["criterion"]["damping"] == 0.5
+
+
+@pytest.mark.parametrize("label", ["a/b", ".", "a\0b", "", "x" * 101, 3], ids=repr)
+def test_a_label_that_is_no_name_in_a_file_is_refused(label: object, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"probes\.0\.label: must be text of at most 100 characters"):
+        load(running.mapping(tmp_path), {"probes": [{"name": "line", "label": label}]})

@@ -46,6 +46,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "n": {"m": 4},
     "m": {"n": 1},
     "draws": {"curvature": "ggn_mc"},
+    "nesterov": {"momentum": 0.9},
     "floor": {"ceiling": 1.0},
     "ceiling": {"floor": 0.0},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 
 from prunekit.errors import CheckpointError, ResultsError
 from prunekit.foreign import damage_of_archive, read_start, unreadable
-from prunekit.network.fitting import misfit
+from prunekit.network.fitting import misfit, unusual
 from prunekit.results import open_results
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
 """Under which names other tools keep the weights beside other things."""
+_DEPTH = 3
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -44,16 +46,17 @@ def read(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in reason:  # torch goes on to advise how to run such a file
+        if re.search("weights.only", reason, re.IGNORECASE):  # torch goes on to advise how to run such a file
             reason = "it holds other objects, or is damaged"
         raise CheckpointError(
             f"checkpoint {path}: not a complete torch checkpoint that holds only tensors "
             f"(nothing else is loaded, since it could run code): {reason}"
         ) from None
-    for key in _NESTED:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    for _ in range(_DEPTH):
+        if isinstance(content, Mapping):
+            content = next(
+                (content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content
+            )
     if not isinstance(content, Mapping) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
     ):
@@ -104,6 +107,20 @@ def _without_prefix(
     return stored
 
 
+def _without_masks(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they act, where ``torch.nn.utils.prune`` has split some into ``NAME_orig`` and ``NAME_mask``."""
+    acting = dict(stored)
+    if any(name.endswith("_orig") for name in expected):
+        return acting
+    for name in (key.removesuffix("_orig") for key in stored if key.endswith("_orig")):
+        weight, mask = stored[f"{name}_orig"], stored.get(f"{name}_mask")
+        if mask is None or name in stored or unusual(weight) or unusual(mask) or mask.shape != weight.shape:
+            continue
+        del acting[f"{name}_orig"], acting[f"{name}_mask"]
+        acting[name] = weight.where(mask != 0, 0)
+    return acting
+
+
 def load_into(model: nn.Module, path: Path) -> None:
     """Load a checkpoint whose tensors must be just the model's.
 
@@ -116,7 +133,7 @@ def load_into(model: nn.Module, path: Path) -> None:
     aliases: dict[int, list[str]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(tensor), []).append(name)
-    stored = _without_prefix(read(path), expected, list(aliases.values()))
+    stored = _without_prefix(_without_masks(read(path), expected), expected, list(aliases.values()))
     for names in aliases.values():
         source = next((n for n in names if n in stored), None)
         if source is not None:

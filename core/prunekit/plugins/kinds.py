@@ -70,8 +70,13 @@ _UNTIL: Schema = {
     "default": None,
     "description": "Stops where a metric has risen too far, and takes the step back that broke the limit.",
 }
+LABEL = r"(?!\.$)[^/\x00-\x1f\x7f]{1,100}"
+"""What a label may be: it becomes a name in the results, where none is a path."""
+
 _LABEL: Schema = {
     "type": ["string", "null"],
+    "minLength": 1,
+    "maxLength": 100,
     "default": None,
     "description": "Names it in the results; default its name. A probe may be listed twice under two labels.",
 }

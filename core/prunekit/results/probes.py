@@ -6,6 +6,7 @@ has a leading axis ``step``, and the summaries are lines of one text, so each ti
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,11 @@ def _values(where: str, group: str, key: str, series: Series) -> np.ndarray:
     values = np.asarray(series.values)
     if group in (STEP, SUMMARY):
         raise RunError(f"{where}: a group of arrays cannot be called {group!r}; give it another name")
+    for name in (group, key):
+        if name in ("", ".") or re.search("[/\0]", name):
+            raise RunError(
+                f"{where}: {name!r} is no name for arrays: it would be a path in the file; give them another"
+            )
     if values.dtype.kind not in "biuf":
         raise RunError(f"{where}: array {group}/{key} holds {values.dtype}; it must hold numbers")
     return values

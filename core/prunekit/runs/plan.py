@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -281,8 +282,10 @@ def _say_gaps(splits: Splits, loss: Loss, info: DataInfo, name: str) -> None:
     labels: set[int] = set()
     for y in splits.labels(loss.counted):
         labels.update(y.unique().tolist())  # type: ignore[no-untyped-call]
-    missing = sorted(set(range(info.outputs)) - labels)
-    if not missing or not labels or min(labels) < 0:  # the loss refuses negative ones
+    if not labels or min(labels) < 0:  # the loss refuses negative ones
+        return
+    missing = list(islice((k for k in range(info.outputs) if k not in labels), 6))
+    if not missing:
         return
     some = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
     warnings.warn(

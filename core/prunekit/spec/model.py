@@ -94,7 +94,7 @@ def _bytes(value: Plain) -> Plain:
 
 
 def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", value):
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", value):
         raise ValueError("must be auto, cpu, cuda or cuda:N")
     return value
 

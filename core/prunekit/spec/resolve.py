@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from prunekit.component import Component, Options
 from prunekit.errors import PluginError, SpecError
 from prunekit.observing.probe import Moments
 from prunekit.plugins.host import PluginManager, default_manager
-from prunekit.plugins.kinds import KINDS
+from prunekit.plugins.kinds import KINDS, LABEL
 from prunekit.pruning.criterion import locality_weight
 from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.pruning.until import Until
@@ -274,8 +275,12 @@ def _check_engine_keys(path: Key, engine: dict[str, Plain], problems: Problems) 
     if checkpoint is not None and not isinstance(checkpoint, str):
         problems.say((*path, "checkpoint"), f"must be a file's path; found {shown(checkpoint)}")
     label = engine.get("label")
-    if label is not None and (not isinstance(label, str) or not label):
-        problems.say((*path, "label"), f"must be text; found {shown(label)}")
+    if label is not None and not (isinstance(label, str) and re.fullmatch(LABEL, label)):
+        problems.say(
+            (*path, "label"),
+            "must be text of at most 100 characters, none of them / or a control character, and not a dot; found "
+            + shown(label),
+        )
         engine["label"] = None
     try:
         if engine.get("moments") is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from prunekit.component import Options
 
@@ -22,6 +22,14 @@ class SGD(Options):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError(
+                "nesterov needs momentum; give one, such as momentum: 0.9, or leave nesterov out"
+            )
+        return self
 
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]

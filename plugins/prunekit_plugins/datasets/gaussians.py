@@ -31,9 +31,9 @@ class GaussiansOptions(Options):
         data_seed: Draws the examples; default the split's seed.
     """
 
-    train: int = Field(default=1000, ge=1)
-    valid: int = Field(default=0, ge=0)
-    test: int = Field(default=1000, ge=0)
+    train: int = Field(default=1000, ge=1, le=1_000_000_000)
+    valid: int = Field(default=0, ge=0, le=1_000_000_000)
+    test: int = Field(default=1000, ge=0, le=1_000_000_000)
     data_seed: int | None = Field(default=None, ge=0, lt=2**63)
 
 

@@ -122,6 +122,8 @@ class CrossEntropy(Loss):
             advice = (
                 f"; labels in a column: use targets.reshape{tuple(wanted)}, or squeeze the axis of length 1"
             )
+        elif targets.ndim == outputs.ndim and bool((targets.sum(1) == 1).all()):
+            advice = "; one-hot rows: use targets.argmax(1)"
         raise DataError(
             f"loss {self.name!r}: logits of {outputs.shape[1]} classes of shape {tuple(outputs.shape)} need "
             f"{'probabilities' if probabilities else 'class indices'} of shape {tuple(wanted)}; found "

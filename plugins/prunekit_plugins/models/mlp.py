@@ -23,7 +23,7 @@ class MLPOptions(Options):
         bias: Give the layers biases.
     """
 
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (300, 100)
+    hidden: tuple[Annotated[int, Field(ge=1, le=10_000_000)], ...] = (300, 100)
     activation: Literal["tanh", "relu", "sigmoid", "gelu", "silu"] = "tanh"
     bias: bool = True
 
