@@ -201,7 +201,7 @@ def prunekit_register_selectors() -> list[type[Selector]]:
         import prunekit as pk
 
         class LastFirst(pk.Selector):
-            name = "last_first"  # with `apart = True`, ties are looked for in each layer by itself
+            name = "last_first"
 
             def select(self, items, budget):
                 kept = items.open.clone()

@@ -34,7 +34,7 @@ MANY = 1 << 26
 """Weights up to which the masks are read on opening; those of more are looked at when they are asked for."""
 _REQUIRED = {
     "steps": (*INTEGER_COLUMNS, *FLOAT_COLUMNS, *METRIC_COLUMNS[:3], "layers"),
-    "attempts": tuple(ATTEMPT_COLUMNS),
+    "attempts": tuple(name for name in ATTEMPT_COLUMNS if name != "damping"),  # which came later
     "training/dense": ("epoch", "running_loss"),
     "training/finetuned": ("epoch", "running_loss"),
     "examples": ("start", "count"),
