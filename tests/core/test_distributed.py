@@ -60,7 +60,7 @@ def assert_close(found: Any, expected: Any, tolerance: float) -> None:
     if isinstance(expected, dict):
         assert list(found) == list(expected)
         for key in expected:
-            if key not in ("seconds", "environment"):
+            if key not in ("seconds", "environment", "resumptions"):
                 assert_close(found[key], expected[key], tolerance)
     elif isinstance(expected, list):
         assert len(found) == len(expected)
@@ -209,6 +209,9 @@ def test_several_processes_go_on_where_one_was_interrupted(
     assert [code for code, _, _ in found] == [0, 0], found
     assert_same_run(out, tmp_path / "one.h5")
     assert not (tmp_path / "out.h5.state").exists()
+    with pk.open(out) as results:
+        (resumption,) = results.summary["resumptions"]
+    assert resumption["changes"]["world"] == {"before": 1, "now": 2}
 
 
 @pytest.mark.parametrize(
