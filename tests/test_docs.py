@@ -102,7 +102,9 @@ def test_the_architecture_names_every_room_that_exists_and_none_that_does_not() 
     contract = re.findall(r"\w+", "api" + listed)[::-1]
     assert sorted(order) == sorted(contract)
     beside_each_other = {"component", "records", "seeds", "units", "visible", "lending", "testing", "api"}
-    assert [n for n in order if n not in beside_each_other] == [n for n in contract if n not in beside_each_other]
+    assert [n for n in order if n not in beside_each_other] == [
+        n for n in contract if n not in beside_each_other
+    ]
     for folder in ("_linalg", "_curvature", "_selection"):
         assert f"`{folder}`" in page
         assert (TESTS.parent / "plugins" / "prunekit_plugins" / folder / "__init__.py").exists()
