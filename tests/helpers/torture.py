@@ -14,6 +14,7 @@ import os
 import random
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import running
+import torch
 
 import prunekit as pk
 from prunekit.runs.state import State, state_path
@@ -325,11 +327,18 @@ def _read_beside(out: Path) -> int:
         return 0
 
 
+def _others_can_run() -> bool:
+    """Whether this process may become another user, and that one may read what it imports later."""
+    installed = [Path(sys.prefix), Path(torch.__file__), Path(str(pk.__file__))]
+    places = {place for path in installed for place in (path.resolve(), *path.resolve().parents)}
+    return os.geteuid() == 0 and all(place.stat().st_mode & stat.S_IROTH for place in places)
+
+
 def limits(folder: Path, count: int, seed: int) -> Counter[str]:
     """Let the system refuse memory, handles, room and permission; then resume without limits, and compare."""
     draw, counts = random.Random(seed), Counter[str]()
     specs = wholes(folder)
-    kinds = ["memory", "handles", "file size", *(["user"] if os.geteuid() == 0 else [])]
+    kinds = ["memory", "handles", "file size", *(["user"] if _others_can_run() else [])]
     for number in range(count):
         kind, whole = kinds[number % len(kinds)], draw.choice(specs)
         place = folder / str(number)
