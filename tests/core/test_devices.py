@@ -272,5 +272,5 @@ def test_a_step_waits_for_the_device_where_the_design_says_however_many_layers(
     few, many = waits(criterion, layers, 2), waits(criterion, layers, 6)
     by_step = {where: (many[where] - few.get(where, 0)) / 4 for where in many}
     # On a GPU only versions are looked at, to see what a criterion has left alone.
-    by_step.pop(f"{CORE}/pruning/change.py _same")
+    by_step.pop(f"{CORE}/pruning/change.py _bits")
     assert {where: number for where, number in by_step.items() if number} == expected

@@ -24,7 +24,7 @@ class Kept:
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self._own = {name: p.detach() for name, p in parameters.items() if p.is_cuda or p.numel() <= _SMALL}
+        self._own = {name: p.detach() for name, p in parameters.items() if not _large(p)}
         self._versions = [p._version for p in self._own.values()]
         self.copies = {name: p.clone() for name, p in self._own.items()}
 
@@ -36,7 +36,7 @@ class Kept:
         found = []
         for (name, p), version in zip(self._own.items(), self._versions, strict=True):
             copy = self.copies[name]
-            if p._version != version or not (p.is_cuda or _same(p, copy)):
+            if p._version != version or (p.device.type == "cpu" and not _same(p, copy)):
                 p.copy_(copy)
                 found.append(name)
         return found
@@ -44,8 +44,20 @@ class Kept:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Bit by bit, by NumPy, which compares as fast as memory is read."""
-    bits = _BITS[a.element_size()]
-    return np.array_equal(a.view(bits).numpy(), b.view(bits).numpy())
+    return np.array_equal(_bits(a), _bits(b))
+
+
+def _large(parameter: Tensor) -> bool:
+    return parameter.device.type == "cpu" and parameter.numel() > _SMALL
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    return tensor.view(_BITS[tensor.element_size()]).numpy()
+
+
+def _picked(tensor: Tensor, places: Tensor) -> Tensor:
+    """Values at some places, by NumPy, which makes no list of the places, eight bytes each, on the way."""
+    return torch.from_numpy(_bits(tensor)[places.numpy()]).view(tensor.dtype)
 
 
 class Change:
@@ -79,7 +91,7 @@ class Change:
                 self._whole[name] = p.detach().clone()
             else:
                 places = (before[name] & ~after[name]).to(p.device)
-                self._lost[name] = places, p.detach()[places]
+                self._lost[name] = places, _picked(p.detach(), places)
 
     def apply(self) -> None:
         """Put the values and the zeros in place."""
@@ -94,14 +106,14 @@ class Change:
             for name, whole in self._whole.items():
                 self._parameters[name].copy_(whole)
             for name, (places, lost) in self._lost.items():
-                self._parameters[name][places] = lost
+                self._parameters[name].masked_scatter_(places, lost)
 
     def before(self) -> dict[str, Tensor]:
         """The parameters as they were, copies."""
         copies = {name: whole.clone() for name, whole in self._whole.items()}
         for name, (places, lost) in self._lost.items():
             copies[name] = self._parameters[name].detach().clone()
-            copies[name][places] = lost
+            copies[name].masked_scatter_(places, lost)
         return {name: copies[name] for name in self._parameters}
 
     def after(self) -> dict[str, Tensor]:
