@@ -66,7 +66,9 @@ def _stacked(axis: Axes, results: Results, label: str, parts: Sequence[str]) -> 
     sparsity_axis(axis, results.summary["steps"][-1]["sparsity"])
     axis.set_ylabel(f"change of the loss in a step ({unit(results)})")
     axis.set_title("What the change is made of")
-    axis.legend(fontsize="small")
+    axis.figure.legend(
+        *axis.get_legend_handles_labels(), fontsize="small", loc="outside lower left", ncols=6
+    )  # bars fill the axes
 
 
 def _predicted(axis: Axes, results: Results, label: str) -> None:
