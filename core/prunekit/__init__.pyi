@@ -49,6 +49,8 @@ from .records import StepRecord as StepRecord
 from .records import Stop as Stop
 from .records import Target as Target
 from .statistics.base import Estimator as Estimator
+from .statistics.joint import Certificate as Certificate
+from .statistics.joint import JointModel as JointModel
 from .statistics.request import Detailed as Detailed
 from .statistics.request import Request as Request
 from .statistics.request import Sampled as Sampled

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -329,6 +330,8 @@ def prune(
         prunable = options_of(Prunable, prunable, "prunable")
     ranked, strength = criterion_with_lambda(criterion, lam)
     asked = step_probes(probes)
+    for probe, _ in asked.values():
+        probe.check(ranked.name, partial(ranked.joint_model, strength))
     if isinstance(batches, Iterator):
         batches = list(batches)
 

@@ -1,2 +1,1 @@
-"""Linear algebra that knows nothing of networks: inverses of many matrices, conjugate gradients, constrained minima,
-quasi-Newton steps."""
+"""Linear algebra that knows nothing of networks: inverses, conjugate gradients, constrained minima, quasi-Newton steps."""

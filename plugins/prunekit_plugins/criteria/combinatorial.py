@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
-from prunekit import Context, Criterion, Options, Proposal, Request, RunError, Statistic
+from prunekit import (
+    Context,
+    Criterion,
+    JointModel,
+    Options,
+    Proposal,
+    Request,
+    RunError,
+    Statistic,
+    UnsupportedError,
+)
 from prunekit.masks import FlatIndex
 
 if TYPE_CHECKING:
@@ -68,9 +78,21 @@ class Combinatorial(Criterion):
     @property
     def requires(self) -> frozenset[Request]:
         """The curvature, and the gradient where the model has it."""
+        return frozenset({self._factors, "gradient"} if self.options.gradient else {self._factors})
+
+    @property
+    def _factors(self) -> Statistic:
         options = self.options
-        factors = Statistic("curvature_factors", curvature=options.curvature, draws=options.draws)
-        return frozenset({factors, "gradient"} if options.gradient else {factors})
+        return Statistic("curvature_factors", curvature=options.curvature, draws=options.draws)
+
+    def joint_model(self, lam: float) -> JointModel | None:
+        """The one that it makes small."""
+        if not self.options.update:
+            raise UnsupportedError(
+                f"criterion {self.name!r}: with update: false the weights that stay are not at the minimum of its model, "
+                "which is what can be certified; accepted: update: true"
+            )
+        return JointModel(self._factors, self.options.damping + lam, self.options.gradient)
 
     @property
     def uses_selector(self) -> bool:
