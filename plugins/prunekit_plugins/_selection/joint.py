@@ -90,12 +90,14 @@ class Relaxed:
         nu: Where the dual is largest, as far as it was found.
         kept: What stays at the minimum there, bool; a choice as good as the relaxation is tight.
         values: The weights there, zero where they go; not fitted to each other.
+        bound: The dual there, rounded in any direction.
         evaluations: Of the dual.
     """
 
     nu: Tensor
     kept: Tensor
     values: Tensor
+    bound: float
     evaluations: int
 
 
@@ -118,8 +120,9 @@ def relaxed(
     nu = problem.weights.new_zeros(problem.rows.count) if start is None else start
     length = 1 / (1 + _largest_eigenvalue(problem) / problem.damping)
     found = minimised(negative, nu, length, gain, limit)
-    _, kept, change = problem.inner(found.point)
-    return Relaxed(found.point, kept, torch.where(kept, problem.weights + change, 0.0), found.evaluations)
+    bound, kept, change = problem.inner(found.point)
+    values = torch.where(kept, problem.weights + change, 0.0)
+    return Relaxed(found.point, kept, values, bound, found.evaluations)
 
 
 def _largest_eigenvalue(problem: Joint) -> float:
