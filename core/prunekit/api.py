@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from prunekit.pruning.until import Until
     from prunekit.records import Attempt, Row, StepRecord
     from prunekit.statistics.base import Estimator
+    from prunekit.statistics.joint import Certificate
     from prunekit.statistics.operator import Operator
 
 Given: TypeAlias = str | Mapping[str, object]
@@ -386,6 +387,107 @@ def prune(
     if short is not None:
         raise ShortfallError(short, done)
     return done
+
+
+@together()
+@device_errors()
+@ordinary_tensors()
+def certificate(
+    model: nn.Module,
+    batches: Batches | Callable[[], Batches],
+    masks: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    damping: float = 0.1,
+    curvature: Literal["ggn", "ggn_mc", "empirical_fisher"] = "ggn",
+    gradient: bool = True,
+    before: Mapping[str, Tensor] | None = None,
+    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
+    prunable: Mapping[str, object] | Prunable | None = None,
+    evaluations: int = 400,
+    seed: int = 0,
+    memory: int | None = None,
+) -> Certificate:
+    """Bound how far a choice of weights is from the best one of as many, on a quadratic model of the loss.
+
+    The bound is on ``gᵀΔ + ½Δᵀ(C + αI)Δ``, Δ the change from the weights now; how far the loss is from that, it does not
+    say. The probe ``certificate`` does the same at the steps of a run.
+
+    Args:
+        model: At the weights before anything goes; left as it was found.
+        batches: As for :func:`statistics`.
+        masks: The choice, bool tensors or arrays, ``True`` = kept; what is not named is kept.
+        weights: What the weights that stay become, by parameter; default the model's minimum for this choice.
+        damping: α > 0.
+        curvature: C: ``ggn``, exact over classes; ``ggn_mc``, from labels that the network draws; ``empirical_fisher``.
+        gradient: Whether the model has the first-order term.
+        before: What had been pruned before, so that no choice has it, as ``masks``.
+        loss: As for :func:`statistics`.
+        prunable: As for :func:`prune`.
+        evaluations: Of the dual, at most.
+        seed: For labels that are drawn.
+        memory: Bytes for activations and factors.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(6, 3)
+        >>> batch = (torch.randn(50, 6), torch.randint(3, (50,)))
+        >>> largest = model.weight.abs() > model.weight.abs().median()
+        >>> found = certificate(model, [batch], {"weight": largest})
+        >>> found.budget, found.bound <= found.fitted <= found.value
+        (9, True)
+    """
+    import torch
+
+    from prunekit.masks.prunable import prunable_parameters
+    from prunekit.network.call import unpack
+    from prunekit.observing.moment import StepMoment, Surroundings
+    from prunekit.observing.probe import asked
+    from prunekit.plugins.build import as_loss, component, estimators, options_of
+    from prunekit.pruning.start import fitting
+    from prunekit.seeds import generator
+    from prunekit.statistics.joint import Certificate
+
+    if isinstance(prunable, Mapping):
+        prunable = options_of(Prunable, prunable, "prunable")
+    parameters = prunable_parameters(model, prunable)
+    open_ = fitting(model, parameters, before)
+    kept = {name: mask & open_[name] for name, mask in fitting(model, parameters, masks).items()}
+    given = {name: torch.as_tensor(value) for name, value in (weights or {}).items()}
+    strangers = [n for n, v in given.items() if n not in parameters or v.shape != parameters[n].shape]
+    if strangers:
+        raise SpecError(
+            f"weights: {', '.join(strangers)}: no prunable parameter of that name and shape; there are "
+            f"{', '.join(f'{n} {tuple(p.shape)}' for n, p in parameters.items())}"
+        )
+
+    def then() -> dict[str, Tensor]:
+        return {n: p.detach() * open_[n] for n, p in parameters.items()}
+
+    def after() -> dict[str, Tensor]:
+        return {n: given.get(n, p.detach()).to(p) * kept[n] for n, p in parameters.items()}
+
+    held = [unpack(batch) for batch in _looked_at(model, parameters, _fresh(batches))]
+    options = {"damping": damping, "curvature": curvature, "gradient": gradient, "evaluations": evaluations}
+    probe: Probe = component("probe", {"name": "certificate", "store": True, **options})
+    moment = StepMoment(
+        "proposal",
+        Surroundings(model, as_loss(loss), estimators, memory=memory),
+        kept,
+        1,
+        held,
+        Estimates(),
+        then,
+        after,
+        None,
+        float("nan"),
+        masks_before=open_,
+    )
+    groups = asked(probe, moment, generator(seed, "probe", "certificate")).groups
+    found = {name: series.values for name, series in groups["certificate"].items()}
+    value = found["fitted"] if weights is None else found["value"]
+    nu = groups["stored"]["nu"].values
+    return Certificate(value, found["fitted"], found["bound"], found["budget"], found["damping"], nu)
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -279,3 +279,45 @@ def test_examples_of_several_batches_keep_their_order() -> None:
         found.append(kept.records[0].groups["stored"]["nu"].values)
     for one, other in itertools.pairwise(found):
         np.testing.assert_allclose(one, other, rtol=0.1, atol=1e-3)
+
+
+def test_a_mask_at_hand_is_judged_against_all_others() -> None:
+    model = nn.Linear(4, 3, bias=False).double()
+    batches = [(torch.randn(40, 4, dtype=float64), torch.randint(3, (40,)))]
+    whole = model.weight.detach().clone()
+    there = whole.abs() > 0.1  # the rest has gone before
+    pruned = nn.Linear(4, 3, bias=False).double()
+    pruned.load_state_dict({"weight": whole * there})
+    theta, slope = flat(pruned.state_dict()), flat(pk.statistics(pruned, batches, "gradient")["gradient"])
+    rows = rows_of(pruned, batches, ["weight"], "ggn").flatten(0, 1)
+    damped = rows.T @ rows + 0.3 * torch.eye(12, dtype=float64)
+    values = {}
+    for choice in itertools.combinations(there.flatten().nonzero()[:, 0].tolist(), 5):
+        kept = list(choice)
+        change = -theta.clone()
+        change[kept] += torch.linalg.solve(damped[kept][:, kept], (damped @ theta - slope)[kept])
+        values[choice] = float(slope @ change + change @ (damped @ change) / 2)
+    best = min(values.values())
+    for choice in list(values)[::40]:
+        mask = torch.zeros(12, dtype=torch.bool)
+        mask[list(choice)] = True
+        masks = {"weight": mask.view(3, 4)}
+        found = pk.certificate(model, batches, masks, damping=0.3, before={"weight": there})
+        assert found.value == found.fitted == pytest.approx(values[choice], rel=1e-6)
+        assert found.bound <= best <= found.value
+        assert found.bound == pytest.approx(best, rel=0.05)
+        assert (found.budget, found.damping, found.nu.shape) == (5, 0.3, (40, 2))
+    assert torch.equal(model.weight, whole)
+
+
+def test_values_of_ones_own_are_judged_as_they_are() -> None:
+    model, batches = mlp()
+    masks = {"0.weight": model[0].weight.abs() > 0.1}
+    zeros = {name: torch.zeros_like(model.get_parameter(name)) for name in ("0.weight", "2.weight")}
+    found = pk.certificate(model, batches, masks, zeros)
+    assert found.value > found.fitted >= found.bound
+    assert found.gap == found.value - found.bound
+    with pytest.raises(pk.SpecError, match="no prunable parameter of that name and shape"):
+        pk.certificate(model, batches, masks, {"0.weight": torch.zeros(2)})
+    with pytest.raises(pk.SpecError, match="the model has no such parameter"):
+        pk.certificate(model, batches, {"none": torch.ones(2, dtype=torch.bool)})

@@ -127,7 +127,9 @@ class Certificate(Probe):
                 f"criterion {criterion!r} has no model over all weights together; accepted: combinatorial, obs and "
                 "obs_gradient, or the model to judge by: damping, and curvature and gradient if they are not ggn and true"
             )
-        statistic = Statistic("curvature_factors", curvature="ggn", draws=1) if own is None else own.statistic
+        statistic = (
+            own.statistic if own is not None else Statistic("curvature_factors", curvature="ggn", draws=1)
+        )
         if options.curvature is not None:
             statistic = Statistic(statistic.name, **{**statistic.options, "curvature": options.curvature})
         gradient = options.gradient
