@@ -404,7 +404,9 @@ def certificate(
     before: Mapping[str, Tensor] | None = None,
     loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
     prunable: Mapping[str, object] | Prunable | None = None,
+    exact: bool = False,
     evaluations: int = 400,
+    nodes: int = 10_000,
     seed: int = 0,
     memory: int | None = None,
 ) -> Certificate:
@@ -424,7 +426,9 @@ def certificate(
         before: What had been pruned before, so that no choice has it, as ``masks``.
         loss: As for :func:`statistics`.
         prunable: As for :func:`prune`.
+        exact: Look for the best choice itself, of at most 256 weights.
         evaluations: Of the dual, at most.
+        nodes: Of the search for the best choice, at most.
         seed: For labels that are drawn.
         memory: Bytes for activations and factors.
 
@@ -468,8 +472,9 @@ def certificate(
         return {n: given.get(n, p.detach()).to(p) * kept[n] for n, p in parameters.items()}
 
     held = [unpack(batch) for batch in _looked_at(model, parameters, _fresh(batches))]
-    options = {"damping": damping, "curvature": curvature, "gradient": gradient, "evaluations": evaluations}
-    probe: Probe = component("probe", {"name": "certificate", "store": True, **options})
+    options = {"damping": damping, "curvature": curvature, "gradient": gradient, "exact": exact}
+    limits = {"evaluations": evaluations, "nodes": nodes}
+    probe: Probe = component("probe", {"name": "certificate", "store": True, **options, **limits})
     moment = StepMoment(
         "proposal",
         Surroundings(model, as_loss(loss), estimators, memory=memory),
@@ -485,9 +490,10 @@ def certificate(
     )
     groups = asked(probe, moment, generator(seed, "probe", "certificate")).groups
     found = {name: series.values for name, series in groups["certificate"].items()}
-    value = found["fitted"] if weights is None else found["value"]
-    nu = groups["stored"]["nu"].values
-    return Certificate(value, found["fitted"], found["bound"], found["budget"], found["damping"], nu)
+    if weights is None:
+        found["value"] = found["fitted"]
+    found.pop("gap")
+    return Certificate(nu=groups["stored"]["nu"].values, **found)
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -321,3 +321,26 @@ def test_values_of_ones_own_are_judged_as_they_are() -> None:
         pk.certificate(model, batches, masks, {"0.weight": torch.zeros(2)})
     with pytest.raises(pk.SpecError, match="the model has no such parameter"):
         pk.certificate(model, batches, {"none": torch.ones(2, dtype=torch.bool)})
+
+
+def test_the_best_choice_is_found_on_demand() -> None:
+    model, batches = mlp()
+    probe = {"name": "certificate", "exact": True, "within": 1e-6}
+    (row,) = pk.prune(model, batches, "combinatorial", 0.7, 1, probes=[probe]).probes["certificate"]["steps"]
+    assert row["bound"] <= row["exact_bound"] <= row["optimum"] <= row["fitted"] * (1 + 1e-9)
+    assert row["optimum"] == pytest.approx(row["exact_bound"], rel=1e-6)
+    assert row["value"] < 0
+    assert row["relative_gap"] == pytest.approx((row["value"] - row["exact_bound"]) / -row["value"])
+    model, batches = mlp()
+    masks = {name: model.get_parameter(name).abs() > 0.3 for name in ("0.weight", "2.weight")}
+    found = pk.certificate(model, batches, masks, exact=True)
+    assert found.exact_bound <= found.optimum < found.value
+    few = pk.certificate(model, batches, masks, exact=True, nodes=1)
+    assert (few.nodes, few.exact_bound < found.exact_bound) == (1, True)
+
+
+def test_the_best_choice_of_many_weights_is_refused() -> None:
+    model = nn.Linear(30, 10)
+    batches = [(torch.randn(20, 30), torch.randint(10, (20,)))]
+    with pytest.raises(pk.UnsupportedError, match="at most 256 weights, and 300 are kept before the step"):
+        pk.prune(model, batches, "combinatorial", 0.5, 1, probes=[{"name": "certificate", "exact": True}])

@@ -35,6 +35,9 @@ class Certificate:
         budget: How many weights stay.
         damping: α.
         nu: What the bound follows from, ``[examples, columns]``, float64.
+        optimum: P of the best choice that branch and bound has found, no less than it is; ``None`` without it.
+        exact_bound: What branch and bound has shown no choice to be below, up to rounding in its last digits.
+        nodes: How many nodes that took.
     """
 
     value: float
@@ -43,6 +46,9 @@ class Certificate:
     budget: int
     damping: float
     nu: Any
+    optimum: float | None = None
+    exact_bound: float | None = None
+    nodes: int | None = None
 
     @property
     def gap(self) -> float:
@@ -51,19 +57,21 @@ class Certificate:
 
     @property
     def relative_gap(self) -> float | None:
-        """The same as a fraction of the best value, at most; ``None`` where value and bound have different signs.
+        """By which fraction of the best value that is at most; ``None`` where value and bound have different signs.
 
-        The best value lies between the two. Where all of that is a cost, the gap is a fraction of no less than
-        ``bound``; where all of it is a gain, of no less than ``−value``.
+        Of the two bounds the higher counts; the best value lies between it and ``value``. Where all of that is a cost,
+        the gap is a fraction of no less than the bound; where all of it is a gain, of no less than ``−value``.
 
         Example:
             >>> [Certificate(v, v, b, 9, 0.1, None).relative_gap for v, b in ((3.0, 2.0), (-2.0, -3.0), (1.0, -1.0))]
             [0.5, 0.5, None]
         """
-        if not (isfinite(self.value) and isfinite(self.bound)):
+        bound = self.bound if self.exact_bound is None else max(self.bound, self.exact_bound)
+        gap = max(0.0, self.value - bound)
+        if not isfinite(gap):
             return None
-        if self.gap == 0:
+        if gap == 0:
             return 0.0
-        if self.bound > 0:
-            return self.gap / self.bound
-        return self.gap / -self.value if self.value < 0 else None
+        if bound > 0:
+            return gap / bound
+        return gap / -self.value if self.value < 0 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from prunekit import Certificate, JointModel, Statistic, StepMoment, Tensors, UnsupportedError
 from prunekit.masks import FlatIndex
 from prunekit_plugins._curvature.rows import FactorRows
+from prunekit_plugins._selection.branching import best_choice
 from prunekit_plugins._selection.joint import Joint, lower_bound, relaxed, upper_value
 from prunekit_plugins._selection.quadratic import Quadratic
 
@@ -22,6 +23,9 @@ FIT = 1e-4
 
 FIT_PRODUCTS = 1000
 """For that, at most."""
+
+MOST = 256
+"""Weights of which the best choice is looked for."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +91,53 @@ class Stated:
         return quadratic.fitted(self.kept, self.after)
 
 
-def certified(stated: Stated, evaluations: int) -> Certificate:
-    """Bound a step's problem.
+def certified(stated: Stated, evaluations: int, nodes: int = 0) -> Certificate:
+    """Bound a step's problem, and solve it where that is asked for.
 
     Args:
         stated: The problem.
         evaluations: Of the dual, at most.
+        nodes: Of branch and bound, at most; 0 for none.
+
+    Raises:
+        UnsupportedError: If there are too many weights for branch and bound.
     """
     problem = stated.problem
-    nu = relaxed(problem, limit=evaluations).nu
-    return Certificate(
+    there = int(problem.open_.count_nonzero())
+    if nodes and there > MOST:
+        raise UnsupportedError(
+            f"certificate: exact: true looks for the best choice of at most {MOST} weights, and {there:,} are kept before "
+            "the step; leave it out, or prune fewer layers"
+        )
+    found = relaxed(problem, limit=evaluations)
+    plain = Certificate(
         upper_value(problem, stated.after),
         upper_value(problem, stated.fitted()),
-        lower_bound(problem, nu),
+        lower_bound(problem, found.nu),
         stated.budget,
         problem.damping,
-        stated.rows.by_example(nu),
+        stated.rows.by_example(found.nu),
+    )
+    return _solved(stated, plain, found.kept, nodes) if nodes else plain
+
+
+def _solved(stated: Stated, plain: Certificate, kept: Tensor, nodes: int) -> Certificate:
+    """With the best choice, from the step's and the dual's."""
+    problem, places = stated.problem, stated.problem.open_.nonzero().squeeze(1)
+    weights, gradient = problem.weights[places].cpu(), problem.gradient[places].cpu()
+    matrix = stated.factors.among(places).cpu()
+    matrix.diagonal().add_(problem.damping)
+    wanted = matrix @ weights - gradient
+    starts = [stated.kept[places].cpu(), kept[places].cpu()]
+    best = best_choice(matrix, wanted, stated.budget, starts, nodes)
+    values = torch.zeros_like(problem.weights)
+    values[places] = best.values.to(values.device)
+    at_zero = 0.5 * float((wanted - gradient) @ weights)  # P(0)
+    return replace(
+        plain,
+        optimum=upper_value(problem, values),
+        exact_bound=at_zero + best.bound,
+        nodes=best.nodes,
     )
 
 

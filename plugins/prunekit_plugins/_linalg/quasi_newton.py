@@ -33,7 +33,9 @@ class Minimum:
     evaluations: int
 
 
-def minimised(function: Function, start: Tensor, length: float, gain: float, limit: int) -> Minimum:
+def minimised(
+    function: Function, start: Tensor, length: float, gain: float, limit: int, enough: float = -math.inf
+) -> Minimum:
     """Go down until it no longer pays.
 
     A line search by bisection to the weak Wolfe conditions copes with kinks as it is, and keeps the pairs of curvature
@@ -45,6 +47,7 @@ def minimised(function: Function, start: Tensor, length: float, gain: float, lim
         length: Of the first step, in gradients.
         gain: The end, too: ten steps that gain less than this share of the value.
         limit: Most evaluations.
+        enough: A value below which it need not go.
 
     Example:
         >>> import torch
@@ -57,7 +60,7 @@ def minimised(function: Function, start: Tensor, length: float, gain: float, lim
     value, slope = search(point)
     pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_PAIRS)
     history = [value]
-    while search.evaluations < limit and math.isfinite(value):
+    while search.evaluations < limit and math.isfinite(value) and value > enough:
         direction = _direction(slope, pairs, length)
         found = search.line(point, value, slope, direction)
         if found is None:

@@ -29,6 +29,8 @@ class CertificateOptions(Options):
         gradient: Whether that model has the first-order term; default the criterion's own, or true.
         within: A step counts as proved whose value is within this fraction of the best one's.
         evaluations: Of the dual, at most; each costs about two forward passes of the step's examples.
+        exact: Look for the best choice itself, by branch and bound; for steps that begin with at most 256 weights.
+        nodes: Of branch and bound, at most.
         store: Keep what the bound follows from, ν and the weights before each step, so that it can be computed again
             from the file; as many numbers a step as there are prunable weights.
     """
@@ -38,6 +40,8 @@ class CertificateOptions(Options):
     gradient: bool | None = None
     within: float = Field(default=0.01, ge=0)
     evaluations: int = Field(default=400, ge=1, le=1_000_000)
+    exact: bool = False
+    nodes: int = Field(default=10_000, ge=1, le=1_000_000_000)
     store: bool = False
 
 
@@ -69,7 +73,7 @@ class Certificate(Probe):
         moment = at_step(moment, self.name)
         model = self._model(lambda: moment.joint_model, "of this step")
         stated = Stated.of(moment, model, generator)
-        found = certified(stated, self.options.evaluations)
+        found = certified(stated, self.options.evaluations, self.options.nodes if self.options.exact else 0)
         numbers: dict[str, float | int] = {
             "value": found.value,
             "fitted": found.fitted,
@@ -78,7 +82,9 @@ class Certificate(Probe):
             "budget": found.budget,
             "damping": found.damping,
         }
-        units = {"budget": "weights", "damping": ""}
+        if found.optimum is not None and found.exact_bound is not None and found.nodes is not None:
+            numbers |= {"optimum": found.optimum, "exact_bound": found.exact_bound, "nodes": found.nodes}
+        units = {"budget": "weights", "damping": "", "nodes": ""}
         groups = {
             "certificate": {key: Series(v, (), units.get(key, "loss")) for key, v in numbers.items()},
         }
