@@ -81,18 +81,29 @@ def _thresholds(items: Items, kept: Tensor, parts: list[slice]) -> Iterator[_Thr
 
     numbers: list[Tensor] = []
     for part in parts:
-        values, stays, open_ = (
-            items.saliency[part],
-            kept[part],
-            items.open[part],
-        )  # -inf where an item is gone
-        if not len(values):
+        values, stays, open_ = (  # the saliency is -inf where an item is gone
+            vector[part].split(_piece(vector)) for vector in (items.saliency, kept, items.open)
+        )
+        if not len(items.saliency[part]):
             continue
-        highest = values.masked_fill(stays, -torch.inf).amax()
-        equal, going = values == highest, open_ & ~stays
-        counts = [mask.count_nonzero() for mask in (equal, equal & going, going, open_)]
-        numbers += [number.double() for number in (*counts, highest)]
+        pieces = list(zip(values, stays, open_, strict=True))
+        highest = torch.stack([v.masked_fill(s, -torch.inf).amax() for v, s, _ in pieces]).amax()
+        counts = torch.stack([_counts(v == highest, s, o) for v, s, o in pieces]).sum(0)
+        numbers += [*counts.double(), highest.double()]
     read = read_together(numbers)
     for start in range(0, len(read), 5):
         tied, gone, left, all_ = map(int, read[start : start + 4])
         yield _Threshold(tied, gone, left, all_, read[start + 4])
+
+
+def _counts(equal: Tensor, stays: Tensor, open_: Tensor) -> Tensor:
+    """``[4]``: how many are equal, how many of these go, how many go, and how many were there."""
+    import torch
+
+    going = open_ & ~stays
+    return torch.stack([mask.count_nonzero() for mask in (equal, equal & going, going, open_)])
+
+
+def _piece(vector: Tensor) -> int:
+    """Items that are looked at together: on a CPU as many as stay in its cache, without copies of long vectors."""
+    return 1 << 18 if vector.device.type == "cpu" else max(1, len(vector))
