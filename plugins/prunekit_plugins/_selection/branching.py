@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from prunekit_plugins._linalg.quasi_newton import minimised
+from prunekit_plugins._selection.joint import UNIT
 
 _GAIN, _EVALUATIONS = 1e-5, 60  # of the search for a node's bound
 _RISES = 2  # times that the diagonal is made larger at a node
 _ROOT_RISES = 12
 _SHARE = 0.95  # of what could be added to the diagonal, so that something is left to add to
-_ROUNDING = 1e-9  # of the largest gain that any weights have, which is what rounding may have done to a bound
+_ROUNDINGS = (
+    8  # of each weight in a solution, amplified by H's condition, relative to the largest gain of any weights
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,12 @@ class _Node:
 class _Tree:
     def __init__(self, matrix: Tensor, wanted: Tensor, count: int) -> None:
         self.matrix, self.wanted, self.count = matrix, wanted, count
-        everything = torch.linalg.solve(matrix, wanted)
-        self.rounding = _ROUNDING * 0.5 * float(wanted @ everything)
+        everything, spectrum = torch.linalg.solve(matrix, wanted), torch.linalg.eigvalsh(matrix)
+        self.rounding = (
+            0.5
+            * float(wanted @ everything)
+            * min(1.0, _ROUNDINGS * len(wanted) * UNIT * float(spectrum[-1] / spectrum[0]))
+        )
         self.kept = torch.zeros_like(wanted, dtype=torch.bool)
         self.values = torch.zeros_like(wanted)
         self.height, self.bound, self.nodes = 0.0, -math.inf, 0
