@@ -344,3 +344,11 @@ def test_the_best_choice_of_many_weights_is_refused() -> None:
     batches = [(torch.randn(20, 30), torch.randint(10, (20,)))]
     with pytest.raises(pk.UnsupportedError, match="at most 256 weights, and 300 are kept before the step"):
         pk.prune(model, batches, "combinatorial", 0.5, 1, probes=[{"name": "certificate", "exact": True}])
+
+
+def test_a_mask_can_be_judged_by_drawn_labels() -> None:
+    model, batches = mlp()
+    masks = {name: model.get_parameter(name).abs() > 0.2 for name in ("0.weight", "2.weight")}
+    found = [pk.certificate(model, batches, masks, curvature="ggn_mc", seed=seed) for seed in (0, 0, 1)]
+    assert all(one.bound <= one.value and one.nu.shape == (20, 1) for one in found)
+    assert found[0].bound == found[1].bound != found[2].bound

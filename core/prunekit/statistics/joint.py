@@ -14,7 +14,8 @@ class JointModel:
     """``gᵀΔ + ½Δᵀ(C + αI)Δ`` of a change Δ of all prunable weights, which a step makes small for as many non-zeros.
 
     Attributes:
-        statistic: Knows C by its products: ``curvature_factors``, with its options.
+        statistic: Knows C by its products: ``curvature_factors``, with its options. If it draws, it has to be among those
+            that the criterion requires, or C would be of another draw.
         damping: α > 0, λ included where it is damping.
         gradient: Whether g is the gradient, or zero.
     """

@@ -12,17 +12,15 @@ from prunekit import Certificate, JointModel, Statistic, StepMoment, Tensors, Un
 from prunekit.masks import FlatIndex
 from prunekit_plugins._curvature.rows import FactorRows
 from prunekit_plugins._selection.branching import best_choice
+from prunekit_plugins._selection.dual import FIT
 from prunekit_plugins._selection.joint import Joint, lower_bound, relaxed, upper_value
 from prunekit_plugins._selection.quadratic import Quadratic
 
 if TYPE_CHECKING:
     from prunekit_plugins._curvature.jacobian_factors import Factors
 
-FIT = 1e-4
-"""Relative residual to which weights are fitted to a choice."""
-
 FIT_PRODUCTS = 1000
-"""For that, at most."""
+"""For a fit, at most."""
 
 MOST = 256
 """Weights of which the best choice is looked for."""
@@ -48,19 +46,10 @@ class Stated:
 
     @classmethod
     def of(cls, moment: StepMoment, model: JointModel, generator: Generator) -> Stated:
-        """From the step's own statistics where they are at hand, else estimated at the weights before it.
-
-        Raises:
-            UnsupportedError: If C is known by drawn labels that only the criterion has seen.
-        """
+        """From the step's own statistics where they are at hand, else estimated at the weights before it."""
         own = {Statistic.of(request): found for request, found in moment.statistics.items()}
         wanted = [model.statistic, *([Statistic("gradient")] if model.gradient else [])]
         missing = [request for request in wanted if request not in own]
-        if model.statistic in missing and model.statistic.options.get("curvature") == "ggn_mc":
-            raise UnsupportedError(
-                "certificate: curvature ggn_mc draws labels, and the criterion has not kept its own; accepted: ggn or "
-                "empirical_fisher"
-            )
         before = moment.before()
         if missing:
             estimates = moment.estimate(missing, generator, before)

@@ -74,12 +74,13 @@ class Joint:
     def inner(self, nu: Tensor) -> tuple[float, Tensor, Tensor]:
         """D(ν), what stays at the minimum that it is, and the change of the weights there; not rounded downwards."""
         slope = self.slope(nu)
-        kept = self.chosen((slope - self.damping * self.weights).square_())
-        change = torch.where(kept, slope.div(-self.damping), -self.weights)
-        change.masked_fill_(~self.open_, 0.0)
-        # Of what stays −s²/2α = s·change/2; of what goes ½αθ² − sθ.
-        costs = torch.where(kept, 0.5 * slope, slope + 0.5 * self.damping * change)
-        return float(costs @ change) - 0.5 * float(nu @ nu), kept, change
+        pull = slope.sub(self.weights, alpha=self.damping)  # s − αθ
+        kept = self.chosen(pull.square())
+        pull.masked_fill_(~kept, 0.0)
+        # If all went, ½αθ² − sθ each; what stays saves (s − αθ)²/2α, and is at −s/α from θ.
+        gone = 0.5 * self.damping * float(self.weights @ self.weights) - float(slope @ self.weights)
+        change = self.weights.add(pull, alpha=1 / self.damping).neg_()
+        return gone - 0.5 * float(pull @ pull) / self.damping - 0.5 * float(nu @ nu), kept, change
 
 
 @dataclass(frozen=True)
