@@ -6,9 +6,10 @@ from prunekit_plugins.probes.error_budget import ErrorBudget
 from prunekit_plugins.probes.fresh import Fresh
 from prunekit_plugins.probes.line import Line
 from prunekit_plugins.probes.radius import Radius
+from prunekit_plugins.probes.spectrum import Spectrum
 
 
 @hookimpl
 def prunekit_register_probes() -> list[type[Probe]]:
     """Return the classes of the built-in probes, to be registered when plugins are loaded."""
-    return [Certificate, ErrorBudget, Fresh, Line, Radius]
+    return [Certificate, ErrorBudget, Fresh, Line, Radius, Spectrum]
