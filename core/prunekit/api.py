@@ -313,6 +313,7 @@ def prune(
         criterion_with_lambda,
         estimators,
         options_of,
+        ranking,
         scheduler_with_until,
         step_probes,
     )
@@ -354,7 +355,7 @@ def prune(
         raise SpecError("valid: is for `until`, which is not given")
     observe_axes(model, prunable_parameters(model, prunable), first_batches)
     pruner = Pruner(
-        Surroundings(model, task, estimators, memory=memory),
+        Surroundings(model, task, estimators, memory=memory, ranking=ranking),
         ranked,
         chosen,
         component("selector", selector),

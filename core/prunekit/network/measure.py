@@ -60,7 +60,7 @@ def _measured(
         batch_inputs, batch_targets = unpack(batch)
         if count(batch_inputs) == 0:
             continue
-        for inputs, targets in pieces(batch_inputs, batch_targets, at_once or _at_once(batch_inputs)):
+        for inputs, targets in pieces(batch_inputs, batch_targets, at_once or slice_size(batch_inputs)):
             outputs = call(model, inputs, weights).detach()
             lent = Lent({"the outputs": outputs, "the targets": targets})
             total = total + loss.total(outputs, targets).double()
@@ -78,7 +78,7 @@ def _measured(
     return loss_sum / normaliser, wrong_sum / predictions_sum if predictions_sum else None
 
 
-def _at_once(inputs: Inputs) -> int:
+def slice_size(inputs: Inputs) -> int:
     """How many examples go through the network together; of numbers on a GPU more, of tokens no more than elsewhere."""
     if not isinstance(inputs, Tensor) or not inputs.is_cuda or not inputs.is_floating_point():
         return SLICE
