@@ -104,6 +104,9 @@ class _Execution:
             spec.settings.memory,
             partial(ranking, manager=manager),
         )
+        for probe, _ in self.probes.values():
+            for criterion in probe.criteria:
+                self.surroundings.ranking(criterion)  # unknown ones are refused here
         self.pruner = self._pruner(plan.pruning)
         # Of several processes, the first alone writes, and tells recorders and plugins what happens.
         self.first = distributed.rank() == 0
