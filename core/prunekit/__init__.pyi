@@ -5,6 +5,7 @@ from .api import apply_masks as apply_masks
 from .api import attach as attach
 from .api import open as open
 from .api import operator as operator
+from .api import probe as probe
 from .api import prune as prune
 from .api import run as run
 from .api import saliency as saliency

@@ -18,6 +18,7 @@ from prunekit.results import Results, open_results
 from prunekit.statistics.request import Estimates, Request, Statistic
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
@@ -384,6 +385,63 @@ def prune(
     if short is not None:
         raise ShortfallError(short, done)
     return done
+
+
+@together()
+@device_errors()
+@ordinary_tensors()
+def probe(
+    model: nn.Module,
+    batches: Batches | Callable[[], Batches],
+    probe: Given | Probe,
+    masks: Mapping[str, Tensor] | None = None,
+    *,
+    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
+    prunable: Mapping[str, object] | Prunable | None = None,
+    seed: int = 0,
+    memory: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Ask a probe about a model's loss landscape, outside any run.
+
+    Args:
+        model: Left as it was found, also on error.
+        batches: As for :func:`statistics`; they stand for the training split.
+        probe: A name, a mapping with the spec's keys, or an object.
+        masks: Measure at the masked weights; bool tensors, ``True`` = kept; what is not named is kept.
+        loss: As for :func:`statistics`.
+        prunable: As for :func:`prune`.
+        seed: Of the probe's random numbers.
+        memory: Bytes for activations and products.
+
+    Returns:
+        The probe's arrays by name; by ``group/name`` where several of its groups have one of that name.
+
+    Raises:
+        PrunekitError: If an argument is not acceptable, or the probe measures steps or compares the networks of a run.
+    """
+    from prunekit.masks.prunable import prunable_parameters
+    from prunekit.network.call import unpack
+    from prunekit.network.restore import holding
+    from prunekit.observing.alone import MomentAlone, arrays, refuse_nothing
+    from prunekit.observing.moment import Surroundings
+    from prunekit.observing.probe import asked
+    from prunekit.plugins.build import as_loss, component, estimators, options_of, ranking
+    from prunekit.pruning.start import fitting
+    from prunekit.seeds import generator
+
+    if isinstance(prunable, Mapping):
+        prunable = options_of(Prunable, prunable, "prunable")
+    chosen: Probe = component("probe", probe)
+    parameters = prunable_parameters(model, prunable)
+    held = [unpack(batch) for batch in _looked_at(model, parameters, _fresh(batches))]
+    surroundings, kept = (
+        Surroundings(model, as_loss(loss), estimators, memory=memory, ranking=ranking),
+        fitting(model, parameters, masks),
+    )
+    with holding(model, {name: parameters[name].detach() * kept[name] for name in kept if masks}):
+        record = asked(chosen, MomentAlone(surroundings, kept, held), generator(seed, "probe", chosen.name))
+    refuse_nothing(chosen.name, record)
+    return arrays(record)
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

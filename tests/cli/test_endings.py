@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,57 @@ def test_a_second_signal_ends_a_run_at_once_and_the_last_boundary_is_kept(spec: 
     pk.run(spec, tmp_path / "whole.h5").close()
     assert running.cli("run", spec, "--out", "out.h5", "--resume")[0] == 0
     assert running.contents(tmp_path / "out.h5") == running.contents(tmp_path / "whole.h5")
+
+
+@pytest.mark.parametrize("stubborn", [False, True], ids=["loops", "loops_and_catches_everything"])
+def test_a_plugin_in_an_endless_loop_is_interrupted_and_what_was_finished_is_kept(
+    stubborn: bool, spec: Path, tmp_path: Path
+) -> None:
+    """A plugin that catches every exception takes a second signal."""
+    code = (
+        "import itertools, time\n"
+        "from prunekit_plugins.criteria.magnitude import Magnitude\n"
+        "calls, saliency = itertools.count(), Magnitude.saliency\n"
+        "def endless(self, weights, statistics):\n"
+        "    if next(calls) < 2: return saliency(self, weights, statistics)\n"
+        "    open('looping', 'w').close()\n"
+        "    while True:\n"
+        "        try:\n"
+        "            while True: time.sleep(0.01)\n"
+        f"        except {'BaseException' if stubborn else 'ZeroDivisionError'}: open('caught', 'w').close()\n"
+        "Magnitude.saliency = endless\n"
+        "from prunekit_cli.__main__ import main; main()\n"
+    )
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "run",
+            str(spec),
+            "--out",
+            "out.h5",
+            "--set",
+            "prune.criterion=magnitude",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    for place in ("looping", "caught") if stubborn else ("looping",):
+        while not (tmp_path / place).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.count("interrupted") == 1
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("*.tmp"))
+    with pk.open("out.h5") as results:
+        assert len(results.summary["steps"]) == 2
+        assert results.summary["status"] == ("running" if stubborn else "interrupted")
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["inspect", "absent.h5"], 2)])

@@ -69,8 +69,8 @@ def around(middle: nn.Module) -> nn.Sequential:
 CAUSES = [
     (Outside, "in one pass and .* in the next.*in a global, a closure"),
     (Unversioned, r"in one pass and .* in the next.*\.data"),
-    (Mixing, "in slices of 500 examples and .* in slices of 250. Its examples influence each other"),
-    (Ranking, "in slices of 500 examples and .* in slices of 250. Its examples influence each other"),
+    (Mixing, "in slices of 1000 examples and .* in slices of 250. Its examples influence each other"),
+    (Ranking, "in slices of 1000 examples and .* in slices of 250. Its examples influence each other"),
     (Asking, "with statistics and .* measured. It does something else where gradients are wanted"),
 ]
 

@@ -181,3 +181,15 @@ def test_an_unknown_criterion_is_refused_before_anything_is_computed(tmp_path: P
     assert not (tmp_path / "run.h5").exists()
     with pytest.raises(pk.SpecError, match="qm is there twice"):
         component("probe", {"name": "oracle", "criteria": ["qm", "qm"]})
+
+
+def test_it_can_be_asked_about_a_model_of_ones_own() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(20, 4, dtype=torch.float64), torch.randint(3, (20,))
+    found = pk.probe(model, [(x[:12], y[:12]), (x[12:], y[12:])], {"name": "oracle", "criteria": ["qm"]})
+    with torch.no_grad():
+        before = nn.functional.cross_entropy(model(x), y)
+        model[0].weight[0, 0] = 0.0
+        change = float(nn.functional.cross_entropy(model(x), y) - before)
+    assert found["delta_loss"][0] == pytest.approx(change, rel=1e-7)
+    assert found["spearman"].shape == (1,)

@@ -195,6 +195,26 @@ def test_ties_within_a_layer_are_said_where_each_is_chosen_from_by_itself() -> N
         pk.prune(model, batches(), SignsOfTheFirst(), sparsity=0.2, steps=1, selector="layerwise")
 
 
+@pytest.mark.filterwarnings("default:ties")
+def test_ties_within_a_group_are_said_where_groups_are_chosen_from_by_themselves() -> None:
+    """By the definition, group by group; equal saliencies in different groups are no ties."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x, y = torch.randn(20, 8, dtype=torch.double), torch.randint(3, (20,))
+    selector = {"name": "nm", "n": 2, "m": 4}
+    options = {"sparsity": 0.5, "steps": 1, "selector": selector, "prunable": {"include": ["0.weight"]}}
+    # Two of each four stay: where two are positive, these.
+    tied = sum(int(group.sum()) != 2 for group in (model[0].weight > 0).reshape(-1, 4))
+    with pytest.warns(pk.PrunekitWarning, match=f"ties: in {tied} of the 12 groups that lose weights"):
+        pk.prune(copy.deepcopy(model), [(x, y)], Signs(), **options)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.arange(1.0, 5.0).tile(6, 2))
+    assert not pk.prune(copy.deepcopy(model), [(x, y)], "magnitude", **options).warnings
+    with torch.no_grad():
+        model[0].weight.copy_(torch.arange(1.0, 13.0).repeat_interleave(4).reshape(6, 8))
+    with pytest.raises(pk.RunError, match="within each group the saliencies of all kept weights are equal"):
+        pk.prune(model, [(x, y)], "magnitude", **options)
+
+
 def test_a_layer_without_differences_is_no_error_where_another_has_some() -> None:
     model = network()
     nn.init.constant_(model[0].weight, 0.5)

@@ -122,7 +122,10 @@ def results_parts(data: bytes) -> None:
         _look(path, drawn=choices.below(40) == 39)
 
 
-_NOT_WRITTEN = (KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError, IndexError)
+_NOT_WRITTEN = (
+    *(KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError, IndexError),
+    MemoryError,  # of the change, not of what is tried
+)
 """What h5py says of changes that it does not make."""
 
 
@@ -256,7 +259,11 @@ def _odd_storage(file: h5py.File, name: str, choices: Choices) -> None:
     del file[name]
     which = choices.below(4)
     if which == 0:
-        file.create_dataset(name, (choices.below(60000) * 2 ** choices.below(40),), kind, chunks=(64,))
+        size = choices.below(60000) * 2 ** choices.below(40)
+        chunk = min(
+            max(64, size >> 16), (1 << 31) // kind.itemsize
+        )  # HDF5 makes an index of all chunks at once
+        file.create_dataset(name, (size,), kind, chunks=(chunk,))
     elif which == 1:
         file.create_dataset(name, shape, kind, external=[("bytes.h5", 0, h5py.h5f.UNLIMITED)])
     elif which == 2:

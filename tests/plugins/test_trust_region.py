@@ -112,6 +112,30 @@ def test_the_error_is_expected_to_grow_as_the_length_to_the_power_2_5() -> None:
         assert -math.log(1 - found.sparsity) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("accepted", [True, False])
+def test_no_step_is_longer_than_the_second_order_held_along_the_one_before(accepted: bool) -> None:
+    """A third derivative of 6c leaves c·t³, which is half the tolerance at t = (tolerance / 2c)^⅓."""
+    scheduler = TrustRegion(sparsity=0.99, tolerance={"relative": 0.0, "absolute": 0.01}, radius=True)
+    found = {"derivative_1": 0.3, "derivative_2": 0.2, "derivative_3": 6 * 0.04, "derivative_4": 0.0}
+    attempt = tried(0.5, 0.0, 0.0 if accepted else 0.011, accepted=accepted, measured={"radius": found})
+    length = math.log(2) * (0.01 / 2 / 0.04) ** (1 / 3)
+    here = 0.5 if accepted else 0.0
+    assert asked(scheduler, [attempt]).sparsity == pytest.approx(1 - (1 - here) * math.exp(-length))
+    for unknown in ({}, {**found, "derivative_4": None}, {**found, "derivative_4": math.nan}):
+        without = replace(attempt, measured={"radius": unknown} if unknown else {})
+        assert asked(scheduler, [without]).sparsity > asked(scheduler, [attempt]).sparsity
+
+
+def test_the_radius_of_every_proposal_is_measured_and_the_history_alone_decides() -> None:
+    options = {"tolerance": {"relative": 0.5, "absolute": 0.05}, "radius": True, "adapt": "both"}
+    found = pk.prune(network(), draws(), "combinatorial", 0.8, scheduler={"name": "trust_region", **options})
+    again = TrustRegion(sparsity=0.8, **options)
+    for i, attempt in enumerate(found.attempts):
+        assert attempt.measured["radius"]["derivative_3"] != 0
+        assert again.next(found.attempts[:i]) == attempt.target
+    assert again.next(found.attempts) is None
+
+
 def test_it_ends_at_the_sparsity_asked_for_to_the_last_digit_with_two_steps_alike() -> None:
     scheduler = TrustRegion(sparsity=0.7, step={"start": 0.4}, tolerance={"absolute": 0.05})
     first = asked(scheduler, [])

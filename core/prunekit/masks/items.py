@@ -44,15 +44,13 @@ class Items:
         dtypes = {saliency[layer.name].dtype for layer in layers}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64  # which holds every value of the others
         values = torch.empty(total, dtype=dtype, device=device)
-        open_ = torch.empty(total, dtype=torch.bool, device=device)
-        gone = torch.full(
-            (), -torch.inf, dtype=dtype, device=device
-        )  # a tensor of a number would be a transfer
-        for layer in layers:
-            kept = masks[layer.name].reshape(-1).to(device)
+        parts = [masks[layer.name].reshape(-1).to(device) for layer in layers]
+        # A tensor of a number would be a transfer.
+        gone = torch.full((), -torch.inf, dtype=dtype, device=device)
+        for layer, kept in zip(layers, parts, strict=True):
             score = saliency[layer.name].detach().reshape(-1).to(device, dtype)
-            open_[layer.part] = kept
             torch.where(kept, score, gone, out=values[layer.part])
+        open_ = parts[0] if len(parts) == 1 else torch.cat(parts)  # of one layer no copy
         return cls(values, open_, layers)
 
     @property

@@ -15,7 +15,7 @@ from prunekit import distributed
 from prunekit.errors import RunError
 from prunekit.losses.base import Loss
 from prunekit.network.call import Batch, call, count, rows, unpack
-from prunekit.network.measure import SLICE, measure
+from prunekit.network.measure import SLICE, measure, slice_size
 from prunekit.network.noise import drawing
 from prunekit.network.remembered import draws_elsewhere, drew_from_its_own
 from prunekit.network.restore import evaluating
@@ -68,8 +68,9 @@ def refuse_several_functions(
             "numpy; or the batches change as they are read. Keep state in attributes or buffers of modules, or reset it"
         )
     if abs(otherwise - once) > room:
+        size = max(slice_size(unpack(batch)[0]) for batch in batches)
         raise RunError(
-            f"{said}its loss is {once:.9g} in slices of {SLICE} examples and {otherwise:.9g} in slices of {_OTHER}. Its "
+            f"{said}its loss is {once:.9g} in slices of {size} examples and {otherwise:.9g} in slices of {_OTHER}. Its "
             "examples influence each other in eval mode (statistics of the batch, sorting or ranking over it, attention "
             f"across it): give batches of at most {SLICE} examples that are complete in themselves"
         )

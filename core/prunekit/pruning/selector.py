@@ -34,6 +34,18 @@ class Selector(Component, ABC):
             SpecError: If it contradicts the options.
         """
 
+    def in_groups(self, values: Tensor, layer: Layer) -> Tensor | None:
+        """A layer's values by the groups within which they are compared, so that a tie is one of a group.
+
+        Args:
+            values: ``[n]``, of the layer's items.
+            layer: With its shape and input axis.
+
+        Returns:
+            ``[…, group]``; ``None``, the default, where there are no groups.
+        """
+        return None
+
     @abstractmethod
     def select(self, items: Items, budget: int) -> Tensor:
         """Choose what stays.

@@ -261,10 +261,10 @@ class Pruner:
     def _watch(self, items: Items, kept: Tensor) -> None:
         """Look at a choice of the selector."""
         try:
-            text = ties(items, kept, self.selector.apart)
+            text = ties(items, kept, self.selector)
         except RunError as error:
             raise RunError(f"criterion {self.criterion.name!r}: {error}") from None
-        if text is not None:
+        if text:
             self._warn("ties", text)
 
     def _suspects(self) -> str:

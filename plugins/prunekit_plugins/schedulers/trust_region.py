@@ -104,6 +104,8 @@ class TrustRegionOptions(TargetOptions):
             ``step.start`` of the weights left; ``both``.
         measure: ``sample``: the change on the step's own examples; ``fresh``: on as many others. Left out, ``fresh`` where
             the criterion adjusts weights that stay and there are others.
+        radius: Measure the Taylor radius of every proposal, and make no step longer than the loss's second-order
+            polynomial held along the one before; of use where the criterion's model is all of the second order.
         step: Bounds of a step's length, the fraction of the weights left that goes: ``{start, least, most}``.
         damping: Bounds of the damping, where it adapts: ``{start, least, most}``.
     """
@@ -112,6 +114,7 @@ class TrustRegionOptions(TargetOptions):
     tolerance: Tolerance = Tolerance()
     adapt: Literal["sparsity", "damping", "both"] = "sparsity"
     measure: Literal["sample", "fresh"] | None = None
+    radius: bool = False
     step: StepBounds = StepBounds()
     damping: DampingBounds = DampingBounds()
 
@@ -150,7 +153,7 @@ class TrustRegion(Scheduler):
     options: TrustRegionOptions
 
     def needed(self, criterion: Criterion, fresh: bool) -> frozenset[str]:
-        """``fresh``, where the change on fresh examples is what counts.
+        """``fresh``, where the change on fresh examples is what counts, and ``radius``, if that is wanted.
 
         Raises:
             SpecError: If the criterion predicts no change, or fresh examples are asked for and there are none.
@@ -167,7 +170,9 @@ class TrustRegion(Scheduler):
                 "let prune.examples be less than all, or give pk.prune a function that draws its batches; or measure: sample"
             )
         chosen = self.options.measure or ("fresh" if criterion.updates and fresh else "sample")
-        return frozenset({"fresh"} if chosen == "fresh" else ())
+        return frozenset(
+            ({"fresh"} if chosen == "fresh" else set()) | ({"radius"} if self.options.radius else set())
+        )
 
     def planned(self) -> list[float]:
         """Where it ends."""
@@ -233,6 +238,7 @@ class TrustRegion(Scheduler):
                 factor = min(factor, _fitting(_AIM, error), _SURE)
             elif "fresh" in attempt.measured:  # some of the error there stays, however short the step is
                 factor = min(factor, max(_fitting(_EDGE, error), 1.0))
+            factor = min(factor, self._radius(attempt))
             length = min(length * min(max(factor, _SHRINKAGE), _GROWTH), most)
         if options.adapt != "sparsity":
             factor = min(max(self._untrue(attempt) / _UNTRUE, 0.5), 1.5)
@@ -270,6 +276,20 @@ class TrustRegion(Scheduler):
         if not allowed:
             return math.inf if apart else 0.0
         return apart / allowed
+
+    def _radius(self, attempt: Attempt) -> float:
+        """The part of the step up to which the second-order polynomial is off by half the tolerance at most."""
+        from prunekit_plugins._landscape.radius import radius
+
+        found = attempt.measured.get("radius", {})
+        derivatives = [found.get(f"derivative_{order}") for order in range(1, 5)]
+        known = [value for value in derivatives if value is not None]
+        if len(known) < len(derivatives) or not all(map(math.isfinite, known)):
+            return math.inf  # it cannot be had for this network, and the radius says why
+        relative, absolute = (
+            _AIM * part for part in (self.options.tolerance.relative, self.options.tolerance.absolute)
+        )
+        return radius([0.0, *known], 2, relative, absolute, _GROWTH)
 
     def _untrue(self, attempt: Attempt) -> float:
         """What part of the predicted change has not come true on the step's own examples; of a small one, less."""

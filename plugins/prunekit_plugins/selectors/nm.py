@@ -59,7 +59,7 @@ class Pattern(Selector):
         import torch
 
         refuse_other_layers(items.layers, self.options.m, "prune.selector")
-        gone = {layer.name: self._groups(~items.open[layer.part], layer).sum(-1) for layer in items.layers}
+        gone = {layer.name: self.in_groups(~items.open[layer.part], layer).sum(-1) for layer in items.layers}
         refuse_fuller(gone, self.options.n, self.options.m, "prune.selector")
         may_go = torch.cat([self._may_go(items.saliency[layer.part], layer) for layer in items.layers])
         return items.without_cheapest(budget, among=may_go)
@@ -69,14 +69,14 @@ class Pattern(Selector):
         import torch
 
         assert layer.input_axis is not None  # else it has been refused
-        rank = self._groups(saliency, layer)
+        rank = self.in_groups(saliency, layer)
         # Stable: of equal saliencies the earlier input goes first.
         first = rank.argsort(dim=-1, stable=True)[..., : self.options.m - self.options.n]
         among = torch.zeros_like(rank, dtype=torch.bool).scatter_(-1, first, True)
         return among.flatten(-2).movedim(-1, layer.input_axis).flatten()
 
-    def _groups(self, values: Tensor, layer: Layer) -> Tensor:
-        """A layer's flat values with the groups last, ``[…, groups, m]``."""
+    def in_groups(self, values: Tensor, layer: Layer) -> Tensor:
+        """``[…, groups, m]``."""
         assert layer.input_axis is not None  # else it has been refused
         moved = values.view(layer.shape).movedim(layer.input_axis, -1)
         return moved.reshape(*moved.shape[:-1], -1, self.options.m)

@@ -1,0 +1,80 @@
+"""The landscape of a model of one's own, outside any run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunekit.data import Split, Splits
+from prunekit.errors import UnsupportedError
+from prunekit.network.call import Batch, unpack
+from prunekit.observing.moment import Batches, Data, Moment, Surroundings
+from prunekit.records import ProbeRecord
+
+
+class MomentAlone(Moment):
+    """One network and some batches, which are the training split where they can be put together.
+
+    Args:
+        surroundings: Without splits and phases.
+        masks: Of all prunable parameters.
+        batches: As :func:`~prunekit.network.call.unpack` takes them.
+    """
+
+    def __init__(
+        self, surroundings: Surroundings, masks: Mapping[str, Tensor], batches: Sequence[Batch]
+    ) -> None:
+        super().__init__("end", surroundings, masks)
+        self._own = [unpack(batch) for batch in batches]
+        split = _together(self._own)
+        self._splits = None if split is None else Splits(split)
+
+    def _batches(self, data: Data | None) -> Batches:
+        return self._own if data is None else super()._batches(data)
+
+
+def arrays(record: ProbeRecord) -> dict[str, np.ndarray]:
+    """A record's arrays by name; by ``group/name`` where several groups have one of that name."""
+    named = [(group, key, series) for group, found in record.groups.items() for key, series in found.items()]
+    counts = [key for _, key, _ in named]
+    return {
+        key if counts.count(key) == 1 else f"{group}/{key}": np.asarray(series.values)
+        for group, key, series in named
+    }
+
+
+def refuse_nothing(probe: str, record: ProbeRecord) -> None:
+    """Refuse what a probe could not measure of one network.
+
+    Raises:
+        UnsupportedError: If it has found nothing.
+    """
+    if not any(record.groups.values()):
+        raise UnsupportedError(
+            f"probe {probe!r} has found nothing to measure on one network alone: it compares the networks of a run, or "
+            "wants splits that batches do not make; use it in a run (probes: in a spec)"
+        )
+
+
+def _together(batches: Sequence[tuple[Any, Any]]) -> Split | None:
+    """All batches as one split; ``None`` where inputs or targets are no tensors, or do not fit."""
+    inputs, targets = [x for x, _ in batches], [y for _, y in batches]
+    if not batches or not _joinable(targets):
+        return None
+    if _joinable(inputs):
+        return Split(torch.cat(inputs), torch.cat(targets))
+    if all(isinstance(x, dict) and x.keys() == inputs[0].keys() for x in inputs):
+        columns = {key: [x[key] for x in inputs] for key in inputs[0]}
+        if all(map(_joinable, columns.values())):
+            return Split({key: torch.cat(column) for key, column in columns.items()}, torch.cat(targets))
+    return None
+
+
+def _joinable(tensors: Sequence[object]) -> bool:
+    """Whether they are tensors that differ in nothing but their number of examples."""
+    kinds = {(t.shape[1:], t.dtype, t.device) if isinstance(t, Tensor) and t.ndim else None for t in tensors}
+    return len(kinds) == 1 and None not in kinds
