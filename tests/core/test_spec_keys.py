@@ -60,6 +60,7 @@ SPECIAL: dict[str, list[Any]] = {
     "until": [None, {"metric": "valid_error", "rise": 0.01, "relative": True, "bisect": 2}],
     "n": [1],
     "m": [4],
+    "criterion": ["qm", {"name": "obs", "damping": 0.1}],
     "criteria": [["qm"], ["magnitude", {"name": "obs", "damping": 0.1}]],
 }
 """What the schema describes in words, or together with others."""

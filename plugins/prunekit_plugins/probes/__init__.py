@@ -6,9 +6,10 @@ from prunekit_plugins.probes.fresh import Fresh
 from prunekit_plugins.probes.line import Line
 from prunekit_plugins.probes.oracle import Oracle
 from prunekit_plugins.probes.radius import Radius
+from prunekit_plugins.probes.stability import Stability
 
 
 @hookimpl
 def prunekit_register_probes() -> list[type[Probe]]:
     """Return the classes of the built-in probes, to be registered when plugins are loaded."""
-    return [ErrorBudget, Fresh, Line, Oracle, Radius]
+    return [ErrorBudget, Fresh, Line, Oracle, Radius, Stability]
