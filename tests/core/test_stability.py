@@ -167,8 +167,14 @@ def test_pruned_weights_are_left_out_and_draws_that_do_not_fit_too() -> None:
     assert np.isnan(found["overlap"][2])
     assert np.isnan(found["overlap_low"][1])
     assert found["chance_overlap"] == pytest.approx(jaccard_by_chance(kept, kept - round(kept / 2)))
-    with pytest.raises(pk.DataError, match=r"two draws of 30 examples do not fit .* 50; .*examples: \[25\]"):
-        pk.probe(model, [(x, y)], {"name": "stability", "examples": [30]})
+
+
+def test_where_not_even_the_smallest_draws_fit_all_is_missing_with_the_reason() -> None:
+    record = measured(simulated(10, 50, 0), examples=[30])
+    assert "two draws of 30 examples do not fit" in record.summary["reason"]
+    assert "examples: [25]" in record.summary["reason"]
+    assert np.isnan(record.groups["sizes"]["overlap"].values).all()
+    assert record.summary["enough"]["examples"] is None
 
 
 def test_a_criterion_without_data_agrees_with_itself() -> None:

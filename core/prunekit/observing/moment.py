@@ -14,7 +14,7 @@ from prunekit.errors import DataError, RunError
 from prunekit.losses.base import Loss
 from prunekit.masks.axes import layers_of
 from prunekit.masks.weights import Layer
-from prunekit.network.call import Batch, unpack
+from prunekit.network.call import Batch, count, unpack
 from prunekit.network.measure import measure, own_part
 from prunekit.network.restore import holding, named_tensors
 from prunekit.records import StepRecord
@@ -23,7 +23,9 @@ from prunekit.statistics.deletion import Deletions
 from prunekit.statistics.estimate import DEFAULT_MEMORY, estimate
 from prunekit.statistics.line import Line, LineDerivatives
 from prunekit.statistics.operator import Operator
+from prunekit.statistics.paths import Paths, paths
 from prunekit.statistics.request import Estimates, Request
+from prunekit.statistics.sensitivity import Sensitivity
 
 Batches = Iterable[Batch]
 Estimators = Callable[[Iterable[Request]], Mapping[Request, Estimator]]
@@ -228,6 +230,45 @@ class Moment:
         with self._at(weights):
             deletions = Deletions(self._model, self._loss, self._parameters(), self._memory or DEFAULT_MEMORY)
             return deletions.changes(self._batches(data), places)
+
+    def sensitivity(
+        self,
+        generator: Generator,
+        weights: Mapping[str, Tensor] | None = None,
+        data: Data | None = None,
+    ) -> dict[str, Tensor]:
+        """Squared derivatives of a random combination of each example's outputs, summed over examples, by parameter.
+
+        Zero just where the outputs of no example depend on a weight. Arguments are those of :meth:`saliency`.
+        """
+        with self._at(weights):
+            found = estimate(
+                self._model,
+                self._batches(data),
+                {"sensitivity": Sensitivity()},
+                self._loss,
+                self._parameters(),
+                generator,
+                self._memory,
+                self._masks,
+            )
+        return dict(found.statistics["sensitivity"])
+
+    def paths(self, data: Data | None = None) -> Paths:
+        """Which weights lie on a path from the inputs to the outputs through those that are kept.
+
+        Args:
+            data: As for :meth:`loss`; an example of it is enough.
+
+        Raises:
+            UnsupportedError: If the network does something whose paths are not known, saying what.
+            DataError: If there is no example.
+        """
+        for batch in self._batches(data):
+            inputs, _ = unpack(batch)
+            if count(inputs):
+                return paths(self._model, inputs, self._masks)
+        raise DataError("there is no example to follow through the network")
 
     def product(
         self,

@@ -100,15 +100,15 @@ def _costs(axis: Axes, moment: Found, names: list[str], units: str) -> None:
         middles = (np.arange(len(parts)) + 0.5) * 100 / len(parts)
         axis.plot(middles, medians, label=name, **look)
         drawn += medians
-    if not drawn:
-        nothing(axis, "no weights")
-        return
-    positive_scale(axis, drawn)
     axis.set_xlim(0, 100)
     axis.set_xlabel("weights in the criterion's order (%)")
     axis.set_ylabel(f"size of the true change of the loss ({units})")
     axis.set_title(f"What they cost, {moment.when} (medians)")
     axis.grid(alpha=0.3)
+    if not drawn:
+        nothing(axis, "no weights")
+        return
+    positive_scale(axis, drawn)
     axis.legend(fontsize="small")
 
 

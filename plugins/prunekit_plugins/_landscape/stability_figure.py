@@ -68,3 +68,4 @@ def _curves(axis: Axes, moments: list[Found], key: str) -> None:
         nothing(axis, "nothing to compare")
         return
     axis.set_xscale("log")
+    axis.set_xlim(min(drawn) / 1.3, max(drawn) * 1.3)

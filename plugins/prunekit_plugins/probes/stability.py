@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import nan
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -74,15 +75,15 @@ class Stability(Probe):
         return (self.options.criterion,)
 
     def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
-        """Draw, rank and compare.
+        """Draw, rank and compare; where there is nothing to compare, ``reason`` says why.
 
         Raises:
-            DataError: If there is no training split, or it does not hold two draws of the smallest size.
+            DataError: If there is no training split.
         """
         import numpy as np
         import torch
 
-        from prunekit_plugins._landscape.overlap import enough, jaccard, jaccard_by_chance, over_pairs
+        from prunekit_plugins._landscape.overlap import Enough, enough, jaccard, jaccard_by_chance, over_pairs
 
         options, split = self.options, moment.split("train")
         if split is None:
@@ -95,11 +96,14 @@ class Stability(Probe):
         some = torch.randperm(total, generator=generator, device="cpu")[: options.ranked].to(kept.device)
         results: dict[str, list[Agreement]] = {"overlap": [], "pruned_overlap": [], "spearman": []}
         sizes = [size for size in options.examples if len(split) // size >= 2]
+        reason = ""
         if not sizes:
-            raise DataError(
-                f"probe {self.name!r}: two draws of {options.examples[0]} examples do not fit into the training split's "
-                f"{len(split)}; ask for fewer (examples: [{max(1, len(split) // 2)}])"
+            reason = (
+                f"two draws of {options.examples[0]} examples do not fit into the training split's {len(split)}; ask for "
+                f"fewer (examples: [{max(1, len(split) // 2)}])"
             )
+        if total < 2:
+            reason, sizes = f"of all weights {total} is kept, which leaves nothing to rank", []
         for size in sizes:
             masks, ranked = self._draws(moment, split, size, kept, total - stay, some, generator)
             results["overlap"].append(over_pairs(masks, jaccard, CONFIDENCE))
@@ -108,7 +112,7 @@ class Stability(Probe):
         draw = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator, device="cpu")))
         sure = [i for i, one in enumerate(results["overlap"]) if one.draws > 2] or range(len(sizes))
         tried, overlaps = [sizes[i] for i in sure], [results["overlap"][i] for i in sure]
-        needed = enough(tried, overlaps, options.enough, draw, CONFIDENCE)
+        needed = enough(tried, overlaps, options.enough, draw, CONFIDENCE) if tried else Enough(nan, nan, nan)
         chance = {
             "overlap": jaccard_by_chance(total, stay),
             "pruned_overlap": jaccard_by_chance(total, total - stay),
@@ -143,7 +147,7 @@ class Stability(Probe):
                 "examples": _finite(needed.size),
                 "low": _finite(needed.low),
                 "high": _finite(needed.high),
-                "largest": tried[-1],
+                "largest": tried[-1] if tried else None,
             },
             "sizes": [
                 {"examples": size, "draws": results["overlap"][i].draws}
@@ -151,6 +155,8 @@ class Stability(Probe):
                 for i, size in enumerate(sizes)
             ],
         }
+        if reason:
+            summary["reason"] = reason
         attributes = {"sparsity": options.sparsity, "target": options.enough, "confidence": CONFIDENCE}
         return ProbeRecord(groups, summary, attributes=attributes)
 
