@@ -83,7 +83,7 @@ def test_deletions_change_the_loss_as_deleting_one_by_one_does(network: Any, nai
 
 
 BY_UNIT = {
-    "linear": True, "stride_that_leaves_a_rest": True, "groups": True, "dilation": True, "batch_norm": True,
+    "stride_that_leaves_a_rest": True, "groups": True, "dilation": True, "batch_norm": True,
     "padding_same_and_uneven": True, "residual": True, "tied_linear": True, "used_twice": True,
     "tokens_and_layer_norm": True, "sequence_first": True, "folded": True, "in_place_relu": True, "mixture": True,
     "transposed": False, "sometimes_used_twice": False, "custom_parameters": False,
@@ -99,6 +99,56 @@ def test_a_layers_weights_are_deleted_by_the_unit_that_they_reach_and_others_in_
     names = naive.prunable(network.model) or [name for name, _ in network.model.named_parameters()]
     moment(network.model, names).deletions(data=network.batches())
     assert ways[names[0]] == ("by_unit" if BY_UNIT[name] else "stacked")
+
+
+@pytest.mark.parametrize(
+    ("between", "way"),
+    [
+        (nn.Tanh(), "by_chain"),
+        (nn.ReLU(), "by_chain"),
+        (nn.ReLU(inplace=True), "by_unit"),
+        (nn.Sequential(nn.LeakyReLU(0.2), nn.GELU()), "by_chain"),
+        (nn.Identity(), "by_chain"),
+        (nn.Dropout(), "by_unit"),
+        (nn.Softmax(1), "by_unit"),
+        (nn.LayerNorm(6), "by_unit"),
+        (nn.BatchNorm1d(6), "by_unit"),
+    ],
+    ids=str,
+)
+def test_what_is_a_chain_needs_no_network(between: nn.Module, way: str, ways: dict[str, str]) -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 6), between, nn.Linear(6, 6, bias=False), between, nn.Linear(6, 3), nn.Tanh()
+    ).double()  # fmt: skip
+    x, y = torch.randn(5, 4, dtype=torch.float64), torch.randint(3, (5,))
+    names = ["0.weight", "2.weight", "4.weight"]
+    torch.set_default_dtype(torch.float64)
+    try:
+        check(moment(model, names).deletions(data=[(x, y)]), one_by_one(model, x, y, names))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert ways == {"0.weight": way, "2.weight": way, "4.weight": "by_unit"}
+
+
+def test_what_follows_a_layer_in_two_ways_is_no_chain(ways: dict[str, str]) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.last(h.tanh()) + h
+
+    model = Around().double()
+    x, y = torch.randn(5, 4, dtype=torch.float64), torch.randint(3, (5,))
+    names = ["first.weight", "last.weight"]
+    torch.set_default_dtype(torch.float64)
+    try:
+        check(moment(model, names).deletions(data=[(x, y)]), one_by_one(model, x, y, names))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert ways["first.weight"] == "by_unit"
 
 
 @pytest.mark.filterwarnings("ignore:hooks on gradients")

@@ -142,7 +142,7 @@ class Altered(Tensor):
         """Apply a function by its rule, or to the whole tensor."""
         given = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            if func in _ABOUT:
+            if func in ABOUT:
                 return func(*args, **given)
             subject = args[0] if args else None
             in_place = isinstance(subject, Altered) and (_in_place(func) or given.get("inplace") is True)
@@ -324,7 +324,7 @@ def _named(names: str) -> list[Function]:
     return [function for function in found if callable(function)]
 
 
-_ABOUT: set[Any] = {
+ABOUT: set[Any] = {
     getattr(Tensor, name).__get__
     for name in (
         "shape",
@@ -372,3 +372,6 @@ RULES: dict[Function, Rule] = {
     F.linear: _linear,
     **dict.fromkeys([F.conv1d, F.conv2d, F.conv3d], _convolution),
 }  # fmt: skip
+
+SINGLE = frozenset(func for func, rule in RULES.items() if rule in (_each, _activation))
+"""Functions of each number by itself."""

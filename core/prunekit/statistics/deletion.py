@@ -27,6 +27,7 @@ from prunekit.network.call import Batch, Inputs, call, count, pieces, unpack
 from prunekit.network.measure import slice_size
 from prunekit.network.restore import evaluating
 from prunekit.statistics.altered import Altered, Shared
+from prunekit.statistics.chain import Chain, chain_after
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRIED = 3  # deletions of a slice that are compared with deleting one by one
@@ -99,13 +100,14 @@ class _Slice:
         self.normaliser = loss.normaliser(self._outputs, targets)
         self._total = float(self._totals(self._outputs.unsqueeze(0)))
         self._shared: dict[str, Shared] = {}
+        self._chains: dict[str, Chain | None] = {}
         room = memory // 2 if self._outputs.is_cuda else min(memory // 2, _STACK)
         self._together = max(1, min(_MOST, room // max(1, weighing.bytes)))
 
     def changes(self, name: str, weight: Tensor, indices: Tensor) -> Tensor:
         """Total loss without a weight minus total loss with it, ``[weights]``."""
         values = weight.detach().reshape(-1)[indices]
-        for way in (self._by_unit, self._stacked):
+        for way in (self._by_chain, self._by_unit, self._stacked):
             if self._together > 1 and len(indices) > 1 and self._right(way, name, weight):
                 found = self._all(way, name, weight, indices, -values)
                 if found is not None:
@@ -153,6 +155,16 @@ class _Slice:
             if wider == outputs.dtype:
                 raise
             return self._loss.totals(outputs, self._targets).detach().double()
+
+    def _by_chain(self, name: str, weight: Tensor, indices: Tensor, changes: Tensor) -> Tensor:
+        """The same where linear maps and functions of single numbers are all that follows."""
+        if name not in self._chains:
+            self._chains[name] = chain_after(self._model, self._inputs, weight)
+        chain = self._chains[name]
+        if chain is None:
+            raise NotImplementedError(f"what follows {name} is no chain")
+        inside = weight[0].numel()
+        return chain(indices // inside, indices % inside, changes).reshape(len(indices), *self._outputs.shape)
 
     def _by_unit(self, name: str, weight: Tensor, indices: Tensor, changes: Tensor) -> Tensor:
         """By what they change in the one unit that each reaches."""
