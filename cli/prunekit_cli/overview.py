@@ -193,17 +193,28 @@ def _leaves(summary: Row, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 
 
 def _shown(value: object) -> str:
-    return number(value) if isinstance(value, int | float) else str(value)
+    """A number, or a list of them, of which the first three."""
+    if isinstance(value, bool) or value is None:
+        return "–" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return number(value) if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
+    if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+        return ", ".join(f"{v:.4g}" for v in value[:3]) + (", …" if len(value) > 3 else "")
+    return str(value)
+
+
+def _tabular(value: object) -> bool:
+    return value is None or isinstance(value, int | float | list)
 
 
 def _probe_steps(name: str, steps: list[Row]) -> Iterator[RenderableType]:
     """What a probe found at steps: the numbers of its summaries, a row for each step."""
     every = -(-len(steps) // 20) if len(steps) > _MANY_STEPS else 1
     shown = [row for i, row in enumerate(steps) if i % every == 0 or i == len(steps) - 1]
-    columns = [
-        key for key, value in steps[0].items() if isinstance(value, int | float | None) and key != "step"
-    ]
+    columns = [key for key, value in steps[0].items() if _tabular(value) and key != "step"]
     if columns:
-        rows = [[row["step"], *(number(row.get(key)) for key in columns)] for row in shown]
+        rows = [[row["step"], *(_shown(row.get(key)) for key in columns)] for row in shown]
         title = f"Probe {name}" + (f" (every {every}th step; all with --json)" if every > 1 else "")
         yield table(title, ["step", *(key.replace("_", " ") for key in columns)], rows, left=0)

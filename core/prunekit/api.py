@@ -422,7 +422,7 @@ def probe(
     from prunekit.masks.prunable import prunable_parameters
     from prunekit.network.call import unpack
     from prunekit.network.restore import holding
-    from prunekit.observing.alone import MomentAlone, arrays, refuse_nothing
+    from prunekit.observing.alone import MomentAlone, arrays, refuse_nothing, whole
     from prunekit.observing.moment import Surroundings
     from prunekit.observing.probe import asked
     from prunekit.plugins.build import as_loss, component, estimators, options_of, ranking
@@ -432,6 +432,8 @@ def probe(
     if isinstance(prunable, Mapping):
         prunable = options_of(Prunable, prunable, "prunable")
     chosen: Probe = component("probe", probe)
+    if "examples" not in chosen.options.model_fields_set and not isinstance(probe, type(chosen)):
+        chosen = whole(chosen)
     parameters = prunable_parameters(model, prunable)
     held = [unpack(batch) for batch in _looked_at(model, parameters, _fresh(batches))]
     surroundings, kept = (

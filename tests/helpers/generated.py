@@ -126,7 +126,8 @@ def batch_norm(d: Drawing) -> None:
 
 
 def group_norm(d: Drawing) -> None:
-    d.then(f"{d.module(f'nn.GroupNorm(1, {d.shape[0]})')}(x)")
+    if d.shape[1] * d.shape[2] > 1:  # else torch refuses a batch of one example
+        d.then(f"{d.module(f'nn.GroupNorm(1, {d.shape[0]})')}(x)")
 
 
 def pooled_image(d: Drawing) -> None:

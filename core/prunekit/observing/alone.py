@@ -13,6 +13,7 @@ from prunekit.data import Split, Splits
 from prunekit.errors import UnsupportedError
 from prunekit.network.call import Batch, unpack
 from prunekit.observing.moment import Batches, Data, Moment, Surroundings
+from prunekit.observing.probe import Probe
 from prunekit.records import ProbeRecord
 
 
@@ -45,6 +46,14 @@ def arrays(record: ProbeRecord) -> dict[str, np.ndarray]:
         key if counts.count(key) == 1 else f"{group}/{key}": np.asarray(series.values)
         for group, key, series in named
     }
+
+
+def whole(probe: Probe) -> Probe:
+    """The same probe, of all examples, where it takes so many of them by default and may take all."""
+    field = type(probe.options).model_fields.get("examples")
+    if field is None or field.annotation != (int | None):
+        return probe
+    return type(probe)(**{**probe.options.model_dump(exclude_unset=True), "examples": None})
 
 
 def refuse_nothing(probe: str, record: ProbeRecord) -> None:

@@ -270,6 +270,26 @@ class Moment:
                 return paths(self._model, inputs, self._masks)
         raise DataError("there is no example to follow through the network")
 
+    def operator(
+        self,
+        kind: Literal["ggn", "hessian", "empirical_fisher"],
+        data: Data | None = None,
+        parameters: Sequence[str] | None = None,
+    ) -> Operator:
+        """A curvature matrix at the weights now, by its products: for many of them, what :meth:`product` is for one.
+
+        Args:
+            kind: Which.
+            data: As for :meth:`loss`.
+            parameters: Names of the prunable ones that it covers; default all.
+        """
+        batches = list(self._batches(data))
+        covered = {
+            name: p for name, p in self._parameters().items() if parameters is None or name in parameters
+        }
+        memory = self._memory or DEFAULT_MEMORY
+        return Operator(self._model, lambda: batches, kind, self._loss, covered, memory)
+
     def product(
         self,
         kind: Literal["ggn", "hessian", "empirical_fisher"],
@@ -278,17 +298,8 @@ class Moment:
         data: Data | None = None,
     ) -> dict[str, Tensor]:
         """A curvature matrix over the prunable weights times a vector, ``{parameter: tensor}``; in eval mode."""
-        batches = list(self._batches(data))
         with self._at(weights):
-            operator = Operator(
-                self._model,
-                lambda: batches,
-                kind,
-                self._loss,
-                self._parameters(),
-                self._memory or DEFAULT_MEMORY,
-            )
-            return operator @ vector
+            return self.operator(kind, data) @ vector
 
     def along(
         self,

@@ -1,0 +1,203 @@
+"""The spectrum of a curvature matrix: its ends, its density, its trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from prunekit import Options, Probe, ProbeRecord, Series
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from torch import Generator, Tensor
+
+    from prunekit import Moment, Split
+    from prunekit.results import Results
+
+
+class DensityOptions(Options):
+    """The density by stochastic Lanczos quadrature.
+
+    Attributes:
+        vectors: Of random signs, at most.
+        iterations: Products with the matrix for each vector.
+        tolerance: Vectors are drawn until the trace's standard error is this fraction of the sum of the eigenvalues'
+            sizes; 0 for all of them.
+        points: At which the density is given.
+    """
+
+    vectors: int = Field(default=10, ge=1, le=10_000)
+    iterations: int = Field(default=50, ge=1, le=10_000)
+    tolerance: float = Field(default=0.02, ge=0)
+    points: int = Field(default=401, ge=50, le=1_000_000)
+
+
+class SpectrumOptions(Options):
+    """Options.
+
+    Attributes:
+        operator: ``hessian`` of the loss, or ``ggn``, the generalised Gauss-Newton matrix.
+        eigenvalues: How many of the largest.
+        smallest: How many of the smallest.
+        iterations: Products for these, at most, as long as none occurs several times.
+        tolerance: Of a residual, as a fraction of the largest eigenvalue's size, at which an eigenvalue is found.
+        density: Of the whole spectrum, and the trace; null for none.
+        per_layer: The same ends and trace of each prunable tensor's own block.
+        examples: The first so many of the training split; null for all. At a step, its own examples count.
+    """
+
+    operator: Literal["hessian", "ggn"] = "hessian"
+    eigenvalues: int = Field(default=3, ge=0, le=10_000)
+    smallest: int = Field(default=1, ge=0, le=10_000)
+    iterations: int = Field(default=100, ge=1, le=100_000)
+    tolerance: float = Field(default=1e-4, gt=0)
+    density: DensityOptions | None = DensityOptions()
+    per_layer: bool = False
+    examples: int | None = Field(default=1000, ge=1)
+
+
+class Spectrum(Probe):
+    """Eigenvalues, density and trace of the Hessian or the GGN over the weights that are kept.
+
+    The ends by Lanczos with full reorthogonalisation, each value with its residual ‖Av − λv‖, within which an eigenvalue
+    lies; equal ones are counted as often as they occur. The density by stochastic Lanczos quadrature with Gaussians, its
+    standard error that over the random vectors. References: Ghorbani, Krishnan & Xiao (2019); Ubaru, Chen & Saad (2017).
+    """
+
+    name = "spectrum"
+    Options = SpectrumOptions
+    options: SpectrumOptions
+
+    def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
+        """Measure at the weights now."""
+        from prunekit import StepMoment
+
+        data = None if isinstance(moment, StepMoment) else moment.split("train", self.options.examples)
+        groups, summary = self._ends(moment, data, None, generator)
+        if self.options.density is not None:
+            more, numbers = self._density(moment, data, None, generator)
+            groups["spectrum"] |= more["spectrum"]
+            groups["density"] = more["density"]
+            summary |= numbers
+        if self.options.per_layer:
+            groups["layers"], summary["layers"] = self._layers(moment, data, generator)
+        attributes = {"operator": self.options.operator}
+        return ProbeRecord(groups, {**attributes, **summary}, attributes=attributes)
+
+    @classmethod
+    def draw(cls, results: Results, label: str, figure: Figure) -> None:
+        """The density, with the ends marked."""
+        from prunekit_plugins._landscape.spectrum_figure import draw
+
+        draw(results, label, figure)
+
+    def _ends(
+        self, moment: Moment, data: Split | None, layer: str | None, generator: Generator
+    ) -> tuple[dict[str, dict[str, Series]], dict[str, Any]]:
+        from prunekit_plugins._linalg.lanczos import extreme
+
+        options = self.options
+        product, like = _operator(moment, options.operator, data, layer)
+        wanted = (min(options.eigenvalues, len(like)), min(options.smallest, len(like)))
+        high, low = extreme(product, like, *wanted, options.iterations, options.tolerance, generator)
+        unit = "loss per squared weight"
+        found = {
+            "eigenvalues": Series(_padded(high.values, options.eigenvalues), ("largest",), unit),
+            "residuals": Series(_padded(high.residuals, options.eigenvalues), ("largest",), unit),
+            "smallest": Series(_padded(low.values, options.smallest), ("smallest",), unit),
+            "smallest_residuals": Series(_padded(low.residuals, options.smallest), ("smallest",), unit),
+        }
+        summary = {key: _plain(series.values) for key, series in found.items()}
+        return {"spectrum": found}, {"size": len(like), **summary, "products": high.products}
+
+    def _density(
+        self, moment: Moment, data: Split | None, layer: str | None, generator: Generator
+    ) -> tuple[dict[str, dict[str, Series]], dict[str, Any]]:
+        import numpy as np
+
+        from prunekit_plugins._landscape.spectrum import density
+
+        options = self.options.density
+        assert options is not None
+        product, like = _operator(moment, self.options.operator, data, layer)
+        found = density(product, like, options.iterations, options.vectors, options.tolerance, generator)
+        trace, error = found.trace()
+        values, heights, errors = found.smooth(options.points)
+        whole = np.full((2, options.vectors, options.iterations), np.nan)  # of one shape at every step
+        for place, part in enumerate((found.nodes, found.weights)):
+            whole[place, : part.shape[0], : part.shape[1]] = part
+        unit = "loss per squared weight"
+        groups = {
+            "spectrum": {"trace": Series(trace, (), unit), "trace_error": Series(error, (), unit)},
+            "density": {
+                "value": Series(values, ("point",), unit),
+                "density": Series(heights, ("point",), f"1 / ({unit})"),
+                "density_error": Series(errors, ("point",), f"1 / ({unit})"),
+                "node": Series(whole[0], ("vector", "node"), unit),
+                "weight": Series(whole[1], ("vector", "node"), ""),
+            },
+        }
+        return groups, {"trace": trace, "trace_error": _number(error), "vectors": len(found.nodes)}
+
+    def _layers(
+        self, moment: Moment, data: Split | None, generator: Generator
+    ) -> tuple[dict[str, Series], dict[str, Any]]:
+        import numpy as np
+
+        rows: dict[str, list[Any]] = {}
+        summary: dict[str, Any] = {}
+        units: dict[str, Series] = {}
+        for name in moment.prunable:
+            groups, numbers = self._ends(moment, data, name, generator)
+            found = groups["spectrum"]
+            if self.options.density is not None:
+                more, further = self._density(moment, data, name, generator)
+                numbers |= {key: further[key] for key in ("trace", "trace_error")}
+                found |= more["spectrum"]
+            summary[name] = numbers
+            for key, series in found.items():
+                rows.setdefault(key, []).append(series.values)
+                units[key] = series
+        arrays = {
+            key: Series(
+                np.stack([np.asarray(v) for v in values]), ("layer", *units[key].axes), units[key].units
+            )
+            for key, values in rows.items()
+        }
+        return arrays, summary
+
+
+def _operator(
+    moment: Moment, kind: Literal["hessian", "ggn"], data: Split | None, layer: str | None
+) -> tuple[Any, Tensor]:
+    """The product with the matrix over the kept weights, flat, and a vector like those that it takes."""
+    import torch
+
+    operator = moment.operator(kind, data, None if layer is None else [layer])
+    masks = moment.masks()
+    kept = torch.cat([masks[name].flatten() for name in operator.shapes])
+    places = kept.nonzero().squeeze(1)
+    whole = torch.zeros(len(kept), dtype=getattr(torch, str(operator.dtype)), device=kept.device)
+
+    def product(vector: Tensor) -> Tensor:
+        filled = whole.index_copy(0, places, vector)
+        return (operator @ filled).index_select(0, places)
+
+    return product, whole[: len(places)].clone()
+
+
+def _padded(values: np.ndarray, size: int) -> np.ndarray:
+    import numpy as np
+
+    return np.concatenate([values, np.full(size - len(values), np.nan)])
+
+
+def _plain(values: Sequence[float]) -> list[float]:
+    return [float(value) for value in values if value == value]
+
+
+def _number(value: float) -> float | None:
+    return value if value == value else None
