@@ -264,7 +264,8 @@ class Moment:
             UnsupportedError: If the network does something whose paths are not known, saying what.
             DataError: If there is no example.
         """
-        for batch in self._batches(data):
+        # Of several processes, one may have no part of a split.
+        for batch in [(data.x, data.y)] if isinstance(data, Split) else self._batches(data):
             inputs, _ = unpack(batch)
             if count(inputs):
                 return paths(self._model, inputs, self._masks)
