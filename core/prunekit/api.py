@@ -314,6 +314,7 @@ def prune(
         criterion_with_lambda,
         estimators,
         options_of,
+        ranking,
         scheduler_with_until,
         step_probes,
     )
@@ -355,7 +356,7 @@ def prune(
         raise SpecError("valid: is for `until`, which is not given")
     observe_axes(model, prunable_parameters(model, prunable), first_batches)
     pruner = Pruner(
-        Surroundings(model, task, estimators, memory=memory),
+        Surroundings(model, task, estimators, memory=memory, ranking=ranking),
         ranked,
         chosen,
         component("selector", selector),
@@ -424,7 +425,7 @@ def probe(
     from prunekit.observing.alone import MomentAlone, arrays, refuse_nothing, whole
     from prunekit.observing.moment import Surroundings
     from prunekit.observing.probe import asked
-    from prunekit.plugins.build import as_loss, component, estimators, options_of
+    from prunekit.plugins.build import as_loss, component, estimators, options_of, ranking
     from prunekit.pruning.start import fitting
     from prunekit.seeds import generator
 
@@ -436,7 +437,7 @@ def probe(
     parameters = prunable_parameters(model, prunable)
     held = [unpack(batch) for batch in _looked_at(model, parameters, _fresh(batches))]
     surroundings, kept = (
-        Surroundings(model, as_loss(loss), estimators, memory=memory),
+        Surroundings(model, as_loss(loss), estimators, memory=memory, ranking=ranking),
         fitting(model, parameters, masks),
     )
     with holding(model, {name: parameters[name].detach() * kept[name] for name in kept if masks}):

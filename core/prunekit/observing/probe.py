@@ -95,6 +95,11 @@ class Probe(Component, ABC):
     """When it is asked, unless a spec says otherwise: of ``dense``, ``step``, ``pruned``, ``finetuned``, ``end``, and
     ``{"every": n}`` for every n-th step."""
 
+    @property
+    def criteria(self) -> Sequence[object]:
+        """Criteria that it asks the moment for, so that a run refuses unknown ones before it begins."""
+        return ()
+
     @abstractmethod
     def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
         """Measure, using only ``moment`` and randomness from ``generator``."""
