@@ -167,6 +167,29 @@ def test_a_run_of_several_processes_is_that_of_one(
         assert results.summary["environment"]["world"] == world
 
 
+def test_probes_that_rank_find_in_several_processes_what_they_find_in_one(
+    processes: Any, tmp_path: Path
+) -> None:
+    probes = """
+  - {name: oracle, weights: 40, resamples: 5, moments: [dense, step]}
+  - {name: stability, examples: [3, 20], repeats: 3}
+  - {name: layers}"""
+    text = SPECS["mlp"].split("probes:")[0] + f"probes:{probes}\n"
+    spec, out = running.write_spec(tmp_path, text), tmp_path / "out.h5"
+    pk.run(spec, tmp_path / "one.h5").close()
+    found = run(processes, tmp_path, 3, spec, "--out", out)
+    assert [code for code, _, _ in found] == [0] * 3, found
+    with pk.open(out) as several, pk.open(tmp_path / "one.h5") as one:
+        for label in ("oracle", "stability", "layers"):
+            for moment in one.moments(label):
+                for group, arrays in one.probe(label, moment).items():
+                    for key, values in arrays.items():
+                        its = several.probe(label, moment)[group][key]
+                        np.testing.assert_allclose(
+                            its, values, rtol=1e-6, atol=1e-11, err_msg=f"{label} {key}"
+                        )
+
+
 @pytest.fixture
 def spec(tmp_path: Path) -> Path:
     return running.write_spec(tmp_path, SPECS["mlp"])

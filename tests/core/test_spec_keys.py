@@ -60,6 +60,8 @@ SPECIAL: dict[str, list[Any]] = {
     "until": [None, {"metric": "valid_error", "rise": 0.01, "relative": True, "bisect": 2}],
     "n": [1],
     "m": [4],
+    "criterion": ["qm", {"name": "obs", "damping": 0.1}],
+    "criteria": [["qm"], ["magnitude", {"name": "obs", "damping": 0.1}]],
 }
 """What the schema describes in words, or together with others."""
 
@@ -173,7 +175,8 @@ def invalid(schema: dict[str, Any]) -> list[Any]:
             wrong += [10**400, math.inf]
             wrong += [1.5, 10**23] if one["type"] == "integer" and "number" not in kinds else []
         if one.get("type") == "array":
-            wrong += [["word"]] if one.get("items", {}).get("type") != "string" else [[1]]
+            words = any(item.get("type") == "string" for item in branches(one.get("items", {})))
+            wrong += [[1]] if words else [["word"]]
     return wrong
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,22 +13,50 @@ from torch import Generator, Tensor, nn
 from prunekit.data import Split, Splits
 from prunekit.errors import DataError, RunError
 from prunekit.losses.base import Loss
-from prunekit.network.call import Batch, unpack
+from prunekit.masks.axes import layers_of
+from prunekit.masks.weights import Layer
+from prunekit.network.call import Batch, count, unpack
 from prunekit.network.measure import measure, own_part
 from prunekit.network.restore import holding, named_tensors
 from prunekit.records import StepRecord
 from prunekit.statistics.base import Estimator
+from prunekit.statistics.deletion import Deletions
 from prunekit.statistics.estimate import DEFAULT_MEMORY, estimate
 from prunekit.statistics.joint import JointModel
 from prunekit.statistics.line import Line, LineDerivatives
 from prunekit.statistics.operator import Operator
+from prunekit.statistics.paths import Paths, paths
 from prunekit.statistics.request import Estimates, Request
+from prunekit.statistics.sensitivity import Sensitivity
 
 Batches = Iterable[Batch]
 Estimators = Callable[[Iterable[Request]], Mapping[Request, Estimator]]
 """Builds the estimators of some requests."""
 Data = Split | Batches
 """A split, or batches of one's own."""
+
+
+class Ranking(Protocol):
+    """What a criterion makes of weights and statistics."""
+
+    @property
+    def requests(self) -> frozenset[Request]:
+        """The statistics that it needs."""
+        ...
+
+    def saliency(
+        self,
+        weights: Mapping[str, Tensor],
+        statistics: Estimates,
+        masks: Mapping[str, Tensor],
+        layers: Sequence[Layer],
+    ) -> dict[str, Tensor]:
+        """A saliency for each weight, the λ term included; higher = keep."""
+        ...
+
+
+def _no_criteria(criterion: object) -> NoReturn:
+    raise RunError(f"criterion {criterion!r}: there are no criteria to ask at this moment")
 
 
 @dataclass(frozen=True)
@@ -42,6 +70,7 @@ class Surroundings:
         splits: The run's data; ``None`` where there are none.
         phases: Networks of the run so far, ``dense``, ``pruned``, ``finetuned``, to parameters and buffers.
         memory: Bytes for activations and products.
+        ranking: Builds a criterion for comparison, from its name or a mapping with the spec's keys.
     """
 
     model: nn.Module
@@ -50,6 +79,7 @@ class Surroundings:
     splits: Splits | None = None
     phases: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     memory: int | None = None
+    ranking: Callable[[object], Ranking] = _no_criteria
 
 
 class Moment:
@@ -67,6 +97,7 @@ class Moment:
         self._model, self._loss, self._masks = surroundings.model, surroundings.loss, masks
         self._splits, self._phases = surroundings.splits, surroundings.phases
         self._estimators, self._memory = surroundings.estimators, surroundings.memory
+        self._ranking = surroundings.ranking
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -77,6 +108,11 @@ class Moment:
     def prunable(self) -> tuple[str, ...]:
         """Names of the prunable parameters."""
         return tuple(self._masks)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The prunable tensors: where each stands among all weights, and on which axes its inputs and outputs are."""
+        return layers_of(self._model, self._parameters())
 
     def weights(self, phase: str | None = None) -> dict[str, Tensor]:
         """Copies of parameters and buffers, now or of a phase, on the model's device."""
@@ -146,6 +182,98 @@ class Moment:
     ) -> dict[str, Tensor]:
         """∂L/∂θ of the prunable weights, pruned ones included, by parameter."""
         return dict(self.estimate(["gradient"], Generator(), weights, data)["gradient"])
+
+    def saliency(
+        self,
+        criterion: object,
+        generator: Generator,
+        weights: Mapping[str, Tensor] | None = None,
+        data: Data | None = None,
+    ) -> dict[str, Tensor]:
+        """A criterion's saliencies, the λ term included; higher = keep.
+
+        Args:
+            criterion: A name, or a mapping with the spec's keys.
+            generator: For statistics that draw.
+            weights: Parameters and buffers to take them at; default those now.
+            data: As for :meth:`loss`.
+
+        Returns:
+            By prunable parameter; of no meaning where a weight is pruned.
+
+        Raises:
+            SpecError, PluginError: If there is no such criterion.
+            UnsupportedError: If it has no saliency, or its statistics cannot be had.
+        """
+        ranking = self._ranking(criterion)
+        found = self.estimate(ranking.requests, generator, weights, data) if ranking.requests else Estimates()
+        now = self.weights() if weights is None else weights
+        own = {
+            name: now[name].to(torch.promote_types(now[name].dtype, torch.float32)) for name in self._masks
+        }
+        return ranking.saliency(own, found, self.masks(), self.layers)
+
+    def deletions(
+        self,
+        places: Mapping[str, Tensor] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        data: Data | None = None,
+    ) -> dict[str, Tensor]:
+        """The true change of the loss on deleting single weights, many in one pass where the layer allows; in eval mode.
+
+        Args:
+            places: Prunable parameter to the flat indices of weights; default all that are kept.
+            weights: Parameters and buffers to delete them from; default those now.
+            data: As for :meth:`loss`.
+
+        Returns:
+            By parameter, float64, in the order of ``places``.
+        """
+        if places is None:
+            places = {name: mask.flatten().nonzero().squeeze(1) for name, mask in self._masks.items()}
+        with self._at(weights):
+            deletions = Deletions(self._model, self._loss, self._parameters(), self._memory or DEFAULT_MEMORY)
+            return deletions.changes(self._batches(data), places)
+
+    def sensitivity(
+        self,
+        generator: Generator,
+        weights: Mapping[str, Tensor] | None = None,
+        data: Data | None = None,
+    ) -> dict[str, Tensor]:
+        """Squared derivatives of a random combination of each example's outputs, summed over examples, by parameter.
+
+        Zero just where the outputs of no example depend on a weight. Arguments are those of :meth:`saliency`.
+        """
+        with self._at(weights):
+            found = estimate(
+                self._model,
+                self._batches(data),
+                {"sensitivity": Sensitivity()},
+                self._loss,
+                self._parameters(),
+                generator,
+                self._memory,
+                self._masks,
+            )
+        return dict(found.statistics["sensitivity"])
+
+    def paths(self, data: Data | None = None) -> Paths:
+        """Which weights lie on a path from the inputs to the outputs through those that are kept.
+
+        Args:
+            data: As for :meth:`loss`; an example of it is enough.
+
+        Raises:
+            UnsupportedError: If the network does something whose paths are not known, saying what.
+            DataError: If there is no example.
+        """
+        # Of several processes, one may have no part of a split.
+        for batch in [(data.x, data.y)] if isinstance(data, Split) else self._batches(data):
+            inputs, _ = unpack(batch)
+            if count(inputs):
+                return paths(self._model, inputs, self._masks)
+        raise DataError("there is no example to follow through the network")
 
     def operator(
         self,

@@ -96,6 +96,11 @@ class Probe(Component, ABC):
     """When it is asked, unless a spec says otherwise: of ``dense``, ``step``, ``pruned``, ``finetuned``, ``end``, and
     ``{"every": n}`` for every n-th step."""
 
+    @property
+    def criteria(self) -> Sequence[object]:
+        """Criteria that it asks the moment for, so that a run refuses unknown ones before it begins."""
+        return ()
+
     def check(self, criterion: str, joint_model: Callable[[], JointModel | None]) -> None:
         """Refuse, before anything is computed, a criterion whose steps it cannot measure; asked where it sees steps.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from prunekit.component import Options, scalar
+from prunekit.component import Options, Tensors, scalar
 from prunekit.errors import SpecError
 from prunekit.losses.base import Loss
 from prunekit.observing.probe import Moments, Probe, asked
@@ -17,13 +17,17 @@ from prunekit.plugins.host import PluginManager, default_manager, did_you_mean
 from prunekit.plugins.kinds import KINDS
 from prunekit.pruning import selector
 from prunekit.pruning.criterion import Criterion, locality_weight, old_form
+from prunekit.pruning.proposal import Context
 from prunekit.pruning.selector import Selector
 from prunekit.pruning.until import Until
 from prunekit.seeds import generator
 from prunekit.statistics.base import Estimator
-from prunekit.statistics.request import Statistic
+from prunekit.statistics.request import Estimates, Request, Statistic
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.masks.weights import Layer
     from prunekit.observing.moment import StepMoment
     from prunekit.pruning.step import Measure
 
@@ -115,6 +119,42 @@ def criterion_with_lambda(
         return chosen, locality_weight(scalar(given) if hasattr(given, "item") else given or 0.0)
     except ValueError as error:
         raise SpecError(f"criterion: lambda {error}") from None
+
+
+class CriterionRanking:
+    """A criterion that is asked for its saliencies alone.
+
+    Args:
+        criterion: What ranks.
+        lam: Locality weight λ.
+        manager: Where the selector that nobody asks is found.
+    """
+
+    def __init__(self, criterion: Criterion, lam: float, manager: PluginManager | None = None) -> None:
+        self._criterion, self._lam, self._manager = criterion, lam, manager
+
+    @property
+    def requests(self) -> frozenset[Request]:
+        """The statistics that it needs."""
+        return self._criterion.required(self._lam)
+
+    def saliency(
+        self, weights: Tensors, statistics: Estimates, masks: Tensors, layers: Sequence[Layer]
+    ) -> dict[str, Tensor]:
+        """A saliency for each weight, the λ term included; higher = keep.
+
+        Raises:
+            UnsupportedError: If the criterion has none.
+            RunError: If one is not finite.
+        """
+        selector: Selector = component("selector", "global", self._manager)
+        context = Context(weights, statistics, masks, 0, self._lam, selector, layers)
+        return self._criterion.scores(context)
+
+
+def ranking(value: object, manager: PluginManager | None = None) -> CriterionRanking:
+    """Build a criterion for comparison, from its name, a mapping or an object."""
+    return CriterionRanking(*criterion_with_lambda(value, None, manager), manager)
 
 
 def scheduler_with_until(value: object, until: object) -> tuple[object, Until | None]:

@@ -27,7 +27,7 @@ from prunekit.observing.listener import Listener
 from prunekit.observing.moment import Moment, Surroundings
 from prunekit.observing.probe import Moments, Probe, asked
 from prunekit.observing.recorder import Recorder
-from prunekit.plugins.build import estimators, measures
+from prunekit.plugins.build import estimators, measures, ranking
 from prunekit.plugins.host import PluginManager
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.step import Measure, Outcome, Pruner
@@ -102,7 +102,11 @@ class _Execution:
             plan.splits,
             self._phases,
             spec.settings.memory,
+            partial(ranking, manager=manager),
         )
+        for probe, _ in self.probes.values():
+            for criterion in probe.criteria:
+                self.surroundings.ranking(criterion)  # unknown ones are refused here
         self.pruner = self._pruner(plan.pruning)
         # Of several processes, the first alone writes, and tells recorders and plugins what happens.
         self.first = distributed.rank() == 0

@@ -12,7 +12,7 @@ from prunekit.component import Tensors, scalar
 from prunekit.data import Split, Splits
 from prunekit.observing.moment import Moment, Surroundings
 from prunekit.observing.probe import MOMENTS, Moments, Probe
-from prunekit.plugins.build import component, estimators
+from prunekit.plugins.build import component, estimators, ranking
 from prunekit.pruning.criterion import Criterion
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.step import Pruner
@@ -146,7 +146,14 @@ def _moments(subject: Under) -> Iterator[tuple[Moment, tuple[torch.nn.Module, Sp
     model = network(torch.float64)
     loss = component("loss", "cross_entropy", subject.manager)
     phases: dict[str, dict[str, torch.Tensor]] = {}
-    around = Surroundings(model, loss, lambda requests: estimators(requests, subject.manager), splits, phases)
+    around = Surroundings(
+        model,
+        loss,
+        lambda requests: estimators(requests, subject.manager),
+        splits,
+        phases,
+        ranking=lambda criterion: ranking(criterion, subject.manager),
+    )
     pruner = Pruner(around, _Smallest(), Levels(0.3, 0.5), component("selector", "global", subject.manager))
 
     def now() -> dict[str, torch.Tensor]:

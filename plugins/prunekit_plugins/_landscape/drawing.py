@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import isfinite, log
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,3 +57,29 @@ def numbers(rows: Sequence[object], key: str) -> list[float]:
     """A column of some rows; NaN where there is nothing."""
     values = [row.get(key) if isinstance(row, dict) else None for row in rows]
     return [float("nan") if value is None else float(value) for value in values]
+
+
+STYLES = tuple(
+    (colour, mark, line)
+    for line, marks in (("-", "os^D"), ("--", "vP*X"))
+    for colour, mark in zip(COLOURS, marks, strict=False)
+)
+"""Colour, mark and kind of line, for curves in one axis: what colour does not tell apart, marks do."""
+
+
+def style(number: int) -> dict[str, Any]:
+    """How the curve of this number is drawn."""
+    colour, mark, line = STYLES[number % len(STYLES)]
+    return {"color": colour, "marker": mark, "linestyle": line, "markersize": 4.5, "linewidth": 1.4}
+
+
+def nothing(axis: Axes, text: str) -> None:
+    """Say in an axis why it is empty."""
+    axis.text(0.5, 0.5, text, ha="center", va="center", wrap=True, transform=axis.transAxes, color=INK)
+
+
+def positive_scale(axis: Axes, values: Iterable[float]) -> None:
+    """A logarithmic y-axis where positive values spread over more than a linear one shows."""
+    sizes = sorted(v for v in values if isfinite(v) and v > 0)
+    if sizes and sizes[-1] > _WIDE * sizes[0]:
+        axis.set_yscale("log", nonpositive="mask")

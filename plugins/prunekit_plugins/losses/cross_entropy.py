@@ -12,6 +12,7 @@ from prunekit_plugins.losses._columns import apart
 from prunekit_plugins.losses._shapes import refuse_no_tensor
 
 if TYPE_CHECKING:
+    import torch
     from torch import Generator, Tensor
 
 
@@ -69,6 +70,21 @@ class CrossEntropy(Loss):
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the terms."""
         return self._reduced(outputs, targets, "sum")
+
+    def totals(self, outputs: Tensor, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """With the classes before the examples: along the last axis torch takes exponentials one by one."""
+        import torch
+
+        if outputs.ndim < 3:
+            return super().totals(outputs, targets, dtype)
+        turned = outputs.transpose(1, 2)
+        classes_first = torch.empty(turned.shape, dtype=dtype or outputs.dtype, device=outputs.device).copy_(
+            turned
+        )
+        probabilities = targets.shape == outputs.shape[1:]
+        theirs = targets.transpose(0, 1) if probabilities else targets
+        terms = self._reduced(classes_first, theirs.expand(len(outputs), *theirs.shape), "none")
+        return terms.flatten(1).sum(1)
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Torch's own mean, which on CUDA need not wait for a count."""

@@ -4,12 +4,15 @@ from prunekit import Probe, hookimpl
 from prunekit_plugins.probes.certificate import Certificate
 from prunekit_plugins.probes.error_budget import ErrorBudget
 from prunekit_plugins.probes.fresh import Fresh
+from prunekit_plugins.probes.layers import Layers
 from prunekit_plugins.probes.line import Line
+from prunekit_plugins.probes.oracle import Oracle
 from prunekit_plugins.probes.radius import Radius
 from prunekit_plugins.probes.spectrum import Spectrum
+from prunekit_plugins.probes.stability import Stability
 
 
 @hookimpl
 def prunekit_register_probes() -> list[type[Probe]]:
     """Return the classes of the built-in probes, to be registered when plugins are loaded."""
-    return [Certificate, ErrorBudget, Fresh, Line, Radius, Spectrum]
+    return [Certificate, ErrorBudget, Fresh, Layers, Line, Oracle, Radius, Spectrum, Stability]
