@@ -85,6 +85,43 @@ def test_what_a_run_claims_holds(kind: str, tmp_path: Path) -> None:
         assert "error_budget: parts sum to measured" in found["holds"]
 
 
+CERTIFICATES = [
+    {"name": "certificate", "store": True},
+    {"name": "certificate", "label": "given", "damping": 0.3, "curvature": "empirical_fisher", "store": True},
+    {"name": "certificate", "label": "level", "gradient": False, "store": True},
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["updates", "trust region"])
+def test_what_certificates_claim_holds(kind: str, dtype: str, tmp_path: Path) -> None:
+    found = verdicts(run(tmp_path, **{**KINDS[kind], "probes": CERTIFICATES}, dtype=dtype))
+    assert not found["differs"]
+    for label in ("certificate", "given", "level"):
+        for claim in ("bound", "value", "damping is the step's", "weights before the steps"):
+            assert f"{label}: {claim}" in found["holds"]
+
+
+@pytest.mark.parametrize(
+    ("place", "claim"),
+    [
+        ("stored/nu", "bound"),
+        ("certificate/bound", "bound"),
+        ("certificate/value", "value"),
+        ("certificate/damping", "damping is the step's"),
+        ("certificate/budget", "budget is what the step keeps"),
+        ("stored/weights", "bound"),
+    ],
+)
+def test_a_certificate_that_was_tampered_with_is_found(place: str, claim: str, tmp_path: Path) -> None:
+    path = run(tmp_path, **{**KINDS["updates"], "probes": CERTIFICATES[:1]}, finetune=None)
+    with h5py.File(path, "r+") as file:
+        found = file[f"probes/certificate/step/{place}"]
+        found[1] = found[1] * 1.01 + (1 if place.endswith("budget") else 0)
+    assert f"certificate: {claim}" in verdicts(path)["differs"]
+    assert running.cli("verify", path)[0] == 1
+
+
 def test_a_regression_holds(tmp_path: Path) -> None:
     running.write_data(tmp_path / "data.npz", regression=True)
     found = verdicts(run(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -89,8 +90,11 @@ class _Certificate:
         return bool(self._numbers["budget"][i] == self._rows[self._steps[i]]["remaining"])
 
     def _damping(self, i: int) -> bool:
-        """The criterion's own and λ, unless the scheduler has set another."""
+        """The certificate's own; else the criterion's own and λ, unless the scheduler has set another."""
         summary = self._evidence.results.summary
+        for probe in summary["spec"]["probes"]:
+            if self._label == (probe.get("label") or probe["name"]) and probe.get("damping") is not None:
+                return close(self._numbers["damping"][i], probe["damping"])
         criterion = summary["spec"]["prune"]["criterion"]
         tried = [a for a in summary["attempts"] if a["accepted"] and a["step"] == self._steps[i]]
         lam, set_ = criterion["lambda"], None
@@ -243,7 +247,9 @@ class _Problem:
         ends = _tensors({name: after[name] for name in theta}, model, sample)
         change = {name: ends[name] - theta[name] for name in theta}
         first = second = normaliser = 0.0
-        with evaluating(model):
+        with evaluating(model), warnings.catch_warnings():
+            # Torch's forward mode is still built with torch.jit, and says so on first use.
+            warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
             for x, y in _slices(sample):
                 outputs, moved = torch.func.jvp(partial(_predicted, model, x), (theta,), (change,))[:2]
                 normaliser += loss.normaliser(outputs, y)
