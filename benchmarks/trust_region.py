@@ -181,8 +181,10 @@ def draw(found: Mapping[str, list[tuple[str, list[Found]]]], path: Path) -> None
         xlabel="passes (estimates of the statistics)",
         ylabel="change of the training loss (nats)",
     )
+    axes.set_xticks([10, 20, 50, 100, 200], ["10", "20", "50", "100", "200"])
+    axes.minorticks_off()
     axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def main() -> None:

@@ -61,6 +61,7 @@ def test_the_predicted_growth_counts_multiplications():
         ("curvature", "not installed"),
         ("criteria", "What cannot be run"),
         ("landscape", "time over that of the step"),
+        ("certificate", "greedy OBS on the MONK's problems"),
     ],
 )
 def test_the_command_starts(script, says):

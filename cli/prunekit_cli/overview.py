@@ -9,6 +9,7 @@ from rich.console import RenderableType
 
 from prunekit.records import Row
 from prunekit.visible import visible_name
+from prunekit_cli import certificate
 from prunekit_cli.budget import budget, headline, is_budget
 from prunekit_cli.console import number, percent, table
 
@@ -156,6 +157,8 @@ def _probe(name: str, summary: Row) -> Iterator[RenderableType]:
     steps = summary.get("steps")
     if isinstance(steps, list) and is_budget(steps):
         yield headline(name, steps)
+    elif isinstance(steps, list) and certificate.is_certificate(steps):
+        yield certificate.headline(name, steps)
     elif isinstance(steps, list):
         yield from _probe_steps(name, steps)
     rows = [
@@ -178,6 +181,8 @@ def probe(results: Results, label: str) -> Iterator[RenderableType]:
     steps = summary.get("steps", [])
     if is_budget(steps):
         yield from budget(label, steps, results.summary["steps"])
+    elif certificate.is_certificate(steps):
+        yield from certificate.certificate(label, steps, results.summary["steps"])
     else:
         yield from _probe(label, summary)
 

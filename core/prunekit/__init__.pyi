@@ -3,6 +3,7 @@
 from .api import ShortfallError as ShortfallError
 from .api import apply_masks as apply_masks
 from .api import attach as attach
+from .api import certificate as certificate
 from .api import open as open
 from .api import operator as operator
 from .api import probe as probe
@@ -50,6 +51,8 @@ from .records import StepRecord as StepRecord
 from .records import Stop as Stop
 from .records import Target as Target
 from .statistics.base import Estimator as Estimator
+from .statistics.joint import Certificate as Certificate
+from .statistics.joint import JointModel as JointModel
 from .statistics.request import Detailed as Detailed
 from .statistics.request import Request as Request
 from .statistics.request import Sampled as Sampled

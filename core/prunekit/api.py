@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from prunekit.pruning.until import Until
     from prunekit.records import Attempt, Row, StepRecord
     from prunekit.statistics.base import Estimator
+    from prunekit.statistics.joint import Certificate
     from prunekit.statistics.operator import Operator
 
 Given: TypeAlias = str | Mapping[str, object]
@@ -331,6 +333,8 @@ def prune(
         prunable = options_of(Prunable, prunable, "prunable")
     ranked, strength = criterion_with_lambda(criterion, lam)
     asked = step_probes(probes)
+    for probe, _ in asked.values():
+        probe.check(ranked.name, partial(ranked.joint_model, strength))
     if isinstance(batches, Iterator):
         batches = list(batches)
 
@@ -444,6 +448,113 @@ def probe(
         record = asked(chosen, MomentAlone(surroundings, kept, held), generator(seed, "probe", chosen.name))
     refuse_nothing(chosen.name, record)
     return arrays(record)
+
+
+@together()
+@device_errors()
+@ordinary_tensors()
+def certificate(
+    model: nn.Module,
+    batches: Batches | Callable[[], Batches],
+    masks: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    damping: float = 0.1,
+    curvature: Literal["ggn", "ggn_mc", "empirical_fisher"] = "ggn",
+    gradient: bool = True,
+    before: Mapping[str, Tensor] | None = None,
+    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
+    prunable: Mapping[str, object] | Prunable | None = None,
+    exact: bool = False,
+    evaluations: int = 400,
+    nodes: int = 10_000,
+    seed: int = 0,
+    memory: int | None = None,
+) -> Certificate:
+    """Bound how far a choice of weights is from the best one of as many, on a quadratic model of the loss.
+
+    The bound is on ``gᵀΔ + ½Δᵀ(C + αI)Δ``, Δ the change from the weights now; how far the loss is from that, it does not
+    say. The probe ``certificate`` does the same at the steps of a run.
+
+    Args:
+        model: At the weights before anything goes; left as it was found.
+        batches: As for :func:`statistics`.
+        masks: The choice, bool tensors or arrays, ``True`` = kept; what is not named is kept.
+        weights: What the weights that stay become, by parameter; default the model's minimum for this choice.
+        damping: α > 0.
+        curvature: C: ``ggn``, exact over classes; ``ggn_mc``, from labels that the network draws; ``empirical_fisher``.
+        gradient: Whether the model has the first-order term.
+        before: What had been pruned before, so that no choice has it, as ``masks``.
+        loss: As for :func:`statistics`.
+        prunable: As for :func:`prune`.
+        exact: Look for the best choice itself, of at most 256 weights.
+        evaluations: Of the dual, at most.
+        nodes: Of the search for the best choice, at most.
+        seed: For labels that are drawn.
+        memory: Bytes for activations and factors.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(6, 3)
+        >>> batch = (torch.randn(50, 6), torch.randint(3, (50,)))
+        >>> largest = model.weight.abs() > model.weight.abs().median()
+        >>> found = certificate(model, [batch], {"weight": largest})
+        >>> found.budget, found.bound <= found.fitted <= found.value
+        (9, True)
+    """
+    import torch
+
+    from prunekit.masks.prunable import prunable_parameters
+    from prunekit.network.call import unpack
+    from prunekit.observing.moment import StepMoment, Surroundings
+    from prunekit.observing.probe import asked
+    from prunekit.plugins.build import as_loss, component, estimators, options_of
+    from prunekit.pruning.start import fitting
+    from prunekit.seeds import generator
+    from prunekit.statistics.joint import Certificate
+
+    if isinstance(prunable, Mapping):
+        prunable = options_of(Prunable, prunable, "prunable")
+    parameters = prunable_parameters(model, prunable)
+    open_ = fitting(model, parameters, before)
+    kept = {name: mask & open_[name] for name, mask in fitting(model, parameters, masks).items()}
+    given = {name: torch.as_tensor(value) for name, value in (weights or {}).items()}
+    strangers = [n for n, v in given.items() if n not in parameters or v.shape != parameters[n].shape]
+    if strangers:
+        raise SpecError(
+            f"weights: {', '.join(strangers)}: no prunable parameter of that name and shape; there are "
+            f"{', '.join(f'{n} {tuple(p.shape)}' for n, p in parameters.items())}"
+        )
+
+    def then() -> dict[str, Tensor]:
+        return {n: p.detach() * open_[n] for n, p in parameters.items()}
+
+    def after() -> dict[str, Tensor]:
+        return {n: given.get(n, p.detach()).to(p) * kept[n] for n, p in parameters.items()}
+
+    held = [unpack(batch) for batch in _looked_at(model, parameters, _fresh(batches))]
+    options = {"damping": damping, "curvature": curvature, "gradient": gradient, "exact": exact}
+    limits = {"evaluations": evaluations, "nodes": nodes}
+    probe: Probe = component("probe", {"name": "certificate", "store": True, **options, **limits})
+    moment = StepMoment(
+        "proposal",
+        Surroundings(model, as_loss(loss), estimators, memory=memory),
+        kept,
+        1,
+        held,
+        Estimates(),
+        then,
+        after,
+        None,
+        float("nan"),
+        masks_before=open_,
+    )
+    groups = asked(probe, moment, generator(seed, "probe", "certificate")).groups
+    found = {name: series.values for name, series in groups["certificate"].items()}
+    if weights is None:
+        found["value"] = found["fitted"]
+    found.pop("gap")
+    return Certificate(nu=groups["stored"]["nu"].values, **found)
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -94,7 +94,10 @@ def test_factors_do_not_follow_memory_that_is_filled_again() -> None:
 @pytest.mark.parametrize("gradient", [True, False])
 @pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher"])
 @pytest.mark.parametrize("scope", ["global", "layerwise"])
-def test_survivors_minimise_the_model_and_the_prediction_is_its_value(gradient, curvature, scope) -> None:
+@pytest.mark.parametrize("search", ["exchange", "dual"])
+def test_survivors_minimise_the_model_and_the_prediction_is_its_value(
+    gradient, curvature, scope, search
+) -> None:
     model, batches = mlp()
     names = ["0.weight", "2.weight"]
     matrix = dense(model, batches, curvature, names)
@@ -107,6 +110,7 @@ def test_survivors_minimise_the_model_and_the_prediction_is_its_value(gradient, 
         "curvature": curvature,
         "gradient": gradient,
         "scope": scope,
+        "search": search,
         **EXACT,
     }
     pruning = pk.prune(model, batches, criterion, sparsity=0.5, steps=1)
@@ -178,6 +182,28 @@ def test_exchange_comes_close_to_the_best_of_all_choices(moves) -> None:
         exchanged.append((last - least) / spread)
     assert sum(exchanged) < 0.6 * sum(ranked)
     assert sum(exchanged) / 20 < 0.25
+
+
+def test_the_dual_chooses_better_than_the_exchange_where_its_bound_is_close() -> None:
+    gaps: dict[str, list[float]] = {"exchange": [], "dual": []}
+    for seed in range(5):
+        for name, found in gaps.items():
+            torch.manual_seed(seed)
+            model = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 10)).double()
+            batches = [(torch.randn(60, 20, dtype=float64), torch.randint(10, (60,)))]
+            criterion = {"name": "combinatorial", "search": name, "damping": 0.05, "tolerance": 1e-6}
+            probes = pk.prune(model, batches, criterion, 0.8, 1, probes=["certificate"]).probes
+            (row,) = probes["certificate"]["steps"]
+            found.append(row["gap"] / (row["gap"] + abs(row["value"])))
+    assert all(dual <= exchange for dual, exchange in zip(gaps["dual"], gaps["exchange"], strict=True))
+    assert sum(gaps["dual"]) < 0.5 * sum(gaps["exchange"])
+
+
+@pytest.mark.parametrize("more", [{"update": False}, {"selection": "saliency"}])
+def test_the_dual_is_refused_where_it_has_no_meaning(more) -> None:
+    model, batches = mlp()
+    with pytest.raises(pk.SpecError, match="accepted: with update: true and selection: exchange"):
+        pk.prune(model, batches, {"name": "combinatorial", "search": "dual", **more}, sparsity=0.5, steps=1)
 
 
 def plain_swaps(terms: Tensor, alone: Tensor, gone: Tensor, part: Tensor, open_: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ CASES = [
                 {"update": False, "gradient": False},
                 {"scope": "layerwise", "curvature": "empirical_fisher"},
                 {"curvature": "ggn_mc", "draws": 2, "update": False},
+                {"search": "dual", "scope": "layerwise"},
             ]
         )
     ),

@@ -415,6 +415,7 @@ def test_lambda_is_a_penalty_where_survivors_are_not_adjusted() -> None:
         "obs_kfac",
         "combinatorial",
         {"name": "combinatorial", "selection": "saliency"},
+        {"name": "combinatorial", "search": "dual"},
         "obc",
         "sparsegpt",
         "wanda",

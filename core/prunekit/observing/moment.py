@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn, Protocol
 
-from torch import Generator, Tensor, float32, nn, promote_types
+import torch
+from torch import Generator, Tensor, nn
 
 from prunekit.data import Split, Splits
 from prunekit.errors import DataError, RunError
@@ -21,6 +22,7 @@ from prunekit.records import StepRecord
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.deletion import Deletions
 from prunekit.statistics.estimate import DEFAULT_MEMORY, estimate
+from prunekit.statistics.joint import JointModel
 from prunekit.statistics.line import Line, LineDerivatives
 from prunekit.statistics.operator import Operator
 from prunekit.statistics.paths import Paths, paths
@@ -206,7 +208,9 @@ class Moment:
         ranking = self._ranking(criterion)
         found = self.estimate(ranking.requests, generator, weights, data) if ranking.requests else Estimates()
         now = self.weights() if weights is None else weights
-        own = {name: now[name].to(promote_types(now[name].dtype, float32)) for name in self._masks}
+        own = {
+            name: now[name].to(torch.promote_types(now[name].dtype, torch.float32)) for name in self._masks
+        }
         return ranking.saliency(own, found, self.masks(), self.layers)
 
     def deletions(
@@ -387,6 +391,8 @@ class StepMoment(Moment):
         delta_loss: float | None = None,
         earlier: Sequence[StepRecord] = (),
         fresh: Callable[[], Sequence[Batch] | None] = lambda: None,
+        masks_before: Mapping[str, Tensor] | None = None,
+        joint_model: Callable[[], JointModel | None] = lambda: None,
     ) -> None:
         super().__init__(name, surroundings, masks)
         self.step, self.sample, self.statistics = step, sample, statistics
@@ -394,6 +400,7 @@ class StepMoment(Moment):
         self.loss_before, self.delta_loss, self.earlier = loss_before, delta_loss, tuple(earlier)
         self.losses: dict[str, tuple[float, float]] = {}
         self._before, self._after, self._fresh = before, after, fresh
+        self._masks_before, self._joint_model = masks_before or {}, joint_model
 
     def lent(self) -> dict[str, object]:
         """The step's examples and statistics too."""
@@ -412,6 +419,20 @@ class StepMoment(Moment):
     def fresh(self) -> Sequence[Batch] | None:
         """Examples that nothing of the step was estimated on, as many as the sample's; ``None`` if there are none."""
         return self._fresh()
+
+    @property
+    def joint_model(self) -> JointModel | None:
+        """The model that the criterion makes small over all weights together, with this step's λ and damping.
+
+        Raises:
+            UnsupportedError: If it has one, but not with these options, saying why.
+        """
+        return self._joint_model()
+
+    def masks_before(self) -> dict[str, Tensor]:
+        """Copies of the masks before the step, ``True`` = kept."""
+        whole = {name: torch.ones_like(m) for name, m in self._masks.items()}
+        return {name: self._masks_before.get(name, m).clone() for name, m in whole.items()}
 
     def before(self) -> dict[str, Tensor]:
         """Copies of parameters and buffers before the step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from prunekit.observing.moment import Moment
     from prunekit.results import Results
+    from prunekit.statistics.joint import JointModel
 
 MOMENTS = ("dense", "step", "pruned", "finetuned", "end")
 """What a probe may be asked at: after training, after each step, after the last, after fine-tuning, at the very end."""
@@ -99,6 +100,17 @@ class Probe(Component, ABC):
     def criteria(self) -> Sequence[object]:
         """Criteria that it asks the moment for, so that a run refuses unknown ones before it begins."""
         return ()
+
+    def check(self, criterion: str, joint_model: Callable[[], JointModel | None]) -> None:
+        """Refuse, before anything is computed, a criterion whose steps it cannot measure; asked where it sees steps.
+
+        Args:
+            criterion: The name of the one that proposes the steps.
+            joint_model: As :attr:`StepMoment.joint_model` will be, but for what a scheduler sets.
+
+        Raises:
+            SpecError: Saying which would be accepted.
+        """
 
     @abstractmethod
     def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:

@@ -11,6 +11,7 @@ from prunekit.component import Component, Tensors
 from prunekit.errors import RunError, UnsupportedError
 from prunekit.masks.weights import Layer, read_together
 from prunekit.pruning.proposal import Context, Proposal
+from prunekit.statistics.joint import JointModel
 from prunekit.statistics.request import Request
 
 if TYPE_CHECKING:
@@ -83,6 +84,16 @@ class Criterion(Component, ABC):
         Raises:
             SpecError: If it contradicts the options.
         """
+
+    def joint_model(self, lam: float) -> JointModel | None:
+        """The quadratic model over all weights together that a step with this λ makes small, survivors free to move.
+
+        ``None`` where there is none: of saliencies that know nothing of each other, or curvature in blocks.
+
+        Raises:
+            UnsupportedError: If the criterion has one, but not with these options, saying with which.
+        """
+        return None
 
     def propose(self, context: Context) -> Proposal:
         """Propose the masks of a step, the values of what stays, and what this will do to the loss."""

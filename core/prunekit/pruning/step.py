@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from prunekit.pruning.start import Zeros, fitting, steps_without_effect, without
 from prunekit.pruning.ties import ties
 from prunekit.records import Attempt, StepRecord, Target
 from prunekit.statistics.estimate import DEFAULT_MEMORY
+from prunekit.statistics.joint import JointModel
 from prunekit.statistics.request import Estimates, Statistic
 from prunekit.statistics.vanishing import vanished
 
@@ -292,7 +294,11 @@ class Pruner:
                 "been changed"
             )
         change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {}, kept)
-        moment = self._moment("proposal", index, sample, statistics, change, proposal, before)
+        model = partial(criterion.joint_model, lam)
+        shown = partial(
+            self._moment, index, sample, statistics, change, proposal, before, model, dict(self.masks)
+        )
+        moment = shown("proposal")
         tries = _trailing(history)
         measured = {name: dict(measure_it(moment, tries)) for name, measure_it in self._measures.items()}
         try:
@@ -323,8 +329,7 @@ class Pruner:
             change.undo()
             return Outcome(attempt)
         self.masks = dict(proposal.masks)
-        change_of_loss = attempt.delta_loss
-        moment = self._moment("step", index, sample, statistics, change, proposal, before, change_of_loss)
+        moment = shown("step", attempt.delta_loss)
         self.steps.append(self._record(attempt))
         return Outcome(attempt, self.steps[-1], moment, proposal.values is not None)
 
@@ -385,13 +390,15 @@ class Pruner:
 
     def _moment(
         self,
-        name: str,
         index: int,
         sample: Sample,
         statistics: Estimates,
         change: Change,
         proposal: Proposal,
         loss_before: float,
+        joint_model: Callable[[], JointModel | None],
+        masks_before: Mapping[str, Tensor],
+        name: str,
         delta_loss: float | None = None,
     ) -> StepMoment:
         return StepMoment(
@@ -408,6 +415,8 @@ class Pruner:
             delta_loss,
             self.steps,
             lambda: sample.fresh,
+            masks_before,
+            joint_model,
         )
 
     def _record(self, attempt: Attempt) -> StepRecord:

@@ -102,13 +102,26 @@ class Version2:
     def pruned(self, steps: int) -> np.ndarray:
         """Pruned weights after each step, of each tensor: ``[steps, L]``."""
         total = self._places[-1].stop if self._places else 0
-        gone = self._gone if steps else np.zeros(total, np.uint8)  # before the first step nothing is stored
-        if gone.shape != (total,) or gone.dtype.kind != "u":
-            raise ResultsError(f"masks/gone is {gone.dtype} of shape {gone.shape}; there are {total} weights")
+        self._check_gone(total, steps)
+        if not steps:  # before the first one nothing is stored
+            return np.zeros((0, len(self._places)), np.int64)
+        gone = self._gone
         if gone.size and int(gone.max()) > steps:
             raise ResultsError(f"masks/gone names step {int(gone.max())}, and there are {steps}")
         counts = [np.bincount(gone[p.start : p.stop], minlength=steps + 1)[1:].cumsum() for p in self._places]
         return np.stack(counts, axis=1) if counts else np.zeros((steps, 0), np.int64)
+
+    def _check_gone(self, total: int, steps: int) -> None:
+        """Refuse a mask history of another size, before it is read: it may claim more than there is."""
+        if not storing.has(self._file, history.GONE):
+            shape, dtype, stored = (0,), np.dtype(np.uint8), total
+        else:
+            data = self._file[history.GONE]
+            shape, dtype, stored = data.shape, data.dtype, data.id.get_storage_size()
+        if (steps and shape != (total,)) or dtype.kind != "u":
+            raise ResultsError(f"masks/gone is {dtype} of shape {shape}; there are {total} weights")
+        if steps and total and not stored:
+            raise ResultsError(f"masks/gone is empty, and there are {steps} steps")
 
     @cached_property
     def _places(self) -> list[Place]:

@@ -92,7 +92,7 @@ class _Execution:
         self.spec, self.plan, self.manager, self.listener = spec, plan, manager, listener
         self.settings, self.seeds = spec.settings, spec.data["seeds"]
         self.model, self.splits, self.loss = plan.model, plan.splits, plan.loss
-        self.probes = _probes(spec)
+        self.probes = _probes(spec, plan.pruning)
         # Of several processes, each has its own model; phases are added to the state's as they end.
         self._phases: dict[str, dict[str, Tensor]] = {}
         self.surroundings = Surroundings(
@@ -512,11 +512,18 @@ class _Execution:
             getattr(self.manager.hook, hook)(run=view, **details)
 
 
-def _probes(spec: Spec) -> dict[str, tuple[Probe, Moments]]:
-    """Label to a probe and when it is asked."""
+def _probes(spec: Spec, pruning: setup.Pruning | None) -> dict[str, tuple[Probe, Moments]]:
+    """Label to a probe and when it is asked.
+
+    Raises:
+        SpecError: If one is asked at steps that it cannot measure.
+    """
     probes = {}
     for part in spec.listed("probes"):
         probe: Probe = part.build()
         label, moments = part.engine["label"], part.engine["moments"]
-        probes[label or probe.name] = probe, Moments.parse(moments or probe.moments)
+        when = Moments.parse(moments or probe.moments)
+        if pruning is not None and when.every:
+            probe.check(pruning.criterion.name, partial(pruning.criterion.joint_model, pruning.lam))
+        probes[label or probe.name] = probe, when
     return probes

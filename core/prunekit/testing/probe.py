@@ -18,7 +18,8 @@ from prunekit.pruning.sample import Sample
 from prunekit.pruning.step import Pruner
 from prunekit.records import ProbeRecord, Series
 from prunekit.seeds import generator
-from prunekit.statistics.request import Request
+from prunekit.statistics.joint import JointModel
+from prunekit.statistics.request import Request, Statistic
 from prunekit.testing import component as common
 from prunekit.testing.guard import elsewhere, same, untouched
 from prunekit.testing.situation import Levels, batch, network
@@ -109,6 +110,10 @@ class _Smallest(Criterion):
 
     name = "smallest"
     requires = frozenset({"gradient"})
+
+    def joint_model(self, lam: float) -> JointModel:
+        """One by which its steps can be judged."""
+        return JointModel(Statistic("curvature_factors", curvature="ggn", draws=1), 0.1 + lam)
 
     def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, torch.Tensor]:
         """|θ|."""

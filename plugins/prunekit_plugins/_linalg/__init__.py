@@ -1,1 +1,1 @@
-"""Linear algebra that knows nothing of networks: inverses of many matrices, conjugate gradients, constrained minima."""
+"""Linear algebra that knows nothing of networks: inverses, conjugate gradients, constrained minima, quasi-Newton steps."""

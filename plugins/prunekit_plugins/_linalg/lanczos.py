@@ -82,7 +82,11 @@ class Krylov:
         place = self.count
         self.basis[place] = self._next
         new = self._product(self.basis[place])
-        self._diagonal.append(float(new.double() @ self.basis[place].double()))
+        self._diagonal.append(float(new @ self.basis[place]))
+        # What is large goes first, so that of all the others only rounding is left, and once is mostly enough.
+        new = new.sub(self.basis[place], alpha=self._diagonal[-1])
+        if place:
+            new.sub_(self.basis[place - 1], alpha=self._beside[-1])
         self._next, norm = self._orthogonal(new)
         scale = max(map(abs, [*self._diagonal, *self._beside, norm]))
         if norm <= 10 * torch.finfo(new.dtype).eps * scale * len(new) ** 0.5:
@@ -112,7 +116,7 @@ class Krylov:
                 break
             for rows in (self._apart, self.basis[: self.count]):
                 if rows is not None and len(rows):
-                    vector = vector - rows.T @ (rows @ vector)
+                    vector = vector.addmv(rows.T, rows @ vector, alpha=-1)
             last, norm = norm, float(vector.norm())
             if norm > _CANCELLED * last:
                 break

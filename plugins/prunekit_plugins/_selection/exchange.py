@@ -39,7 +39,7 @@ def search(
     """
     alone = removal_costs(model, model.weights, model.gradient)
     ranked = _without_cheapest(alone, open_, layers)
-    kept, values = _exchanged(model, open_, layers, rounds, ranked)
+    kept, values = exchanged(model, open_, layers, rounds, ranked, model.weights)
     if model.moves or not rounds:
         return kept, values
     largest = _without_cheapest(model.weights.abs(), open_, layers)
@@ -56,12 +56,31 @@ def _without_cheapest(cost: Tensor, open_: Tensor, layers: Sequence[tuple[slice,
     return kept
 
 
-def _exchanged(
-    model: Quadratic, open_: Tensor, layers: Sequence[tuple[slice, int]], rounds: int, kept: Tensor
+def exchanged(
+    model: Quadratic,
+    open_: Tensor,
+    layers: Sequence[tuple[slice, int]],
+    rounds: int,
+    kept: Tensor,
+    start: Tensor,
+    share: float = _FIRST,
 ) -> tuple[Tensor, Tensor]:
-    """Swap many at a time, and fewer where that makes the model larger."""
-    values = model.fitted(kept, model.weights)
-    height, share = model.height(values), _FIRST
+    """Swap many at a time, and fewer where that makes the model larger.
+
+    Args:
+        model: The quadratic model.
+        open_: What may be kept, bool, flat.
+        layers: Parts of the weights, and how many of each are kept.
+        rounds: Swaps that are tried, at most.
+        kept: A choice to begin with.
+        start: Values from which it is fitted.
+        share: Of what is kept, swapped at first, at most.
+
+    Returns:
+        What is kept, bool, and the values fitted to it; both flat.
+    """
+    values = model.fitted(kept, start)
+    height = model.height(values)
     for _ in range(rounds):
         slope = model.slope(values)
         cost = removal_costs(model, values, slope)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from prunekit import Context, Criterion, Options, Proposal, Request, Statistic
+from prunekit import Context, Criterion, JointModel, Options, Proposal, Request, Statistic, UnsupportedError
 from prunekit.masks import FlatIndex
 from prunekit_plugins._curvature.options import Curvature
 
@@ -93,6 +93,27 @@ class Surgeon(Criterion):
     def inverse_options(self) -> dict[str, str | int | None]:
         """Options of the statistic, without the damping."""
         return {"curvature": self.options.curvature, "draws": self.options.draws}
+
+    def joint_model(self, lam: float) -> JointModel | None:
+        """Of the whole matrix; one in blocks does not know how weights of different blocks belong together."""
+        if self.statistic != "inverse_full":
+            return None
+        options, who = self.options, f"criterion {self.name!r}"
+        damping = options.damping + (lam if self.damps else 0.0)
+        if not options.update:
+            raise UnsupportedError(
+                f"{who}: with update: false the weights that stay are not at the minimum of its model, which is what can be "
+                "certified; accepted: update: true"
+            )
+        if options.curvature not in ("ggn", "empirical_fisher"):
+            raise UnsupportedError(
+                f"{who}: no factors are at hand of curvature {options.curvature!r}; accepted: curvature: ggn or "
+                "empirical_fisher"
+            )
+        if damping <= 0:
+            raise UnsupportedError(f"{who}: a model without damping has no bound; accepted: damping > 0")
+        factors = Statistic("curvature_factors", curvature=options.curvature, draws=options.draws)
+        return JointModel(factors, damping, self.first_order)
 
     def propose(self, context: Context) -> Proposal:
         """Masks by elimination, or by the selector; survivors at the minimum of the model, where they are adjusted."""

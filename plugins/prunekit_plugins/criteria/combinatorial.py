@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, Self, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from prunekit import Context, Criterion, Options, Proposal, Request, RunError, Statistic
+from prunekit import (
+    Context,
+    Criterion,
+    JointModel,
+    Options,
+    Proposal,
+    Request,
+    RunError,
+    Statistic,
+    UnsupportedError,
+)
 from prunekit.masks import FlatIndex
 
 if TYPE_CHECKING:
@@ -26,12 +36,15 @@ class CombinatorialOptions(Options):
         draws: Labels per loss term, for ``ggn_mc``.
         gradient: Keep the first-order term.
         update: Adjust the surviving weights.
-        selection: ``exchange`` improves the choice as described; ``saliency`` ranks all at once and leaves the choice to
+        selection: ``exchange`` chooses all together as described; ``saliency`` ranks all at once and leaves the choice to
             the selector.
-        scope: Of the exchange: ``global``, one budget for all layers; ``layerwise``, a share for each.
-        rounds: Exchanges that are tried, at most. Without ``update``, pairs are swapped after them until no swap helps, or,
-            of more than 4096 weights, among the most promising as often.
-        tolerance: Of a fit of the surviving weights: its residual, relative.
+        search: How all are chosen together: ``exchange`` swaps; ``dual`` takes what stays where the bound of the probe
+            ``certificate`` is largest, which is near the best choice of all, and for that needs ``update``.
+        scope: Of the choice: ``global``, one budget for all layers; ``layerwise``, a share for each.
+        rounds: Exchanges that are tried, at most; after ``dual`` only where its choice is not within a thousandth of the
+            bound. Without ``update``, pairs are swapped after them until no swap helps, or, of more than 4096 weights,
+            among the most promising as often.
+        tolerance: Of a fit of the surviving weights: its residual, relative; with ``dual`` 1e-4 at most.
         iterations: Of such a fit, at most; products with the curvature.
     """
 
@@ -41,22 +54,32 @@ class CombinatorialOptions(Options):
     gradient: bool = True
     update: bool = True
     selection: Literal["exchange", "saliency"] = "exchange"
+    search: Literal["exchange", "dual"] = "exchange"
     scope: Literal["global", "layerwise"] = "global"
     rounds: int = Field(default=3, ge=0, le=1_000_000)
     tolerance: float = Field(default=1e-2, gt=0)
     iterations: int = Field(default=100, ge=1, le=1_000_000)
 
+    @model_validator(mode="after")
+    def _check_search(self) -> Self:
+        if self.search == "dual" and not (self.update and self.selection == "exchange"):
+            raise ValueError(
+                "search: dual chooses all weights together for survivors that move; accepted: with update: true and "
+                "selection: exchange"
+            )
+        return self
+
 
 class Combinatorial(Criterion):
-    """Chooses all weights of a step together, by exchange, on gᵀΔ + ½Δᵀ(C + αI)Δ with the curvature of all layers.
+    """Chooses all weights of a step together on gᵀΔ + ½Δᵀ(C + αI)Δ with the curvature of all layers.
 
     What one removal costs depends on the others that go: the masks are improved by swapping kept and pruned weights
-    while the model, with the survivors fitted anew, becomes smaller. Without ``update`` pairs are weighed with their cross
-    term and swapped one by one, from the choices by magnitude, by single costs and by growing, and the best is taken. C
-    is never formed; a product with it costs about
-    two forward passes of the step's examples. With the gradient, survivors take the damped Gauss-Newton step of the
-    step's examples, even where nothing is pruned, so many examples and enough damping keep them from fitting those
-    alone.
+    while the model, with the survivors fitted anew, becomes smaller; or, with ``search: dual``, they are what a bound
+    on all choices keeps, whose value is within small fractions of the best one's. Without ``update`` pairs are weighed
+    with their cross term and swapped one by one, from the choices by magnitude, by single costs and by growing, and the
+    best is taken. C is never formed; a product with it costs about two forward passes of the step's examples. With the
+    gradient, survivors take the damped Gauss-Newton step of the step's examples, even where nothing is pruned, so many
+    examples and enough damping keep them from fitting those alone.
     References: Yu et al. (2022), Combinatorial Brain Surgeon; Benbaki et al. (2023), CHITA.
     """
 
@@ -68,9 +91,21 @@ class Combinatorial(Criterion):
     @property
     def requires(self) -> frozenset[Request]:
         """The curvature, and the gradient where the model has it."""
+        return frozenset({self._factors, "gradient"} if self.options.gradient else {self._factors})
+
+    @property
+    def _factors(self) -> Statistic:
         options = self.options
-        factors = Statistic("curvature_factors", curvature=options.curvature, draws=options.draws)
-        return frozenset({factors, "gradient"} if options.gradient else {factors})
+        return Statistic("curvature_factors", curvature=options.curvature, draws=options.draws)
+
+    def joint_model(self, lam: float) -> JointModel | None:
+        """The one that it makes small."""
+        if not self.options.update:
+            raise UnsupportedError(
+                f"criterion {self.name!r}: with update: false the weights that stay are not at the minimum of its model, "
+                "which is what can be certified; accepted: update: true"
+            )
+        return JointModel(self._factors, self.options.damping + lam, self.options.gradient)
 
     @property
     def uses_selector(self) -> bool:
@@ -110,7 +145,7 @@ class Combinatorial(Criterion):
 
     def _exchanged(self, model: Quadratic, context: Context) -> tuple[Tensor, Tensor]:
         """What is kept, and the values fitted to it; both flat."""
-        from prunekit_plugins._selection.exchange import search
+        from prunekit_plugins._selection import dual, exchange
         from prunekit_plugins._selection.greedy import layer_budgets
 
         if not bool((model.diagonal + model.wanted).isfinite().all()):
@@ -123,6 +158,7 @@ class Combinatorial(Criterion):
         if self.options.scope == "layerwise":
             budgets = layer_budgets(context.masks, context.budget)
             quotas = [(layer.part, layer.size - budgets[layer.name]) for layer in index.layers]
+        search = dual.search if self.options.search == "dual" else exchange.search
         return search(model, index.flat(context.masks), quotas, self.options.rounds)
 
     def _model(self, weights: Tensors, statistics: Statistics, lam: float) -> Quadratic:

@@ -1,6 +1,7 @@
 """Loss-landscape probes: they measure the loss around a network at moments of a run."""
 
 from prunekit import Probe, hookimpl
+from prunekit_plugins.probes.certificate import Certificate
 from prunekit_plugins.probes.error_budget import ErrorBudget
 from prunekit_plugins.probes.fresh import Fresh
 from prunekit_plugins.probes.layers import Layers
@@ -14,4 +15,4 @@ from prunekit_plugins.probes.stability import Stability
 @hookimpl
 def prunekit_register_probes() -> list[type[Probe]]:
     """Return the classes of the built-in probes, to be registered when plugins are loaded."""
-    return [ErrorBudget, Fresh, Layers, Line, Oracle, Radius, Spectrum, Stability]
+    return [Certificate, ErrorBudget, Fresh, Layers, Line, Oracle, Radius, Spectrum, Stability]
