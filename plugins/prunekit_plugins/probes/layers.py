@@ -142,14 +142,14 @@ class Layers(Probe):
 
 def _without(reached: Tensor | None) -> float:
     """How many units have none; NaN where nobody knows."""
-    return nan if reached is None else float((~reached).count_nonzero())
+    return nan if reached is None else int((~reached).count_nonzero())
 
 
 def _dead(layer: Layer, sensitivity: Tensor | None) -> float:
     """Units of which no weight, pruned ones included, changes any output."""
     if sensitivity is None or layer.output_axis is None:
         return nan
-    return float((sensitivity.movedim(layer.output_axis, 0).flatten(1) == 0).all(1).count_nonzero())
+    return int((sensitivity.movedim(layer.output_axis, 0).flatten(1) == 0).all(1).count_nonzero())
 
 
 def _quantiles(saliencies: Tensor | None) -> list[float]:

@@ -149,12 +149,14 @@ class Stability(Probe):
                 "high": _finite(needed.high),
                 "largest": tried[-1] if tried else None,
             },
-            "sizes": [
-                {"examples": size, "draws": results["overlap"][i].draws}
+            "sizes": {
+                str(size): {"draws": results["overlap"][i].draws}
                 | {key: _said(found[i]) for key, found in results.items()}
                 for i, size in enumerate(sizes)
-            ],
+            },
         }
+        for key in ("overlap", "spearman"):  # of the largest draws
+            summary[key] = _finite(results[key][-1].value) if sizes else None
         if reason:
             summary["reason"] = reason
         attributes = {"sparsity": options.sparsity, "target": options.enough, "confidence": CONFIDENCE}
