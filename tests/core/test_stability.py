@@ -180,6 +180,31 @@ def test_where_not_even_the_smallest_draws_fit_all_is_missing_with_the_reason() 
     assert record.summary["enough"]["examples"] is None
 
 
+class Joint(pk.Criterion):
+    """Has no saliency."""
+
+    name = "joint"
+
+    def propose(self, context: Any) -> pk.Proposal:
+        return pk.Proposal(context.masks)
+
+
+class Infinite(Slopes):
+    """Its saliencies are not finite."""
+
+    name = "infinite"
+
+    def saliency(self, weights: Any, statistics: Any) -> Any:
+        return {name: w / 0 for name, w in weights.items()}
+
+
+@pytest.mark.parametrize(("criterion", "why"), [(Joint, "has no saliency"), (Infinite, "is not finite")])
+def test_a_criterion_that_cannot_rank_costs_no_run(criterion: Any, why: str) -> None:
+    record = measured(simulated(10, 50, 0, criterion), examples=[5, 10])
+    assert why in record.summary["reason"]
+    assert np.isnan(record.groups["sizes"]["overlap"].values).all()
+
+
 def test_a_criterion_without_data_agrees_with_itself() -> None:
     found = pk.probe(
         nn.Linear(6, 3),

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from prunekit import DataError, Options, Probe, ProbeRecord, PrunekitWarning, Series, UnsupportedError
+from prunekit import (
+    DataError,
+    Options,
+    Probe,
+    ProbeRecord,
+    PrunekitWarning,
+    RunError,
+    Series,
+    UnsupportedError,
+)
 from prunekit_plugins._landscape.criteria import Spoken, labels
 from prunekit_plugins._landscape.examples import measured_on
 
@@ -70,7 +79,7 @@ class Layers(Probe):
         def had(what: str, get: Callable[[], Any]) -> Any:
             try:
                 return get()
-            except (UnsupportedError, DataError) as error:
+            except (UnsupportedError, RunError, DataError) as error:
                 reasons[what] = str(error)
                 return None
 
