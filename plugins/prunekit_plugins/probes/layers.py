@@ -62,7 +62,7 @@ class Layers(Probe):
     """
 
     name = "layers"
-    moments = ("dense", "step")
+    moments = "step"
     Options = LayersOptions
     options: LayersOptions
 
