@@ -59,7 +59,7 @@ def _verify(results: Results, as_json: bool) -> None:
     from prunekit.foreign import damage_of_archive
     from prunekit.units import readable_bytes
 
-    whole = results.verify()
+    whole = results.whole()
     state = results.path.with_name(results.path.name + ".state")
     wrong = damage_of_archive(state) if state.is_file() else ""
     if wrong:

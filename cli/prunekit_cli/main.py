@@ -97,6 +97,24 @@ def inspect(
 
 
 @app.command()
+def verify(
+    file: File,
+    as_json: AsJSON = False,
+    set_: Set = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="D", help="Where it is computed: cpu, cuda, cuda:1 or auto.")
+    ] = "cpu",
+    block: Block = None,
+    no_code: NoCode = False,
+) -> None:
+    """Recompute from stored weights and data what a results file claims, a line a claim."""
+    from prunekit_cli.verify import verify as command
+
+    if not command(file, as_json, set_ or [], device, block or [], not no_code):
+        raise typer.Exit(1)
+
+
+@app.command()
 def validate(spec: Spec, set_: Set = None, block: Block = None, no_code: NoCode = False) -> None:
     """Check a spec and report every problem with its place."""
     from prunekit_cli.spec import validate as command

@@ -15,7 +15,7 @@ from prunekit.errors import DataError, PrunekitWarning, RunError, SpecError
 from prunekit.masks.settings import Prunable
 from prunekit.network.devices import device_errors
 from prunekit.network.ordinary import ordinary_tensors
-from prunekit.results import Results, open_results
+from prunekit.results import Results
 from prunekit.statistics.request import Estimates, Request, Statistic
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from prunekit.pruning.selector import Selector
     from prunekit.pruning.until import Until
     from prunekit.records import Attempt, Row, StepRecord
+    from prunekit.runs.verification.claims import Verification
     from prunekit.statistics.base import Estimator
     from prunekit.statistics.joint import Certificate
     from prunekit.statistics.operator import Operator
@@ -605,7 +606,7 @@ def run(
     block: Iterable[str] = (),
     code: bool = True,
     listener: Listener | None = None,
-) -> Results:
+) -> RunResults:
     """Run a spec and return its results.
 
     Under ``torchrun`` every process calls this: they share the examples of each step and of each evaluation,
@@ -646,12 +647,53 @@ def run(
             )
             if not complete:
                 execute(resolved, path, state, manager, listener)
-    return open_results(path)
+    return RunResults.open(path)
 
 
-def open(path: str | Path) -> Results:
-    """Open a results file read-only; needs numpy and h5py, not torch. See :func:`prunekit.results.open_results`."""
-    return open_results(path)
+class RunResults(Results):
+    """A results file, read-only, that can be held against what it was computed from."""
+
+    def verify(
+        self,
+        *,
+        code: bool = True,
+        block: Iterable[str] = (),
+        overrides: Mapping[str, object] | None = None,
+        device: str = "cpu",
+        say: Callable[[str], None] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Verification:
+        """Recompute from the stored weights and the data what the file claims, in float64; needs torch.
+
+        Args:
+            code: ``False`` follows no file where it names Python to run: factories, and plugins that are not built in.
+            block: Plugins to leave out.
+            overrides: Dotted path in the file's spec to value, such as where data lie now: ``{"folder": "/data"}``.
+            device: Where it is computed.
+            say: Told of Python that the file names, before it runs. By default nobody is.
+            progress: Told of what is being looked at.
+
+        Returns:
+            A claim for each thing that the file says: it ``holds``, ``differs``, or is ``unchecked``, and why.
+
+        Raises:
+            ResultsError: If the file is damaged.
+            DeviceError: If the device is not there.
+        """
+        from prunekit.plugins.host import manager_for
+        from prunekit.runs.verification.verify import verify
+
+        def nobody(text: str) -> None:
+            del text
+
+        with device_errors(), ordinary_tensors():
+            manager = manager_for(block, code)
+            return verify(self, manager, overrides, device, say or nobody, progress or nobody)
+
+
+def open(path: str | Path) -> RunResults:
+    """Open a results file read-only; needs numpy and h5py, not torch. See :class:`prunekit.results.Results`."""
+    return RunResults.open(path)
 
 
 def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dict[str, Tensor]:

@@ -137,7 +137,7 @@ def _look(path: Path, drawn: bool) -> None:
         for part in (*overview(opened), *layers(opened)):
             screen.print(part)
         json.dumps(opened.summary, allow_nan=False)
-        opened.verify()
+        opened.whole()
         if drawn:
             draw(opened, FOLDER / "figure.png")
 

@@ -54,3 +54,6 @@ class Layout(Protocol):
 
     def probe(self, label: str, moment: str) -> Arrays:
         """Arrays, by group."""
+
+    def attributes(self, label: str, moment: str) -> dict[str, Any]:
+        """What a probe has noted beside the arrays of a moment."""

@@ -49,6 +49,34 @@ class Results:
         self._held = held
         self._masks_checked = summary["prunable"] <= checking.MANY
 
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a results file; as :func:`open_results`."""
+        path = Path(os.path.expanduser(path))
+        why = unreadable(path)
+        if why:
+            raise ResultsError(f"{path}: {why}")
+        if not h5py.is_hdf5(path):
+            raise ResultsError(f"{path}: not a prunekit results file (not HDF5), or truncated")
+        try:
+            file = reading(path)
+        except OSError as error:
+            raise ResultsError(f"{path}: damaged or truncated ({error})") from None
+        try:
+            version = _check_format(path, file)
+            with _damage_named(path):
+                held = structure.check(file)
+                checking.check_columns(held)
+                layout = LAYOUTS[version](file)
+                summary = _summary(file, version, layout)
+                checking.check(layout, summary, held)
+                if file.id.get_filesize() <= _READ_WHOLLY:
+                    read_all(file, held)
+            return cls(path, file, layout, summary, held)
+        except BaseException:
+            file.close()
+            raise
+
     @property
     def finished(self) -> dict[str, int]:
         """How much of the run is finished: epochs, steps, attempts, phases, and what probes found but at steps."""
@@ -116,12 +144,28 @@ class Results:
             raise self._no_probe(name)
         if moment is None:
             moment = next(choice for choice in _FIRST_CHOICE if choice in moments)
+        self._check_moment(name, moment)
+        with self._reading() as layout:
+            return layout.probe(name, moment)
+
+    def attributes(self, name: str, moment: str) -> dict[str, Any]:
+        """Numbers and short texts that a probe has noted beside its arrays of a moment.
+
+        Raises:
+            ResultsError: If the run has no such probe, or it did not measure then.
+        """
+        self._check_moment(name, moment)
+        with self._reading() as layout:
+            return layout.attributes(name, moment)
+
+    def _check_moment(self, name: str, moment: str) -> None:
+        moments = self.moments(name)
+        if not moments:
+            raise self._no_probe(name)
         if moment not in moments:
             raise ResultsError(
                 f"{self.path}: probe {name!r} found nothing at {moment!r}, but at {', '.join(moments)}"
             )
-        with self._reading() as layout:
-            return layout.probe(name, moment)
 
     @property
     def probes(self) -> Mapping[str, Arrays]:
@@ -148,8 +192,11 @@ class Results:
         there = ", ".join(self.summary["probes"]) or "none"
         return ResultsError(f"{self.path}: no probe {name!r}; there are {there}")
 
-    def verify(self) -> Whole:
+    def whole(self, *, weights: bool = True) -> Whole:
         """Read everything in the file, and hold masks against counts and weights against masks.
+
+        Args:
+            weights: ``False`` leaves out the last.
 
         Returns:
             How much was read, and whether all of it lies under checksums.
@@ -158,7 +205,7 @@ class Results:
             ResultsError: Naming what is damaged.
         """
         with self._reading() as layout:
-            return verify(self._file, layout, self.summary, self._held)
+            return verify(self._file, layout, self.summary, self._held, weights)
 
     def close(self) -> None:
         """Close the file."""
@@ -212,30 +259,7 @@ def open_results(path: str | Path) -> Results:
     Raises:
         ResultsError: If it is missing, damaged, not a results file, or of a newer format.
     """
-    path = Path(os.path.expanduser(path))
-    why = unreadable(path)
-    if why:
-        raise ResultsError(f"{path}: {why}")
-    if not h5py.is_hdf5(path):
-        raise ResultsError(f"{path}: not a prunekit results file (not HDF5), or truncated")
-    try:
-        file = reading(path)
-    except OSError as error:
-        raise ResultsError(f"{path}: damaged or truncated ({error})") from None
-    try:
-        version = _check_format(path, file)
-        with _damage_named(path):
-            held = structure.check(file)
-            checking.check_columns(held)
-            layout = LAYOUTS[version](file)
-            summary = _summary(file, version, layout)
-            checking.check(layout, summary, held)
-            if file.id.get_filesize() <= _READ_WHOLLY:
-                read_all(file, held)
-        return Results(path, file, layout, summary, held)
-    except BaseException:
-        file.close()
-        raise
+    return Results.open(path)
 
 
 @contextmanager

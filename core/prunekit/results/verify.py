@@ -33,8 +33,10 @@ class Whole:
     checksums: bool
 
 
-def verify(file: h5py.File, layout: Layout, summary: Row, held: Mapping[str, Held]) -> Whole:
-    """Read everything, and hold masks against counts and weights against masks.
+def verify(
+    file: h5py.File, layout: Layout, summary: Row, held: Mapping[str, Held], weights: bool = True
+) -> Whole:
+    """Read everything, and hold masks against counts and, unless that is left out, weights against masks.
 
     Raises:
         ResultsError: Naming what is damaged.
@@ -46,7 +48,8 @@ def verify(file: h5py.File, layout: Layout, summary: Row, held: Mapping[str, Hel
         raise ResultsError(f"{bare} lies under no checksum")
     if summary["prunable"]:
         checking.check_masks(layout, summary)
-    _check_weights(layout, summary)
+    if weights:
+        _check_weights(layout, summary)
     return Whole(len(held), read, checked)
 
 

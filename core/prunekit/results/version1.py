@@ -91,6 +91,11 @@ class Version1:
             if isinstance(group, h5py.Group)
         }
 
+    def attributes(self, label: str, moment: str) -> dict[str, Any]:
+        """What a probe has noted beside its arrays."""
+        attributes = self._file[f"probes/{label}"].attrs
+        return {name: storing.plain(attributes[name]) for name in attributes}
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Prunable tensors and their shapes."""
         named = _json(self._file["prunable/shapes"])

@@ -89,6 +89,11 @@ class Version2:
         """A probe's arrays at a moment, by group."""
         return probes.read(self._file[f"probes/{label}/{moment}"])
 
+    def attributes(self, label: str, moment: str) -> dict[str, Any]:
+        """What a probe has noted beside the arrays of a moment."""
+        attributes = self._file[f"probes/{label}/{moment}"].attrs
+        return {name: storing.plain(attributes[name]) for name in attributes}
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Prunable tensors and their shapes."""
         return {place.name: place.shape for place in self._places}

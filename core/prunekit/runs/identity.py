@@ -54,7 +54,12 @@ def inputs(spec: Spec) -> dict[str, str]:
     Raises:
         DataError: If one cannot be read.
     """
-    digests: dict[str, str] = {}
+    return {name: digest(file) for name, file in sorted(files_read(spec).items())}
+
+
+def files_read(spec: Spec) -> dict[str, Path]:
+    """The files that a run reads, as the spec names them, and where they lie."""
+    found: dict[str, Path] = {}
     for place, part in spec.parts.items():
         if place[0] in _WITHOUT_EFFECT:
             continue
@@ -62,9 +67,8 @@ def inputs(spec: Spec) -> dict[str, str]:
         checkpoint = part.engine.get("checkpoint")
         if checkpoint is not None:
             files.append(part.locate(checkpoint))
-        for file in files:
-            digests[_as_written(file, part)] = digest(file)
-    return dict(sorted(digests.items()))
+        found |= {_as_written(file, part): file for file in files}
+    return found
 
 
 def digest(path: Path) -> str:

@@ -123,26 +123,17 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     device, dtype = choose_device(spec.settings.device), getattr(torch, spec.settings.dtype)
     if device.type == "cuda" and distributed.world() > 1:
         torch.cuda.set_device(device)
-    with usual_defaults():
-        data = _part(spec, "dataset")
-        dataset = data.build()
-        loaded: Splits = dataset.load(data.engine["split_seed"])
-    _check_tensors(loaded, str(spec.data["dataset"]["name"]))
-    examples = None if dataset.files() else fingerprint(loaded)
+    loaded, examples = load_data(spec)
     splits = loaded.to(device, dtype)
     _check_data(splits, str(spec.data["dataset"]["name"]))
-    loss = _loss(spec, splits, manager)
+    loss = choose_loss(spec, splits, manager)
     for _, split in _there(splits):
         if len(split):
             loss.check(split.y)
     info = splits.info_for(loss.counted)
     _say_gaps(splits, loss, info, str(spec.data["dataset"]["name"]))
+    model = new_network(spec, info, dtype)
     part = _part(spec, "model")
-    with preserved_rng(), usual_defaults():
-        torch.manual_seed(derived(spec.data["seeds"]["init"], "model"))
-        model: nn.Module = part.build().build(info)
-    tie(model)  # a conversion would part what lies over one memory
-    model = model.to(dtype)  # before the checkpoint, whose values may need more digits than float32 has
     checkpoint = part.engine["checkpoint"]
     if checkpoint is not None:
         from prunekit.network.checkpoint import load_into
@@ -181,6 +172,29 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
         ),
         examples,
     )
+
+
+def load_data(spec: Spec) -> tuple[Splits, str | None]:
+    """The data set as it is, and a digest of its examples where it reads no file whose digest would tell.
+
+    Raises:
+        DataError: If it cannot be read, or holds something else than tensors.
+    """
+    with usual_defaults():
+        data = _part(spec, "dataset")
+        dataset = data.build()
+        loaded: Splits = dataset.load(data.engine["split_seed"])
+    _check_tensors(loaded, str(spec.data["dataset"]["name"]))
+    return loaded, None if dataset.files() else fingerprint(loaded)
+
+
+def new_network(spec: Spec, info: DataInfo, dtype: torch.dtype) -> nn.Module:
+    """The spec's network on the CPU, with the weights that its seed gives; no checkpoint is read."""
+    with preserved_rng(), usual_defaults():
+        torch.manual_seed(derived(spec.data["seeds"]["init"], "model"))
+        model: nn.Module = _part(spec, "model").build().build(info)
+    tie(model)  # a conversion would part what lies over one memory
+    return model.to(dtype)  # before a checkpoint, whose values may need more digits than float32 has
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -232,7 +246,7 @@ def _check_metric(metric: str, splits: Splits) -> None:
         )
 
 
-def _loss(spec: Spec, splits: Splits, manager: PluginManager) -> Loss:
+def choose_loss(spec: Spec, splits: Splits, manager: PluginManager) -> Loss:
     """The spec's loss, or the one that the data call for."""
     part = spec.part("loss")
     if part is not None:
