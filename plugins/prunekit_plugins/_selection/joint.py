@@ -102,14 +102,11 @@ class Relaxed:
     evaluations: int
 
 
-def relaxed(
-    problem: Joint, start: Tensor | None = None, gain: float = GAIN, limit: int = EVALUATIONS
-) -> Relaxed:
-    """Make the dual as large as it gets, by quasi-Newton steps on it as it is.
+def relaxed(problem: Joint, gain: float = GAIN, limit: int = EVALUATIONS) -> Relaxed:
+    """Make the dual as large as it gets, from ν = 0 by quasi-Newton steps on it as it is.
 
     Args:
         problem: The problem.
-        start: ν to begin at; zero by default.
         gain: The end: less than this share of the bound in ten steps.
         limit: Most evaluations.
     """
@@ -118,9 +115,9 @@ def relaxed(
         value, _, change = problem.inner(nu)
         return -value, nu - problem.rows.along(change)
 
-    nu = problem.weights.new_zeros(problem.rows.count) if start is None else start
+    start = problem.weights.new_zeros(problem.rows.count)
     length = 1 / (1 + _largest_eigenvalue(problem) / problem.damping)
-    found = minimised(negative, nu, length, gain, limit)
+    found = minimised(negative, start, length, gain, limit)
     bound, kept, change = problem.inner(found.point)
     values = torch.where(kept, problem.weights + change, 0.0)
     return Relaxed(found.point, kept, values, bound, found.evaluations)
