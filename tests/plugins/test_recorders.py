@@ -32,7 +32,7 @@ ADAPTIVE = CHANGES | {
         "criterion": {"name": "combinatorial", "damping": 5.0},
         "scheduler": {
             **{"name": "trust_region", "sparsity": 0.6, "measure": "sample"},
-            "tolerance": {"relative": 0, "absolute": 0.012},
+            "tolerance": {"relative": 0, "absolute": 0.025},
         },
         "examples": 30,
     },
