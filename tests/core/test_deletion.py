@@ -176,8 +176,11 @@ def test_networks_with_awkward_traits_are_right_or_refused(trait: str) -> None:
 
 
 @pytest.mark.parametrize("memory", [1, 20_000, 1 << 30])
-def test_how_many_are_deleted_together_does_not_matter(memory: int, build: Any) -> None:
-    network = build("groups")
+@pytest.mark.parametrize(
+    "name", ["linear", "groups", "in_place_relu", "tied_linear", "used_twice", "batch_norm"]
+)
+def test_how_many_are_deleted_together_does_not_matter(name: str, memory: int, build: Any) -> None:
+    network = build(name)
     names = [name for name, p in network.model.named_parameters() if p.ndim > 1]
     expected = moment(network.model, names).deletions(data=network.batches())
     found = moment(network.model, names, memory=memory).deletions(data=network.batches())

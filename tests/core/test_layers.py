@@ -119,7 +119,8 @@ def test_what_is_not_known_of_a_network_is_null_with_its_reason() -> None:
 @pytest.mark.filterwarnings("ignore:probe 'layers'")
 def test_a_run_with_it_is_the_run_without_it(tmp_path: Path) -> None:
     running.write_data(tmp_path / "data.npz")
-    for name, probes in (("with", ["layers"]), ("without", [])):
+    probe = {"name": "layers", "moments": ["dense", "step"]}
+    for name, probes in (("with", [probe]), ("without", [])):
         pk.run(running.mapping(tmp_path, probes=probes), tmp_path / f"{name}.h5").close()
     one, other = (running.contents(tmp_path / f"{name}.h5") for name in ("with", "without"))
     for key in ("masks/gone", "steps/delta_loss", "examples/indices", "weights/finetuned/fc.0.weight"):
@@ -130,6 +131,17 @@ def test_a_run_with_it_is_the_run_without_it(tmp_path: Path) -> None:
         np.testing.assert_allclose(found["sparsity"], own)
         assert (found["effective_sparsity"] >= found["sparsity"]).all()
         assert results.summary["probes"]["layers"]["dense"]["sparsity"] == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:probe 'layers'")
+def test_it_and_the_oracle_can_be_asked_in_pruning_a_model_of_ones_own() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    batches = [(torch.randn(40, 8), torch.randint(3, (40,)))]
+    oracle = {"name": "oracle", "moments": "step", "resamples": 5}
+    pruning = pk.prune(model, batches, "qm", sparsity=0.6, steps=2, probes=["layers", oracle])
+    rows = pruning.probes["layers"]["steps"]
+    assert [row["sparsity"] for row in rows] == pytest.approx([step.sparsity for step in pruning.steps])
+    assert [row["kept"] for row in pruning.probes["oracle"]["steps"]] == [s.remaining for s in pruning.steps]
 
 
 def test_it_can_be_asked_about_a_model_of_ones_own() -> None:

@@ -89,12 +89,15 @@ def measured(moment: Moment, **options: Any) -> pk.ProbeRecord:
 def test_the_overlap_is_that_of_a_simulation_in_which_it_is_known() -> None:
     sizes = [2, 8, 32]
     summary = measured(simulated(20_000, 200, 0), examples=sizes, repeats=6, sparsity=0.8).summary
-    for row in summary["sizes"]:
-        truth = known(row["examples"], 0.2)
+    assert list(summary["sizes"]) == ["2", "8", "32"]
+    assert summary["overlap"] == summary["sizes"]["32"]["overlap"]["value"]
+    for size, row in summary["sizes"].items():
+        examples = int(size)
+        truth = known(examples, 0.2)
         assert row["overlap"]["value"] == pytest.approx(truth, abs=0.01)
-        other = known(row["examples"], 0.8)  # by symmetry, of the weights that go
+        other = known(examples, 0.8)  # by symmetry, of the weights that go
         assert row["pruned_overlap"]["value"] == pytest.approx(other, abs=0.01)
-        correlation = SPREAD**2 / (SPREAD**2 + 1 / row["examples"])
+        correlation = SPREAD**2 / (SPREAD**2 + 1 / examples)
         assert row["spearman"]["value"] == pytest.approx(6 / np.pi * np.arcsin(correlation / 2), abs=0.02)
         assert row["overlap"]["low"] < row["overlap"]["value"] < row["overlap"]["high"]
     assert summary["chance"]["overlap"] == pytest.approx(0.2 / 1.8, abs=1e-3)
@@ -108,7 +111,7 @@ def test_intervals_hold_the_truth_and_so_does_the_number_of_examples_that_are_en
         expected = {size: known(size, fraction, truth) for size in sizes}
         crossing = scipy.optimize.brentq(lambda n, t=truth: known(n, fraction, t) - target, 2, 32)
         summary = measured(moment, examples=sizes, repeats=8, sparsity=fraction, enough=target).summary
-        rows = {row["examples"]: row["overlap"] for row in summary["sizes"]}
+        rows = {int(size): row["overlap"] for size, row in summary["sizes"].items()}
         hits += sum(rows[size]["low"] <= expected[size] <= rows[size]["high"] for size in sizes)
         found = summary["enough"]
         inside += found["low"] <= crossing <= found["high"]
@@ -175,6 +178,31 @@ def test_where_not_even_the_smallest_draws_fit_all_is_missing_with_the_reason() 
     assert "examples: [25]" in record.summary["reason"]
     assert np.isnan(record.groups["sizes"]["overlap"].values).all()
     assert record.summary["enough"]["examples"] is None
+
+
+class Joint(pk.Criterion):
+    """Has no saliency."""
+
+    name = "joint"
+
+    def propose(self, context: Any) -> pk.Proposal:
+        return pk.Proposal(context.masks)
+
+
+class Infinite(Slopes):
+    """Its saliencies are not finite."""
+
+    name = "infinite"
+
+    def saliency(self, weights: Any, statistics: Any) -> Any:
+        return {name: w / 0 for name, w in weights.items()}
+
+
+@pytest.mark.parametrize(("criterion", "why"), [(Joint, "has no saliency"), (Infinite, "is not finite")])
+def test_a_criterion_that_cannot_rank_costs_no_run(criterion: Any, why: str) -> None:
+    record = measured(simulated(10, 50, 0, criterion), examples=[5, 10])
+    assert why in record.summary["reason"]
+    assert np.isnan(record.groups["sizes"]["overlap"].values).all()
 
 
 def test_a_criterion_without_data_agrees_with_itself() -> None:

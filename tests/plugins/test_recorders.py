@@ -30,7 +30,10 @@ CHANGES = {
 ADAPTIVE = CHANGES | {
     "prune": {
         "criterion": {"name": "combinatorial", "damping": 5.0},
-        "scheduler": {"name": "trust_region", "sparsity": 0.6, "tolerance": {"relative": 0.3}},
+        "scheduler": {
+            **{"name": "trust_region", "sparsity": 0.6, "measure": "sample"},
+            "tolerance": {"relative": 0, "absolute": 0.025},
+        },
         "examples": 30,
     },
     "finetune": None,

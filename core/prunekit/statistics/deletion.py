@@ -32,6 +32,7 @@ from prunekit.statistics.chain import Chain, chain_after
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRIED = 3  # deletions of a slice that are compared with deleting one by one
 _MOST = 1024  # deletions at once, beyond which nothing is gained
+_AGAIN = 48  # bytes for each byte of a chain's stacked outputs: with what their losses take, as many as caches hold
 _STACK = 64 << 20  # bytes of stacked activations, beyond which a processor's caches help no more
 
 
@@ -103,12 +104,15 @@ class _Slice:
         self._chains: dict[str, Chain | None] = {}
         room = memory // 2 if self._outputs.is_cuda else min(memory // 2, _STACK)
         self._together = max(1, min(_MOST, room // max(1, weighing.bytes)))
+        # A chain works on pieces of its own, and only its outputs are stacked.
+        self._chained = max(1, min(_MOST, room // max(1, _AGAIN * self._outputs.nbytes)))
 
     def changes(self, name: str, weight: Tensor, indices: Tensor) -> Tensor:
         """Total loss without a weight minus total loss with it, ``[weights]``."""
         values = weight.detach().reshape(-1)[indices]
         for way in (self._by_chain, self._by_unit, self._stacked):
-            if self._together > 1 and len(indices) > 1 and self._right(way, name, weight):
+            together = self._chained if way == self._by_chain else self._together
+            if together > 1 and len(indices) > 1 and self._right(way, name, weight):
                 found = self._all(way, name, weight, indices, -values)
                 if found is not None:
                     return found
@@ -119,8 +123,9 @@ class _Slice:
     def _all(self, way: Way, name: str, weight: Tensor, indices: Tensor, changes: Tensor) -> Tensor | None:
         """Totals by one way, so many at a time; ``None`` where it fails on the way."""
         totals = []
-        for start in range(0, len(indices), self._together):
-            part = slice(start, start + self._together)
+        size = self._chained if way == self._by_chain else self._together
+        for start in range(0, len(indices), size):
+            part = slice(start, start + size)
             outputs = _tried(way, name, weight, indices[part], changes[part])
             if outputs is None:
                 return None

@@ -103,6 +103,8 @@ def _saliency(axis: Axes, moment: Found) -> None:
         )  # fmt: skip
         axis.plot(x[there], middle[there], "_", color=INK, markersize=12, markeredgewidth=2, label="median")
         positive_scale(axis, [*low[there], *high[there]])
+        bottom, top = axis.get_ylim()
+        axis.set_ylim(bottom, top * 1.25 if top > 0 else top)  # room for the legend
     axis.set_ylabel("saliency")
     axis.set_title("Saliencies of the kept weights")
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from prunekit import DataError, Options, Probe, ProbeRecord, PrunekitWarning, Series, UnsupportedError
+from prunekit import (
+    DataError,
+    Options,
+    Probe,
+    ProbeRecord,
+    PrunekitWarning,
+    RunError,
+    Series,
+    UnsupportedError,
+)
 from prunekit_plugins._landscape.criteria import Spoken, labels
 from prunekit_plugins._landscape.examples import measured_on
 
@@ -53,7 +62,7 @@ class Layers(Probe):
     """
 
     name = "layers"
-    moments = ("dense", "step")
+    moments = "step"
     Options = LayersOptions
     options: LayersOptions
 
@@ -70,7 +79,7 @@ class Layers(Probe):
         def had(what: str, get: Callable[[], Any]) -> Any:
             try:
                 return get()
-            except (UnsupportedError, DataError) as error:
+            except (UnsupportedError, RunError, DataError) as error:
                 reasons[what] = str(error)
                 return None
 
@@ -142,14 +151,14 @@ class Layers(Probe):
 
 def _without(reached: Tensor | None) -> float:
     """How many units have none; NaN where nobody knows."""
-    return nan if reached is None else float((~reached).count_nonzero())
+    return nan if reached is None else int((~reached).count_nonzero())
 
 
 def _dead(layer: Layer, sensitivity: Tensor | None) -> float:
     """Units of which no weight, pruned ones included, changes any output."""
     if sensitivity is None or layer.output_axis is None:
         return nan
-    return float((sensitivity.movedim(layer.output_axis, 0).flatten(1) == 0).all(1).count_nonzero())
+    return int((sensitivity.movedim(layer.output_axis, 0).flatten(1) == 0).all(1).count_nonzero())
 
 
 def _quantiles(saliencies: Tensor | None) -> list[float]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from prunekit import Options, Probe, ProbeRecord, Series, UnsupportedError
+from prunekit import Options, Probe, ProbeRecord, RunError, Series, UnsupportedError
 from prunekit_plugins._landscape.criteria import Spoken, labels
 from prunekit_plugins._landscape.examples import measured_on
 
@@ -35,7 +35,7 @@ class OracleOptions(Options):
     """
 
     weights: int = Field(default=1000, ge=2, le=10_000_000)
-    criteria: tuple[Spoken, ...] = ("magnitude", "lm", "qm", "obd")
+    criteria: tuple[Spoken, ...] = Field(default=("magnitude", "lm", "qm", "obd"), min_length=1)
     examples: int | None = Field(default=1000, ge=1)
     absolute: bool = True
     resamples: int = Field(default=500, ge=1, le=100_000)
@@ -74,18 +74,25 @@ class Oracle(Probe):
         data = measured_on(moment, options.examples)
         kept = torch.cat([mask.flatten() for mask in moment.masks().values()])
         there = kept.nonzero().squeeze(1).cpu()
-        saliencies, reasons = _saliencies(
-            moment, generator, data, dict(zip(names, options.criteria, strict=True))
-        )
-        values = _flat({name: moment.weights()[name] for name in moment.prunable})
-        chosen = there
-        if len(there) > options.weights:
-            guide = next(iter(saliencies.values()), values.abs())
-            chosen = _strata(there, guide[there], options.weights, generator)
+        now = moment.weights()
+        values = _flat({name: now[name] for name in moment.prunable})
+        chosen: Tensor | None = None
+        compared: dict[str, np.ndarray] = {}
+        reasons: dict[str, str] = {}
+        for name, criterion in zip(names, options.criteria, strict=True):
+            try:
+                saliency = _flat(moment.saliency(criterion, generator, data=data))
+            except (UnsupportedError, RunError) as error:  # it has none, or not a finite one
+                reasons[name] = str(error)
+                continue
+            if chosen is None:
+                chosen = _strata(there, saliency, options.weights, generator)
+            compared[name] = saliency[chosen].numpy()
+        if chosen is None:
+            chosen = _strata(there, values.abs(), options.weights, generator)
         truth = _by_place(moment, chosen, moment.deletions(_places(moment, chosen), data=data))
         rows = min(options.weights, len(kept))
         draw = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator, device="cpu")))
-        compared = {name: s[chosen].numpy() for name, s in saliencies.items()}
         table = {
             name: _correlations(compared.get(name), truth, options.absolute, draw, options.resamples)
             for name in names
@@ -100,7 +107,7 @@ class Oracle(Probe):
         nothing = np.full(rows, np.nan)
         found = [nothing if (s := compared.get(name)) is None else _padded(s, rows) for name in names]
         criteria = {
-            "saliency": Series(np.stack(found) if found else np.empty((0, rows)), ("criterion", "weight")),
+            "saliency": Series(np.stack(found), ("criterion", "weight")),
             **{key: Series([table[name][key] for name in names], ("criterion",)) for key in _COLUMNS},
         }
         summary: dict[str, Any] = {
@@ -127,19 +134,6 @@ class Oracle(Probe):
 _COLUMNS = ("spearman", "spearman_low", "spearman_high", "kendall", "kendall_low", "kendall_high")
 
 
-def _saliencies(
-    moment: Moment, generator: Generator, data: Any, criteria: Mapping[str, Spoken]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Of all prunable weights, one after another, by label; and why there is none."""
-    found, reasons = {}, {}
-    for label, criterion in criteria.items():
-        try:
-            found[label] = _flat(moment.saliency(criterion, generator, data=data))
-        except UnsupportedError as error:
-            reasons[label] = str(error)
-    return found, reasons
-
-
 def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
     import torch
 
@@ -147,13 +141,25 @@ def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _strata(there: Tensor, saliency: Tensor, count: int, generator: Generator) -> Tensor:
-    """One of each of ``count`` strata of equal size, in the order of saliency; in their own order."""
+    """One of each of ``count`` strata of equal size, in the order of saliency; all where there are no more.
+
+    Args:
+        there: Places of the weights that are kept.
+        saliency: Of all weights.
+        count: Of strata.
+        generator: Draws the one.
+
+    Returns:
+        Places, increasing.
+    """
     import torch
 
+    if len(there) <= count:
+        return there
     edges = torch.linspace(0, len(there), count + 1, dtype=torch.float64, device="cpu").round().long()
     inside = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
     picks = edges[:-1] + (inside * (edges[1:] - edges[:-1])).long()
-    chosen: Tensor = there[saliency.argsort(stable=True)[picks]].sort().values
+    chosen: Tensor = there[saliency[there].argsort(stable=True)[picks]].sort().values
     return chosen
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from prunekit import DataError, Options, Probe, ProbeRecord, Series
+from prunekit import DataError, Options, Probe, ProbeRecord, RunError, Series, UnsupportedError
 from prunekit_plugins._landscape.criteria import Spoken, labels
 
 if TYPE_CHECKING:
@@ -104,8 +104,12 @@ class Stability(Probe):
             )
         if total < 2:
             reason, sizes = f"of all weights {total} is kept, which leaves nothing to rank", []
-        for size in sizes:
-            masks, ranked = self._draws(moment, split, size, kept, total - stay, some, generator)
+        for size in tuple(sizes):
+            try:
+                masks, ranked = self._draws(moment, split, size, kept, total - stay, some, generator)
+            except (UnsupportedError, RunError) as error:  # it has no saliency, or not a finite one
+                reason, sizes = str(error), sizes[: sizes.index(size)]
+                break
             results["overlap"].append(over_pairs(masks, jaccard, CONFIDENCE))
             results["pruned_overlap"].append(over_pairs([~mask for mask in masks], jaccard, CONFIDENCE))
             results["spearman"].append(over_pairs(ranked, _correlation, CONFIDENCE))
@@ -149,12 +153,14 @@ class Stability(Probe):
                 "high": _finite(needed.high),
                 "largest": tried[-1] if tried else None,
             },
-            "sizes": [
-                {"examples": size, "draws": results["overlap"][i].draws}
+            "sizes": {
+                str(size): {"draws": results["overlap"][i].draws}
                 | {key: _said(found[i]) for key, found in results.items()}
                 for i, size in enumerate(sizes)
-            ],
+            },
         }
+        for key in ("overlap", "spearman"):  # of the largest draws
+            summary[key] = _finite(results[key][-1].value) if sizes else None
         if reason:
             summary["reason"] = reason
         attributes = {"sparsity": options.sparsity, "target": options.enough, "confidence": CONFIDENCE}
