@@ -401,6 +401,7 @@ def probe(
     probe: Given | Probe,
     masks: Mapping[str, Tensor] | None = None,
     *,
+    networks: Mapping[str, Mapping[str, Tensor | np.ndarray]] | None = None,
     loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
     prunable: Mapping[str, object] | Prunable | None = None,
     seed: int = 0,
@@ -413,6 +414,9 @@ def probe(
         batches: As for :func:`statistics`; they stand for the training split.
         probe: A name, a mapping with the spec's keys, or an object.
         masks: Measure at the masked weights; bool tensors, ``True`` = kept; what is not named is kept.
+        networks: Weights of this model by a name of the network, for probes that compare those of a run (``line``, the
+            ``path`` of ``plane``): state dicts, or ``results.weights("pruned")`` of several results files. What is left
+            out of one is as in the model.
         loss: As for :func:`statistics`.
         prunable: As for :func:`prune`.
         seed: Of the probe's random numbers.
@@ -427,7 +431,7 @@ def probe(
     from prunekit.masks.prunable import prunable_parameters
     from prunekit.network.call import unpack
     from prunekit.network.restore import holding
-    from prunekit.observing.alone import MomentAlone, arrays, refuse_nothing, whole
+    from prunekit.observing.alone import MomentAlone, arrays, refuse_nothing, whole, whole_network
     from prunekit.observing.moment import Surroundings
     from prunekit.observing.probe import asked
     from prunekit.plugins.build import as_loss, component, estimators, options_of, ranking
@@ -441,10 +445,11 @@ def probe(
         chosen = whole(chosen)
     parameters = prunable_parameters(model, prunable)
     held = [unpack(batch) for batch in _looked_at(model, parameters, _fresh(batches))]
-    surroundings, kept = (
-        Surroundings(model, as_loss(loss), estimators, memory=memory, ranking=ranking),
-        fitting(model, parameters, masks),
+    phases = {name: whole_network(model, name, weights) for name, weights in (networks or {}).items()}
+    surroundings = Surroundings(
+        model, as_loss(loss), estimators, phases=phases, memory=memory, ranking=ranking
     )
+    kept = fitting(model, parameters, masks)
     with holding(model, {name: parameters[name].detach() * kept[name] for name in kept if masks}):
         record = asked(chosen, MomentAlone(surroundings, kept, held), generator(seed, "probe", chosen.name))
     refuse_nothing(chosen.name, record)

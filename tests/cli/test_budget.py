@@ -97,8 +97,6 @@ def test_a_figure_that_there_is_not_is_refused_with_those_that_there_are(
     results: Path, tmp_path: Path
 ) -> None:
     picture = tmp_path / "picture.png"
-    said = running.refused("inspect", results, "--plot", picture, "--figure", "line")
-    assert "'line' has no picture; accepted: run, error_budget, far" in said
     said = running.refused("inspect", results, "--plot", picture, "--figure", "radius")
     assert "'radius' is no probe of this run" in said
     assert "give both" in running.refused("inspect", results, "--figure", "far")

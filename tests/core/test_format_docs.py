@@ -46,6 +46,8 @@ COLUMNS = {
 METRICS = {f"{split}_{what}" for split in ("train", "valid", "test") for what in ("loss", "error")}
 LINES = {f"probes/line/end/{g}" for g in ("dense_to_pruned", "pruned_to_finetuned")}
 
+PARABOLAS = ("hessian_parabola", "ggn_parabola")
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -93,7 +95,7 @@ def test_the_file_has_just_the_datasets_that_are_documented(file: h5py.File) -> 
             for p in phases - {"pruned"}
             for c in ("epoch", "running_loss", "valid_loss", "valid_error")
         ),
-        *(f"{line}/{d}" for line in LINES for d in ("place", "train_loss", "valid_loss")),
+        *(f"{line}/{d}" for line in LINES for d in ("place", "train_loss", "valid_loss", *PARABOLAS)),
     }
 
 

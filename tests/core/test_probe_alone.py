@@ -102,7 +102,48 @@ def test_inputs_by_name_make_a_split_where_their_shapes_allow_it(ragged: bool) -
 def test_a_probe_of_steps_or_of_several_networks_is_refused_by_name() -> None:
     with pytest.raises(pk.SpecError, match="'error_budget' measures what a step does"):
         pk.probe(network(), batches(), "error_budget")
-    with pytest.raises(pk.UnsupportedError, match="'line' has found nothing to measure on one network alone"):
+    with pytest.raises(
+        pk.UnsupportedError, match="'line' has found nothing to measure on one network alone.*networks="
+    ):
         pk.probe(network(), batches(), {"name": "line", "points": 3})
     with pytest.raises(pk.PluginError, match="lines"):
         pk.probe(network(), batches(), "lines")
+
+
+@pytest.mark.parametrize("from_arrays", [False, True])
+def test_networks_of_ones_own_are_compared_as_those_of_a_run(from_arrays: bool) -> None:
+    model, other = network().eval(), network().eval()
+    with torch.no_grad():
+        model[1].running_mean.uniform_()
+        other[1].running_mean.uniform_()
+    data, before = batches(), copy.deepcopy(model.state_dict())
+    there = {k: v.numpy() if from_arrays else v for k, v in other.state_dict().items()}
+    found = pk.probe(model, data, {"name": "line", "points": 5}, networks={"mine": {}, "theirs": there})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    x, y = (torch.cat(part) for part in zip(*data, strict=True))
+    for place, loss in zip(found["place"], found["train_loss"], strict=True):
+        between = copy.deepcopy(model)
+        mixed = {
+            k: torch.lerp(v, other.state_dict()[k], float(place)) if v.is_floating_point() else v
+            for k, v in before.items()
+        }
+        between.load_state_dict(mixed)
+        assert loss == pytest.approx(F.cross_entropy(between(x), y).item(), abs=1e-12)
+    third = copy.deepcopy(model)
+    nn.init.normal_(third[3].weight)
+    states = {"a": {}, "b": there, "c": third.state_dict()}
+    plane = pk.probe(model, data, {"name": "plane", "directions": "path", "points": 2}, networks=states)
+    assert plane["networks/train_loss"][2] == pytest.approx(F.cross_entropy(third(x), y).item(), abs=1e-9)
+    with pytest.raises(
+        pk.SpecError, match=r"networks: wrong: 0.weight of shape \(2, 2\) is of shape \(6, 5\)"
+    ):
+        pk.probe(model, data, "line", networks={"a": {}, "wrong": {"0.weight": torch.ones(2, 2)}})
+
+
+def test_of_a_quadratic_loss_the_parabola_is_the_loss_and_the_barrier_is_that_of_a_parabola() -> None:
+    model = nn.Linear(5, 2).double()
+    x, y = torch.randn(9, 5, dtype=torch.double), torch.randn(9, 2, dtype=torch.double)
+    end = {k: v + torch.randn_like(v) for k, v in model.state_dict().items()}
+    found = pk.probe(model, [(x, y)], "line", networks={"start": {}, "end": end}, loss="mse")
+    np.testing.assert_allclose(found["hessian_parabola"], found["train_loss"], atol=1e-12)
+    np.testing.assert_allclose(found["ggn_parabola"], found["train_loss"], atol=1e-12)

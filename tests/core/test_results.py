@@ -246,7 +246,8 @@ def test_splits_that_are_not_there_are_null(tmp_path: Path) -> None:
             for key in ("valid_loss", "test_loss", "valid_error", "test_error"):
                 assert found[key] is None
             assert found["train_loss"] > 0
-        assert set(results.probe("line")["dense_to_pruned"]) == {"place", "train_loss"}
+        parabolas = {"hessian_parabola", "ggn_parabola"}
+        assert set(results.probe("line")["dense_to_pruned"]) == {"place", "train_loss", *parabolas}
         # Without validation the last epoch is kept.
         assert len(results.history("dense")["epoch"]) == 3
     assert running.cli("inspect", tmp_path / "out.h5")[0] == 0

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.data import Split, Splits
-from prunekit.errors import UnsupportedError
+from prunekit.errors import SpecError, UnsupportedError
 from prunekit.network.call import Batch, unpack
+from prunekit.network.restore import named_tensors
 from prunekit.observing.moment import Batches, Data, Moment, Surroundings
 from prunekit.observing.probe import Probe
 from prunekit.records import ProbeRecord
@@ -56,6 +57,24 @@ def whole(probe: Probe) -> Probe:
     return type(probe)(**{**probe.options.model_dump(exclude_unset=True), "examples": None})
 
 
+def whole_network(
+    model: nn.Module, name: str, weights: Mapping[str, Tensor | np.ndarray]
+) -> dict[str, Tensor]:
+    """Parameters and buffers of a network of the model's kind, from some of them.
+
+    Raises:
+        SpecError: If one is not the model's, naming it.
+    """
+    own = {key: value.detach().clone() for key, value in named_tensors(model).items()}
+    for key, value in weights.items():
+        given = torch.as_tensor(value)
+        if key not in own or given.shape != own[key].shape:
+            there = f"of shape {tuple(own[key].shape)} in the model" if key in own else "not in the model"
+            raise SpecError(f"networks: {name}: {key} of shape {tuple(given.shape)} is {there}")
+        own[key] = given.to(own[key])
+    return own
+
+
 def refuse_nothing(probe: str, record: ProbeRecord) -> None:
     """Refuse what a probe could not measure of one network.
 
@@ -64,8 +83,8 @@ def refuse_nothing(probe: str, record: ProbeRecord) -> None:
     """
     if not any(record.groups.values()):
         raise UnsupportedError(
-            f"probe {probe!r} has found nothing to measure on one network alone: it compares the networks of a run, or "
-            "wants splits that batches do not make; use it in a run (probes: in a spec)"
+            f"probe {probe!r} has found nothing to measure on one network alone: it compares the networks of a run "
+            "(give some: networks=), or wants splits that batches do not make (use it in a run, probes: in a spec)"
         )
 
 

@@ -110,6 +110,11 @@ class Moment:
         return tuple(self._masks)
 
     @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all parameters; what else :meth:`weights` has are buffers."""
+        return tuple(name for name, _ in self._model.named_parameters())
+
+    @property
     def layers(self) -> list[Layer]:
         """The prunable tensors: where each stands among all weights, and on which axes its inputs and outputs are."""
         return layers_of(self._model, self._parameters())
@@ -316,7 +321,7 @@ class Moment:
         """Derivatives of ``t ↦ L(θ + t·Δ)`` at t = 0, and ΔᵀGΔ; in eval mode, by one pass forwards.
 
         Args:
-            direction: Δ by prunable parameter; what is left out does not move.
+            direction: Δ by parameter, prunable or not; what is left out does not move.
             order: Of the highest derivative, 1 at least.
             weights: θ, parameters and buffers; default those now.
             data: As for :meth:`loss`.
@@ -325,7 +330,8 @@ class Moment:
             UnsupportedError: If they cannot be had for this network, saying why.
         """
         with self._at(weights):
-            return self._line().derivatives(self._batches(data), direction, order)
+            moved = {name: self._model.get_parameter(name) for name in direction}
+            return self._line(moved).derivatives(self._batches(data), direction, order)
 
     def gram(
         self,
@@ -335,10 +341,11 @@ class Moment:
     ) -> list[list[float]]:
         """``Δ_iᵀGΔ_j`` of some directions, G the generalised Gauss-Newton matrix; a pass forwards for each."""
         with self._at(weights):
-            return self._line().gram(self._batches(data), directions)
+            return self._line({}).gram(self._batches(data), directions)
 
-    def _line(self) -> Line:
-        return Line(self._model, self._loss, self._parameters(), self._memory or DEFAULT_MEMORY)
+    def _line(self, further: Mapping[str, Tensor]) -> Line:
+        parameters = self._parameters() | dict(further)
+        return Line(self._model, self._loss, parameters, self._memory or DEFAULT_MEMORY)
 
     def _parameters(self) -> dict[str, Tensor]:
         return {name: self._model.get_parameter(name) for name in self._masks}

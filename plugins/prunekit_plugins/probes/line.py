@@ -10,9 +10,11 @@ from pydantic import Field
 from prunekit import Options, Probe, ProbeRecord, Series
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Generator, Tensor
 
-    from prunekit import Moment
+    from prunekit import Moment, Split
+    from prunekit.results import Results
 
 
 class LineOptions(Options):
@@ -31,11 +33,19 @@ class Line(Probe):
     """L((1 − α)·a + α·b) for α in [0, 1], from dense to pruned and from pruned to fine-tuned.
 
     All parameters and floating-point buffers (BatchNorm's running statistics) are interpolated; integer
-    buffers are those of the start. Reference: Goodfellow, Vinyals & Saxe (2015), section 3.
+    buffers are those of the start. Beside it the start's own parabolas, with the Hessian and with the GGN, along the
+    parameters. Reference: Goodfellow, Vinyals & Saxe (2015), section 3.
     """
 
     name = "line"
     Options = LineOptions
+
+    @classmethod
+    def draw(cls, results: Results, label: str, figure: Figure) -> None:
+        """The loss on each line, with the start's parabolas."""
+        from prunekit_plugins._landscape.line_figure import draw
+
+        draw(results, label, figure)
 
     def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
         """Measure train and validation loss at every point of every line."""
@@ -55,16 +65,50 @@ class Line(Probe):
                 for name, split in splits.items()
             }
             key = f"{first}_to_{second}"
+            parabolas, reason = _parabolas(moment, start, end, splits["train"], places)
             groups[key] = {
                 "place": Series(places, ("point",), "fraction of the way"),
                 **{f"{n}_loss": Series(v, ("point",), "loss") for n, v in losses.items()},
+                **{f"{n}_parabola": Series(v, ("point",), "loss") for n, v in parabolas.items()},
             }
             summary[key] = {
                 f"{name}_{what}": value
                 for name, v in losses.items()
-                for what, value in (("start", v[0]), ("end", v[-1]), ("highest", max(v)), ("lowest", min(v)))
-            }
+                for what, value in (
+                    *(("start", v[0]), ("end", v[-1]), ("highest", max(v)), ("lowest", min(v))),
+                    *zip(("barrier", "barrier_place"), _barrier(v, places), strict=True),
+                )
+            } | ({"reason": reason} if reason else {})
         return ProbeRecord(groups, summary, attributes={f"{n}_examples": len(s) for n, s in splits.items()})
+
+
+def _parabolas(
+    moment: Moment, start: dict[str, Tensor], end: dict[str, Tensor], split: Split, places: list[float]
+) -> tuple[dict[str, list[float]], str]:
+    """L + α·gᵀΔ + ½α²·ΔᵀCΔ at the start, with C the Hessian and the GGN; and why not, if they cannot be had."""
+    from prunekit import UnsupportedError
+
+    change = {n: end[n] - a for n, a in start.items() if n in moment.parameters and not a.equal(end[n])}
+    try:
+        found = moment.along(change, 2, start, split)
+    except UnsupportedError as error:
+        unknown = [float("nan")] * len(places)
+        return {"hessian": unknown, "ggn": unknown}, str(error)
+    loss, slope, bend = found.derivatives
+    return {
+        name: [loss + place * slope + place**2 * value / 2 for place in places]
+        for name, value in (("hessian", bend), ("ggn", found.ggn))
+    }, ""
+
+
+def _barrier(losses: list[float], places: list[float]) -> tuple[float, float]:
+    """By how much the loss rises above the straight line between its ends, at most, and where."""
+    rises = [
+        loss - (1 - place) * losses[0] - place * losses[-1]
+        for loss, place in zip(losses, places, strict=True)
+    ]
+    highest = max(range(len(rises)), key=lambda i: rises[i])
+    return rises[highest], places[highest]
 
 
 def _between(start: dict[str, Tensor], end: dict[str, Tensor], place: float) -> dict[str, Tensor]:
