@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -13,8 +13,39 @@ from prunekit_plugins._linalg.lanczos import quadrature
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from prunekit import Moment, Split
+
 _FEWEST = 3  # vectors: with fewer there is no error worth the name
 _WIDTH = 2.0  # of a density's Gaussians, in units of the distance between the points that it is given at
+
+
+def over_kept(
+    moment: Moment, kind: Literal["hessian", "ggn"], data: Split | None, layer: str | None
+) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
+    """A curvature matrix over the weights that are kept.
+
+    Args:
+        moment: At the weights now.
+        kind: Which matrix.
+        data: As for ``Moment.loss``.
+        layer: The parameter whose block it is; ``None`` for all.
+
+    Returns:
+        The product with a flat vector, a vector of zeros like those, and the places of its entries among all weights.
+    """
+    import torch
+
+    operator = moment.operator(kind, data, None if layer is None else [layer])
+    masks = moment.masks()
+    kept = torch.cat([masks[name].flatten() for name in operator.shapes])
+    places = kept.nonzero().squeeze(1)
+    whole = torch.zeros(len(kept), dtype=getattr(torch, str(operator.dtype)), device=kept.device)
+
+    def product(vector: Tensor) -> Tensor:
+        filled = whole.index_copy(0, places, vector)
+        return (operator @ filled).index_select(0, places)
+
+    return product, whole[: len(places)].clone(), places
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from prunekit_plugins.probes.fresh import Fresh
 from prunekit_plugins.probes.layers import Layers
 from prunekit_plugins.probes.line import Line
 from prunekit_plugins.probes.oracle import Oracle
+from prunekit_plugins.probes.plane import Plane
 from prunekit_plugins.probes.radius import Radius
 from prunekit_plugins.probes.spectrum import Spectrum
 from prunekit_plugins.probes.stability import Stability
@@ -15,4 +16,4 @@ from prunekit_plugins.probes.stability import Stability
 @hookimpl
 def prunekit_register_probes() -> list[type[Probe]]:
     """Return the classes of the built-in probes, to be registered when plugins are loaded."""
-    return [Certificate, ErrorBudget, Fresh, Layers, Line, Oracle, Radius, Spectrum, Stability]
+    return [Certificate, ErrorBudget, Fresh, Layers, Line, Oracle, Plane, Radius, Spectrum, Stability]

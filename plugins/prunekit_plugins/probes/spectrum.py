@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from prunekit import Options, Probe, ProbeRecord, Series
+from prunekit_plugins._landscape.examples import measured_on
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
-    from torch import Generator, Tensor
+    from torch import Generator
 
     from prunekit import Moment, Split
     from prunekit.results import Results
@@ -73,9 +74,7 @@ class Spectrum(Probe):
 
     def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
         """Measure at the weights now."""
-        from prunekit import StepMoment
-
-        data = None if isinstance(moment, StepMoment) else moment.split("train", self.options.examples)
+        data = measured_on(moment, self.options.examples)
         groups, summary = self._ends(moment, data, None, generator)
         if self.options.density is not None:
             more, numbers = self._density(moment, data, None, generator)
@@ -97,10 +96,11 @@ class Spectrum(Probe):
     def _ends(
         self, moment: Moment, data: Split | None, layer: str | None, generator: Generator
     ) -> tuple[dict[str, dict[str, Series]], dict[str, Any]]:
+        from prunekit_plugins._landscape.spectrum import over_kept
         from prunekit_plugins._linalg.lanczos import extreme
 
         options = self.options
-        product, like = _operator(moment, options.operator, data, layer)
+        product, like, _ = over_kept(moment, options.operator, data, layer)
         wanted = (min(options.eigenvalues, len(like)), min(options.smallest, len(like)))
         high, low = extreme(product, like, *wanted, options.iterations, options.tolerance, generator)
         unit = "loss per squared weight"
@@ -118,11 +118,11 @@ class Spectrum(Probe):
     ) -> tuple[dict[str, dict[str, Series]], dict[str, Any]]:
         import numpy as np
 
-        from prunekit_plugins._landscape.spectrum import density
+        from prunekit_plugins._landscape.spectrum import density, over_kept
 
         options = self.options.density
         assert options is not None
-        product, like = _operator(moment, self.options.operator, data, layer)
+        product, like, _ = over_kept(moment, self.options.operator, data, layer)
         found = density(product, like, options.iterations, options.vectors, options.tolerance, generator)
         trace, error = found.trace()
         values, heights, errors = found.smooth(options.points)
@@ -168,25 +168,6 @@ class Spectrum(Probe):
             for key, values in rows.items()
         }
         return arrays, summary
-
-
-def _operator(
-    moment: Moment, kind: Literal["hessian", "ggn"], data: Split | None, layer: str | None
-) -> tuple[Any, Tensor]:
-    """The product with the matrix over the kept weights, flat, and a vector like those that it takes."""
-    import torch
-
-    operator = moment.operator(kind, data, None if layer is None else [layer])
-    masks = moment.masks()
-    kept = torch.cat([masks[name].flatten() for name in operator.shapes])
-    places = kept.nonzero().squeeze(1)
-    whole = torch.zeros(len(kept), dtype=getattr(torch, str(operator.dtype)), device=kept.device)
-
-    def product(vector: Tensor) -> Tensor:
-        filled = whole.index_copy(0, places, vector)
-        return (operator @ filled).index_select(0, places)
-
-    return product, whole[: len(places)].clone()
 
 
 def _padded(values: np.ndarray, size: int) -> np.ndarray:
