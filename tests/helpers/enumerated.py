@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, float32, float64
 
 from prunekit_plugins._curvature.jacobian_factors import Factors, LayerFactors, LayerRows
-from prunekit_plugins._curvature.rows import FactorRows
+from prunekit_plugins._curvature.rows import Rows
 from prunekit_plugins._selection.joint import Joint
 
 
@@ -117,7 +117,7 @@ def _problem(generator: torch.Generator, number: int, most: int, parts: bool) ->
         cut = outputs * inputs
         quotas = [(part, integer(0, int(open_[part].sum()))) for part in (slice(0, cut), slice(cut, there))]
     damping = 10 ** float(torch.empty(()).uniform_(-6, 2, generator=generator))
-    problem = Joint(FactorRows(factors), weights, gradient, damping, open_, quotas)
+    problem = Joint(Rows(factors), weights, gradient, damping, open_, quotas)
     extended = [_matrix(batch, shape, normaliser) for batch in batches]
     return Enumerated(problem, factors, np.concatenate(extended), _extended(weights), _extended(gradient))
 

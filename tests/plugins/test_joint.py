@@ -10,7 +10,6 @@ import torch
 from enumerated import Enumerated, problems
 from torch import Tensor, float64
 
-from prunekit_plugins._curvature.rows import DenseRows
 from prunekit_plugins._selection.joint import lower_bound, relaxed, upper_value
 
 
@@ -89,10 +88,3 @@ def test_a_problem_that_keeps_everything_or_nothing_is_solved() -> None:
             if problem.damping > 1e-2 or count == 0:
                 found = relaxed(whole, gain=1e-12)
                 assert lower_bound(whole, found.nu) == pytest.approx(float(optimum), rel=1e-5, abs=1e-7)
-
-
-def test_dense_rows_are_a_matrix() -> None:
-    matrix = torch.tensor([[1.0, -2.0], [3.0, 0.5]], dtype=float64)
-    rows = DenseRows(matrix)
-    assert rows.along(torch.tensor([1.0, 1.0], dtype=float64)).tolist() == [-1.0, 3.5]
-    assert rows.sizes.back(torch.tensor([1.0, 1.0], dtype=float64)).tolist() == [4.0, 2.5]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,72 +13,21 @@ from prunekit_plugins._curvature.jacobian_factors import Factors, LayerFactors, 
 _SCALING = 8  # roundings of a product besides those of its sums: the scale, its square root, conversions
 
 
-class Rows(ABC):
-    """A ``[rows, weights]``; vectors are flat and float64, whatever precision products have inside.
+class Rows:
+    """A ``[rows, weights]`` behind :class:`Factors`: batch by batch, its columns one after another, each over its examples.
 
-    Attributes:
-        count: How many rows.
-        terms: How many terms the longest sum of a product has: a product in float64 is off by no more than
-            ``terms · 2⁻⁵³`` of the same product of sizes, up to higher orders.
-    """
-
-    count: int
-    terms: int
-
-    @abstractmethod
-    def along(self, vector: Tensor) -> Tensor:
-        """``A v``."""
-
-    @abstractmethod
-    def back(self, share: Tensor) -> Tensor:
-        """``Aᵀ z``."""
-
-    @property
-    @abstractmethod
-    def exact(self) -> Rows:
-        """The same numbers, multiplied in float64."""
-
-    @property
-    @abstractmethod
-    def sizes(self) -> Rows:
-        """No smaller than |A| in any place, multiplied in float64."""
-
-
-class DenseRows(Rows):
-    """A matrix in float64."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
-        self.count = len(matrix)
-        self.terms = max(matrix.shape, default=0) + _SCALING
-
-    def along(self, vector: Tensor) -> Tensor:
-        """``A v``."""
-        return self.matrix @ vector
-
-    def back(self, share: Tensor) -> Tensor:
-        """``Aᵀ z``."""
-        return share @ self.matrix
-
-    @property
-    def exact(self) -> Rows:
-        """Itself."""
-        return self
-
-    @cached_property
-    def sizes(self) -> Rows:
-        """|A|."""
-        return DenseRows(self.matrix.abs())
-
-
-class FactorRows(Rows):
-    """The rows behind :class:`Factors`, those of an example one after another within its batch's columns.
-
-    In the factors' own precision, unless they are converted, a layer of a batch at a time.
+    Vectors are flat and float64. Products are in the factors' own precision, unless these are converted, a layer of a
+    batch at a time.
 
     Args:
         factors: C.
         convert: Of every tensor of the factors, before it is used.
+
+    Attributes:
+        shapes: Columns and examples of each batch.
+        count: How many rows.
+        terms: How many terms the longest sum of a product has, and more: a product in float64 is off by no more than
+            ``terms · 2⁻⁵³`` of the same product of sizes, up to higher orders.
     """
 
     def __init__(self, factors: Factors, convert: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -88,7 +35,6 @@ class FactorRows(Rows):
         self._index = FlatIndex(factors.shapes)
         self._scale = factors.normaliser**-0.5
         self.shapes = [_shape(part) for part in factors.parts]
-        """Columns and examples of each batch."""
         self.count = sum(columns * examples for columns, examples in self.shapes)
         self.terms = (
             _SCALING + len(factors.shapes) + len(factors.parts) + max(map(_terms, factors.parts), default=0)
@@ -120,12 +66,12 @@ class FactorRows(Rows):
     @property
     def exact(self) -> Rows:
         """The stored numbers, taken as they are, multiplied in float64."""
-        return FactorRows(self._factors, Tensor.double)
+        return Rows(self._factors, Tensor.double)
 
     @property
     def sizes(self) -> Rows:
         """Sums of products of absolute values, which are no smaller than absolute values of sums."""
-        return FactorRows(self._factors, lambda t: t.double().abs())
+        return Rows(self._factors, lambda t: t.double().abs())
 
     def by_example(self, share: Tensor) -> Tensor:
         """A number for each row as ``[examples, columns]``, batches one after another; zero where a batch has fewer."""

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from prunekit import Certificate, JointModel, Statistic, StepMoment, Tensors, UnsupportedError
 from prunekit.masks import FlatIndex
-from prunekit_plugins._curvature.rows import FactorRows
+from prunekit_plugins._curvature.rows import Rows
 from prunekit_plugins._selection.branching import best_choice
 from prunekit_plugins._selection.dual import FIT
 from prunekit_plugins._selection.joint import Joint, lower_bound, relaxed, upper_value
@@ -39,7 +39,7 @@ class Stated:
     """
 
     problem: Joint
-    rows: FactorRows
+    rows: Rows
     factors: Factors
     kept: Tensor
     after: Tensor
@@ -61,7 +61,7 @@ class Stated:
         if model.gradient:
             gradient = index.flat(own[Statistic("gradient")], torch.float64)
         kept, open_ = index.flat(moment.masks()), index.flat(moment.masks_before())
-        rows = FactorRows(factors)
+        rows = Rows(factors)
         quotas = [(slice(0, index.total), int(kept.count_nonzero()))]
         problem = Joint(rows, weights, gradient, model.damping, open_, quotas)
         return cls(problem, rows, factors, kept, index.flat(moment.after(), torch.float64))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from prunekit_plugins._curvature.rows import FactorRows
+from prunekit_plugins._curvature.rows import Rows
 from prunekit_plugins._selection.exchange import exchanged
 from prunekit_plugins._selection.joint import Joint, relaxed
 from prunekit_plugins._selection.quadratic import Quadratic
@@ -34,7 +34,7 @@ def search(
         What is kept, bool, and the values fitted to it; both flat.
     """
     model = replace(model, tolerance=min(model.tolerance, FIT))
-    problem = Joint(FactorRows(model.factors), model.weights, model.gradient, model.damping, open_, layers)
+    problem = Joint(Rows(model.factors), model.weights, model.gradient, model.damping, open_, layers)
     found = relaxed(problem)
     values = model.fitted(found.kept, found.values)
     gap = model.height(values) - found.bound
