@@ -52,6 +52,11 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=1).replace("\x7f", "\\u007f"))
 
 
+def print_text(text: str) -> None:
+    """Print text of several lines to stdout, as it is: for other programs, whatever the terminal's width."""
+    print(text)
+
+
 @contextmanager
 def only_results() -> Iterator[None]:
     """Send to stderr what is written to stdout meanwhile: a plugin's banner, a data set's, a child process's.

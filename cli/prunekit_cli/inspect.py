@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit_cli import console
+from prunekit_cli.formats import Format, printed
 
 if TYPE_CHECKING:
     from prunekit.results import Results
@@ -21,11 +22,14 @@ def inspect(
     figure: str | None = None,
     probe: str | None = None,
     verify: bool = False,
+    form: Format | None = None,
 ) -> None:
     """Print a results file as tables or JSON, or draw it, or say whether it is whole."""
     from prunekit.errors import SpecError
     from prunekit.results import open_results
 
+    if form is not None and as_json:
+        raise SpecError("--format: is for tables, and --json prints none; give one of them")
     if figure is not None and plot is None:
         raise SpecError("--figure: says what to draw, and --plot into which file; give both")
     with open_results(file) as results:
@@ -43,12 +47,17 @@ def inspect(
             return
         from prunekit_cli import overview
 
-        screen = console.stdout()
-        for part in overview.overview(results) if probe is None else overview.probe(results, probe):
-            screen.print(part)
+        screen, everything = console.stdout(), form is not None
+        parts = list(
+            overview.overview(results, everything) if probe is None else overview.probe(results, probe)
+        )
         if layers:
-            for part in overview.layers(results):
-                screen.print(part)
+            parts += overview.layers(results)
+        if form is not None:
+            console.print_text(printed(parts, form))
+            return
+        for part in parts:
+            screen.print(part)
         if plot is not None:
             screen.print(f"Drawn into {plot}")
 

@@ -12,6 +12,7 @@ import typer
 
 from prunekit_cli import console, signals
 from prunekit_cli.failures import report
+from prunekit_cli.formats import Format
 from prunekit_cli.streams import lasting
 
 app = typer.Typer(
@@ -43,6 +44,9 @@ NoCode = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Form = Annotated[
+    Format | None, typer.Option("--format", help="Print the tables for papers or other programs.")
+]
 
 
 @app.command()
@@ -89,11 +93,30 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read everything and say whether the file is whole.")
     ] = False,
+    form: Form = None,
 ) -> None:
     """Show a results file, also while its run goes on."""
     from prunekit_cli.inspect import inspect as command
 
-    command(file, as_json, layers, plot, figure, probe, verify)
+    command(file, as_json, layers, plot, figure, probe, verify, form)
+
+
+@app.command()
+def compare(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results files, two at least.")],
+    as_json: AsJSON = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="PNG|PDF|SVG", help="Draw them into this file.")
+    ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Also if they were not made under one protocol.")
+    ] = False,
+    form: Form = None,
+) -> None:
+    """Show runs side by side: changes of the loss, errors, error budgets, overlap of masks, what differs."""
+    from prunekit_cli.compare import compare as command
+
+    command(files, as_json, plot, anyway, form)
 
 
 @app.command()

@@ -20,12 +20,12 @@ _MANY_STEPS = 30
 _PHASES = (("dense", "dense"), ("pruned", "pruned"), ("finetuned", "fine-tuned"))
 
 
-def overview(results: Results) -> Iterator[RenderableType]:
-    """Head line, networks side by side, steps, probes."""
+def overview(results: Results, everything: bool = False) -> Iterator[RenderableType]:
+    """Head line, networks side by side, steps, probes; of many steps some, unless everything is wanted."""
     summary = results.summary
     yield _head(summary)
     yield from _networks(summary)
-    yield from _steps(summary["steps"])
+    yield from _steps(summary["steps"], everything)
     yield from _attempts(summary["attempts"])
     for name, probe_summary in summary["probes"].items():
         yield from _probe(name, probe_summary)
@@ -97,12 +97,12 @@ def _networks(summary: Row) -> Iterator[RenderableType]:
     yield table("Networks", ["", *(title for _, title in there)], rows)
 
 
-def _steps(steps: list[Row]) -> Iterator[RenderableType]:
+def _steps(steps: list[Row], everything: bool) -> Iterator[RenderableType]:
     if not steps:
         return
     shown = steps
     title = "Steps"
-    if len(steps) > _MANY_STEPS:
+    if len(steps) > _MANY_STEPS and not everything:
         every = -(-len(steps) // 20)
         shown = [s for i, s in enumerate(steps) if i % every == 0 or i == len(steps) - 1]
         title = f"Steps (every {every}th of {len(steps)}; all with --json)"

@@ -35,24 +35,32 @@ def draw(results: Results, path: Path, name: str = RUN) -> None:
         SpecError: If the file name is not one of a picture, or there is no such figure.
         ResultsError: If there are no steps to draw, or the file cannot be written.
     """
-    if path.suffix.lower() not in _FORMATS:
-        raise SpecError(f"--plot {path}: must end in {', '.join(_FORMATS)}")
-    if path.exists() and not path.is_file():
-        raise ResultsError(f"{path}: is no regular file; a picture is one")
+    _check(path)
     if not results.summary["steps"]:
         raise ResultsError(f"{results.path}: no steps yet, so there is nothing to draw")
     fill = _run if name == RUN else _by_probe(results, name)
+    picture(path, lambda figure: fill(results, figure), _title(results))
+
+
+def picture(path: Path, fill: Callable[[Figure], None], title: str) -> None:
+    """Fill a figure, and write it; whatever style the user has set.
+
+    Raises:
+        SpecError: If the file name is not one of a picture.
+        ResultsError: If the file cannot be written.
+    """
+    _check(path)
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own may not be installed here
     import matplotlib.pyplot as plt
 
     plt.switch_backend("agg")
-    # Whatever style the user has set; texts stay texts in vector files.
+    # Texts stay texts in vector files.
     settings = {"svg.fonttype": "none", "pdf.fonttype": 42}
     with plt.style.context(["default", settings], after_reset=True):
         figure = plt.figure(layout="constrained", figsize=(11, 4.6))
         try:
-            fill(results, figure)
-            figure.suptitle(drawn(_title(results)))
+            fill(figure)
+            figure.suptitle(drawn(title))
             with replacing(Path(os.path.realpath(path))) as temporary, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
                 figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower())
@@ -60,6 +68,13 @@ def draw(results: Results, path: Path, name: str = RUN) -> None:
             raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
         finally:
             plt.close(figure)
+
+
+def _check(path: Path) -> None:
+    if path.suffix.lower() not in _FORMATS:
+        raise SpecError(f"--plot {path}: must end in {', '.join(_FORMATS)}")
+    if path.exists() and not path.is_file():
+        raise ResultsError(f"{path}: is no regular file; a picture is one")
 
 
 def _by_probe(results: Results, label: str) -> Callable[[Results, Figure], None]:

@@ -4,6 +4,7 @@ from .api import ShortfallError as ShortfallError
 from .api import apply_masks as apply_masks
 from .api import attach as attach
 from .api import certificate as certificate
+from .api import compare as compare
 from .api import open as open
 from .api import operator as operator
 from .api import probe as probe

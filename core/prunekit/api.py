@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from prunekit.pruning.selector import Selector
     from prunekit.pruning.until import Until
     from prunekit.records import Attempt, Row, StepRecord
+    from prunekit.reports.compare import Comparison
     from prunekit.runs.verification.claims import Verification
     from prunekit.statistics.base import Estimator
     from prunekit.statistics.joint import Certificate
@@ -699,6 +700,21 @@ class RunResults(Results):
 def open(path: str | Path) -> RunResults:
     """Open a results file read-only; needs numpy and h5py, not torch. See :class:`prunekit.results.Results`."""
     return RunResults.open(path)
+
+
+def compare(runs: Iterable[Results | str | Path], anyway: bool = False) -> Comparison:
+    """Put runs side by side; needs no torch. See :func:`prunekit.reports.compare.compare`.
+
+    Args:
+        runs: Results files, or results that are open, two at least.
+        anyway: Compare runs of unlike protocols too.
+
+    Raises:
+        ResultsError: If one cannot be read, or they were made under unlike protocols, saying which values differ.
+    """
+    from prunekit.reports.compare import compare as compared
+
+    return compared(runs, anyway)
 
 
 def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dict[str, Tensor]:

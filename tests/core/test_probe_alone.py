@@ -103,7 +103,7 @@ def test_a_probe_of_steps_or_of_several_networks_is_refused_by_name() -> None:
     with pytest.raises(pk.SpecError, match="'error_budget' measures what a step does"):
         pk.probe(network(), batches(), "error_budget")
     with pytest.raises(
-        pk.UnsupportedError, match="'line' has found nothing to measure on one network alone.*networks="
+        pk.UnsupportedError, match=r"'line' has found nothing to measure on one network alone.*networks="
     ):
         pk.probe(network(), batches(), {"name": "line", "points": 3})
     with pytest.raises(pk.PluginError, match="lines"):

@@ -17,6 +17,7 @@ from prunekit.foreign import unreadable
 from prunekit.results import checking, structure
 from prunekit.results.format import FORMAT, FORMAT_VERSION, PHASES, STATUSES
 from prunekit.results.layout import Arrays, Layout
+from prunekit.results.protocol import protocol
 from prunekit.results.storing import plain, reading
 from prunekit.results.structure import Held
 from prunekit.results.verify import Whole, read_all, verify
@@ -302,6 +303,7 @@ def _summary(file: h5py.File, version: int, layout: Layout) -> dict[str, Any]:
         "prunekit_version": plain(file.attrs["prunekit_version"]),
         "status": plain(file.attrs["status"]),
         **{key: stored[key] for key in order},
+        "protocol": protocol(stored["spec"], stored.get("inputs"), stored["environment"]),
         "spec_hash": stored.get("spec_hash"),
         "inputs": stored.get("inputs", {}),
         "warnings": stored.get("warnings", []),

@@ -1,0 +1,1 @@
+"""What is made of results for readers: runs side by side. Needs no torch."""

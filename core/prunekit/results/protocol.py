@@ -1,0 +1,45 @@
+"""Under which conditions a run was made: runs that differ in none of them can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunekit.records import Row
+
+_OF_THE_SPEC = ("model", "dataset", "loss", "dtype", "train", "finetune", "evaluate")
+_OF_PRUNING = ("prunable", "zeros", "recalibrate_batchnorm")
+_PLACES = ("checkpoint", "root", "path")
+
+
+def protocol(spec: Row, inputs: Mapping[str, str] | None, environment: Row) -> dict[str, Any]:
+    """What has to be alike: network, data, loss, training before and after, what is measured, what may be pruned, how far.
+
+    Files count by their digests and not by where they lie. Seeds, criterion, schedule, examples and selector are what is
+    compared.
+
+    Args:
+        spec: Resolved.
+        inputs: File to digest.
+        environment: Of the run.
+    """
+    found: dict[str, Any] = {key: _placeless(spec.get(key)) for key in _OF_THE_SPEC}
+    pruning = spec.get("prune") or {}
+    found |= {f"prune.{key}": pruning.get(key) for key in _OF_PRUNING}
+    scheduler = pruning.get("scheduler") or {}
+    found["prune.scheduler.sparsity"] = _end(scheduler)
+    found["inputs"] = sorted(set((inputs or {}).values()))
+    found["best_epoch"] = environment.get("best_epoch")
+    return found
+
+
+def _placeless(value: Any) -> Any:
+    """Without the places of files, which have a digest."""
+    if isinstance(value, Mapping):
+        return {key: _placeless(inner) for key, inner in value.items() if key not in _PLACES}
+    return value
+
+
+def _end(scheduler: Row) -> Any:
+    levels = scheduler.get("levels")
+    return levels[-1] if levels else scheduler.get("sparsity")
