@@ -23,19 +23,28 @@ def inspect(
     probe: str | None = None,
     verify: bool = False,
     form: Format | None = None,
-) -> None:
-    """Print a results file as tables or JSON, or draw it, or say whether it is whole."""
+    follow: bool = False,
+) -> bool:
+    """Print a results file as tables or JSON, or draw it, or say whether it is whole.
+
+    Returns:
+        Whether all is well: a run that is followed has not failed.
+    """
     from prunekit.errors import SpecError
     from prunekit.results import open_results
 
     if form is not None and as_json:
         raise SpecError("--format: is for tables, and --json prints none; give one of them")
+    if follow:
+        from prunekit_cli.follow import follow as followed
+
+        followed(file, console.stdout())
     if figure is not None and plot is None:
         raise SpecError("--figure: says what to draw, and --plot into which file; give both")
     with open_results(file) as results:
         if verify:
             _verify(results, as_json)
-            return
+            return True
         if plot is not None:
             from prunekit_cli.plot import RUN, draw
 
@@ -44,7 +53,7 @@ def inspect(
             results.probe_kind(probe)  # which says so where it is not there
         if as_json:
             console.print_json(results.summary if probe is None else results.summary["probes"][probe])
-            return
+            return True
         from prunekit_cli import overview
 
         screen, everything = console.stdout(), form is not None
@@ -55,11 +64,12 @@ def inspect(
             parts += overview.layers(results)
         if form is not None:
             console.print_text(printed(parts, form))
-            return
+            return True
         for part in parts:
             screen.print(part)
         if plot is not None:
             screen.print(f"Drawn into {plot}")
+        return not follow or results.summary["status"] == "complete"
 
 
 def _verify(results: Results, as_json: bool) -> None:

@@ -94,11 +94,15 @@ def inspect(
         bool, typer.Option("--verify", help="Read everything and say whether the file is whole.")
     ] = False,
     form: Form = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show the run until it ends; exit code 1 if it fails.")
+    ] = False,
 ) -> None:
     """Show a results file, also while its run goes on."""
     from prunekit_cli.inspect import inspect as command
 
-    command(file, as_json, layers, plot, figure, probe, verify, form)
+    if not command(file, as_json, layers, plot, figure, probe, verify, form, follow):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prunekit.results import Results
 
 _MANY_STEPS = 30
+_FEW = 6  # numbers of a probe
 _PHASES = (("dense", "dense"), ("pruned", "pruned"), ("finetuned", "fine-tuned"))
 
 
@@ -28,7 +29,7 @@ def overview(results: Results, everything: bool = False) -> Iterator[RenderableT
     yield from _steps(summary["steps"], everything)
     yield from _attempts(summary["attempts"])
     for name, probe_summary in summary["probes"].items():
-        yield from _probe(name, probe_summary)
+        yield from _probe(name, probe_summary, None if everything else _FEW)
 
 
 def layers(results: Results) -> Iterator[RenderableType]:
@@ -153,7 +154,7 @@ def _picked(row: Row, columns: Row) -> list[tuple[str, float | None]]:
     return [(title, row[key]) for title, key in columns.items()]
 
 
-def _probe(name: str, summary: Row) -> Iterator[RenderableType]:
+def _probe(name: str, summary: Row, most: int | None = None) -> Iterator[RenderableType]:
     steps = summary.get("steps")
     if isinstance(steps, list) and is_budget(steps):
         yield headline(name, steps)
@@ -167,7 +168,9 @@ def _probe(name: str, summary: Row) -> Iterator[RenderableType]:
         if path[0] != "steps"
     ]
     if rows:
-        yield table(f"Probe {name}", ["where", "what", "value"], rows, left=2)
+        more = most is not None and len(rows) > most + 1
+        title = f"Probe {name}" + (f" ({len(rows)} numbers; all with --probe {name})" if more else "")
+        yield table(title, ["where", "what", "value"], rows[:most] if more else rows, left=2)
 
 
 def probe(results: Results, label: str) -> Iterator[RenderableType]:

@@ -154,6 +154,27 @@ def current(output: Path) -> Claim | None:
     return _held.get(os.path.abspath(output))
 
 
+def written(output: Path) -> bool:
+    """Whether somebody owns an output now, this process or another; takes nothing from anybody."""
+    lock = lock_path(output)
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return False
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not (found := _content(descriptor)).startswith(_FORMAT):
+            return False
+        kernel = _locked(descriptor)  # until it is closed, at once: who wants to own it waits for so long
+        if kernel and _field(found, "host") == socket.gethostname():
+            return False
+        return time.time() - status.st_mtime < STALE
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
 def naming(output: Path, wait: bool = False) -> Callable[[Path, Path], None]:
     """What gives a finished file its name: :meth:`Claim.put` of the output's claim, or without one plain renaming.
 
