@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prunekit.records import Plain
 from prunekit.visible import visible, visible_name
 from prunekit_cli.failures import of_plugins
 
@@ -116,12 +117,12 @@ def percent(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
-def overrides(settings: Sequence[str]) -> Mapping[str, Any]:
+def overrides(settings: Sequence[str]) -> Mapping[str, Plain]:
     """``PATH=VALUE`` texts as a mapping; values are read as YAML."""
     from prunekit.errors import SpecError
     from prunekit.spec.text import parse_value
 
-    values: dict[str, Any] = {}
+    values: dict[str, Plain] = {}
     problems = []
     for setting in settings:
         path, equals, value = setting.partition("=")

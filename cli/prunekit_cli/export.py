@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+
+from prunekit.records import Plain
 
 
 def export(
@@ -51,7 +52,7 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
         )
 
 
-def _save(path: Path, arrays: dict[str, Any]) -> None:
+def _save(path: Path, arrays: dict[str, Plain]) -> None:
     import numpy as np
     from safetensors.numpy import save
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
+from prunekit.records import Plain
 from prunekit_cli import console
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def listing(as_json: bool) -> None:
 
     with console.only_results():
         manager = default_manager()
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Plain]] = []
     for plugin in manager.plugins:
         for component in plugin.components:
             conflict = _conflict(manager, component.kind, component.name)
@@ -77,7 +78,7 @@ def show(name: str, as_json: bool) -> None:
             print(f"\n{conflict}", file=sys.stderr)
 
 
-def _component(plugin: Plugin, component: type[Component]) -> dict[str, Any]:
+def _component(plugin: Plugin, component: type[Component]) -> dict[str, Plain]:
     return {
         "kind": component.kind,
         "name": component.name,
@@ -89,7 +90,7 @@ def _component(plugin: Plugin, component: type[Component]) -> dict[str, Any]:
     }
 
 
-def _plugin(plugin: Plugin) -> dict[str, Any]:
+def _plugin(plugin: Plugin) -> dict[str, Plain]:
     return {
         **_origin(plugin),
         "status": plugin.status,
@@ -99,7 +100,7 @@ def _plugin(plugin: Plugin) -> dict[str, Any]:
     }
 
 
-def _print_component(item: dict[str, Any]) -> None:
+def _print_component(item: dict[str, Plain]) -> None:
     print(f"{item['kind']} {item['name']}")
     print(f"from {item['class']}, plugin {item['plugin']!r} of {item['distribution']} {item['version']}")
     if item["description"]:
@@ -115,7 +116,7 @@ def _print_component(item: dict[str, Any]) -> None:
     _table(["option", "type", "default", "meaning"], rows)
 
 
-def _print_plugin(item: dict[str, Any]) -> None:
+def _print_plugin(item: dict[str, Plain]) -> None:
     print(f"plugin {item['plugin']}: {item['status']}")
     print(f"from module {item['module']} of {item['distribution']} {item['version']}")
     if item["components"]:
@@ -127,7 +128,7 @@ def _print_plugin(item: dict[str, Any]) -> None:
         print(f"\n{item['traceback'].rstrip()}")
 
 
-def _origin(plugin: Plugin) -> dict[str, Any]:
+def _origin(plugin: Plugin) -> dict[str, Plain]:
     return {
         "plugin": plugin.name,
         "module": plugin.module,

@@ -45,16 +45,16 @@ class ProbeRecord:
     """
 
     groups: Mapping[str, Mapping[str, Series]]
-    summary: Mapping[str, Any]
+    summary: Mapping[str, Plain]
     kind_version: int = 1
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Plain] = field(default_factory=dict)
     moment: str = "end"
     step: int | None = None
     name: str = ""
 
 
 @dataclass(frozen=True)
-class StepRecord(Mapping[str, Any]):
+class StepRecord(Mapping[str, Plain]):
     """A row of the table of steps; fields can be read as attributes or by key.
 
     Attributes:
@@ -199,10 +199,10 @@ class RunView:
     """
 
     out: Path
-    spec: dict[str, Any]
+    spec: dict[str, Plain]
     origins: dict[str, str]
     spec_text: str
-    environment: dict[str, Any]
+    environment: dict[str, Plain]
     shapes: dict[str, tuple[int, ...]]
     metric_names: tuple[str, ...]
     status: str = "running"
@@ -219,7 +219,7 @@ class RunView:
     spec_hash: str = ""
     inputs: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    resumptions: list[dict[str, Any]] = field(default_factory=list)
+    resumptions: list[dict[str, Plain]] = field(default_factory=list)
     stopped: str | None = None
 
     @property

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import fsum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit.errors import ResultsError
-from prunekit.records import Row
+from prunekit.records import Plain, Row
 from prunekit.reports.overlap import Overlap, overlaps
 from prunekit.results import Results, open_results
 
@@ -39,8 +39,8 @@ class Comparison:
     """
 
     runs: Sequence[Row]
-    differences: Mapping[str, Sequence[Any]]
-    unlike: Mapping[str, Sequence[Any]]
+    differences: Mapping[str, Sequence[Plain]]
+    unlike: Mapping[str, Sequence[Plain]]
     overlaps: Sequence[tuple[int, int, Overlap, Mapping[str, Overlap]]]
     curves: Sequence[tuple[Sequence[float], Sequence[float | None]]]
 
@@ -50,7 +50,7 @@ class Comparison:
         return not self.unlike
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Plain]:
         """The object that ``prunekit compare --json`` prints."""
         return {
             "comparable": self.comparable,
@@ -174,7 +174,7 @@ def _overlaps(opened: Sequence[Results]) -> list[tuple[int, int, Overlap, Mappin
     return found
 
 
-def _differing(specs: Sequence[Row]) -> dict[str, list[Any]]:
+def _differing(specs: Sequence[Row]) -> dict[str, list[Plain]]:
     """Values that are not the same everywhere, by dotted path; where one side has no such key, as deep as both go."""
     flat = [dict(_leaves(spec)) for spec in specs]
     paths = dict.fromkeys(path for some in flat for path in some)
@@ -182,7 +182,7 @@ def _differing(specs: Sequence[Row]) -> dict[str, list[Any]]:
     return {path: found for path, found in values.items() if any(value != found[0] for value in found)}
 
 
-def _leaves(value: Row, path: str = "") -> Iterable[tuple[str, Any]]:
+def _leaves(value: Row, path: str = "") -> Iterable[tuple[str, Plain]]:
     for key, inner in value.items():
         place = f"{path}.{key}" if path else key
         if isinstance(inner, Mapping) and inner:
@@ -191,7 +191,7 @@ def _leaves(value: Row, path: str = "") -> Iterable[tuple[str, Any]]:
             yield place, inner
 
 
-def _told(path: str, values: Sequence[Any], names: Sequence[str]) -> str:
+def _told(path: str, values: Sequence[Plain], names: Sequence[str]) -> str:
     if path == "inputs":
         return "inputs (the contents of data or checkpoint)"
     first = values[0]
@@ -199,7 +199,7 @@ def _told(path: str, values: Sequence[Any], names: Sequence[str]) -> str:
     return f"{path} ({_short(first)} in {names[0]}, {_short(values[other])} in {names[other]})"
 
 
-def _short(value: Any) -> str:
+def _short(value: Plain) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 

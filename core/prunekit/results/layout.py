@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+
+from prunekit.records import Plain
 
 Arrays = dict[str, dict[str, np.ndarray]]
 
@@ -12,7 +14,7 @@ Arrays = dict[str, dict[str, np.ndarray]]
 class Layout(Protocol):
     """How a version of the format stores things. Steps count from 1 and are there; so are phases and moments."""
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Plain]:
         """Keys of the summary, as far as the file has them."""
 
     def masks(self, step: int) -> dict[str, np.ndarray]:
@@ -55,5 +57,5 @@ class Layout(Protocol):
     def probe(self, label: str, moment: str) -> Arrays:
         """Arrays, by group."""
 
-    def attributes(self, label: str, moment: str) -> dict[str, Any]:
+    def attributes(self, label: str, moment: str) -> dict[str, Plain]:
         """What a probe has noted beside the arrays of a moment."""

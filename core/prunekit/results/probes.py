@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -19,7 +19,7 @@ from prunekit.results import storing
 from prunekit.results.format import MOMENTS
 
 if TYPE_CHECKING:
-    from prunekit.records import ProbeRecord, Series
+    from prunekit.records import Plain, ProbeRecord, Series
 
 STEP = "step"  # the moment, the data set with the steps' numbers, and the axis
 SUMMARY = "summary"
@@ -156,7 +156,7 @@ def _read(group: h5py.Group, key: str) -> np.ndarray:
     return values if len(group[key].attrs["axes"]) else values.reshape(())
 
 
-def summary(label: str, probe: h5py.Group) -> dict[str, Any]:
+def summary(label: str, probe: h5py.Group) -> dict[str, Plain]:
     """What ``inspect --json`` shows of a probe: its ``end`` at the top, the other moments by name.
 
     Raises:
@@ -179,7 +179,7 @@ def summary(label: str, probe: h5py.Group) -> dict[str, Any]:
     return shown
 
 
-def _object(where: str, summary: object) -> dict[str, Any]:
+def _object(where: str, summary: object) -> dict[str, Plain]:
     if not isinstance(summary, dict):
         raise ResultsError(f"{where}: the summary is no object")
     return summary

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from prunekit.records import Row
+from prunekit.records import Plain, Row
 
 _OF_THE_SPEC = ("model", "dataset", "loss", "dtype", "train", "finetune", "evaluate")
 _OF_PRUNING = ("prunable", "zeros", "recalibrate_batchnorm")
 _PLACES = ("checkpoint", "root", "path")
 
 
-def protocol(spec: Row, inputs: Mapping[str, str] | None, environment: Row) -> dict[str, Any]:
+def protocol(spec: Row, inputs: Mapping[str, str] | None, environment: Row) -> dict[str, Plain]:
     """What has to be alike: network, data, loss, training before and after, what is measured, what may be pruned, how far.
 
     Files count by their digests and not by where they lie. Seeds, criterion, schedule, examples and selector are what is
@@ -23,7 +22,7 @@ def protocol(spec: Row, inputs: Mapping[str, str] | None, environment: Row) -> d
         inputs: File to digest.
         environment: Of the run.
     """
-    found: dict[str, Any] = {key: _placeless(spec.get(key)) for key in _OF_THE_SPEC}
+    found: dict[str, Plain] = {key: _placeless(spec.get(key)) for key in _OF_THE_SPEC}
     pruning = spec.get("prune") or {}
     found |= {f"prune.{key}": pruning.get(key) for key in _OF_PRUNING}
     scheduler = pruning.get("scheduler") or {}
@@ -33,13 +32,13 @@ def protocol(spec: Row, inputs: Mapping[str, str] | None, environment: Row) -> d
     return found
 
 
-def _placeless(value: Any) -> Any:
+def _placeless(value: Plain) -> Plain:
     """Without the places of files, which have a digest."""
     if isinstance(value, Mapping):
         return {key: _placeless(inner) for key, inner in value.items() if key not in _PLACES}
     return value
 
 
-def _end(scheduler: Row) -> Any:
+def _end(scheduler: Row) -> Plain:
     levels = scheduler.get("levels")
     return levels[-1] if levels else scheduler.get("sparsity")

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import h5py
 import numpy as np
 
 from prunekit.errors import ResultsError
 from prunekit.foreign import unreadable
+from prunekit.records import Plain
 from prunekit.results import checking, structure
 from prunekit.results.format import FORMAT, FORMAT_VERSION, PHASES, STATUSES
 from prunekit.results.layout import Arrays, Layout
@@ -41,7 +42,7 @@ class Results:
     """
 
     def __init__(
-        self, path: Path, file: h5py.File, layout: Layout, summary: dict[str, Any], held: Mapping[str, Held]
+        self, path: Path, file: h5py.File, layout: Layout, summary: dict[str, Plain], held: Mapping[str, Held]
     ) -> None:
         self.path = path
         self.summary = summary
@@ -149,7 +150,7 @@ class Results:
         with self._reading() as layout:
             return layout.probe(name, moment)
 
-    def attributes(self, name: str, moment: str) -> dict[str, Any]:
+    def attributes(self, name: str, moment: str) -> dict[str, Plain]:
         """Numbers and short texts that a probe has noted beside its arrays of a moment.
 
         Raises:
@@ -293,7 +294,7 @@ def _check_format(path: Path, file: h5py.File) -> int:
     return version
 
 
-def _summary(file: h5py.File, version: int, layout: Layout) -> dict[str, Any]:
+def _summary(file: h5py.File, version: int, layout: Layout) -> dict[str, Plain]:
     """The summary in its order; what older versions do not have is there and says so."""
     stored = layout.summary()
     order = ("spec", "origins", "environment", "prunable", "dense", "steps", "pruned", "finetuned", "probes")

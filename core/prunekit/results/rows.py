@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from prunekit.records import Plain
 from prunekit.results.format import INTEGER_COLUMNS, METRIC_COLUMNS
 
 STEP_COLUMNS = (
@@ -28,11 +29,11 @@ def number(value: Any) -> float | None:
     return as_float if math.isfinite(as_float) else None
 
 
-def step_rows(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Any]]:
+def step_rows(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Plain]]:
     """The table of steps, a mapping per row; ``layers`` maps names to sparsities."""
     rows = []
     for i, layers in enumerate(columns["layers"]):
-        row: dict[str, Any] = {
+        row: dict[str, Plain] = {
             c: int(columns[c][i]) if c in INTEGER_COLUMNS else number(columns[c][i])
             for c in STEP_COLUMNS
             if c in columns

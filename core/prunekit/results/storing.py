@@ -19,6 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from prunekit.records import Plain
+
 LIBVER = ("v110", "v110")
 """The oldest structures whose metadata is all checksummed; every HDF5 since 1.10 reads them."""
 
@@ -99,7 +101,7 @@ def create(
     return h5py.h5d.create(group.id, name.encode(), kind, space, properties, lcpl=_links())
 
 
-def _links() -> Any:
+def _links() -> Plain:
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     links.set_char_encoding(h5py.h5t.CSET_UTF8)
@@ -200,17 +202,17 @@ def _without_infinities(value: object) -> object:
     return value
 
 
-def read_json(group: h5py.Group, name: str) -> Any:
+def read_json(group: h5py.Group, name: str) -> Plain:
     """A JSON document."""
     return parse_json(read_text(group, name))
 
 
-def read_json_lines(group: h5py.Group, name: str) -> list[Any]:
+def read_json_lines(group: h5py.Group, name: str) -> list[Plain]:
     """A JSON document per line."""
     return [parse_json(line) for line in read_text(group, name).split("\n") if line]
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str) -> Plain:
     """Plain data. Python writes NaN and infinity where JSON has neither; what is not finite is null.
 
     Raises:
@@ -245,7 +247,7 @@ def attribute(value: Any) -> np.ndarray:
     return array
 
 
-def plain(value: Any) -> Any:
+def plain(value: Plain) -> Plain:
     """An attribute's value as Python has it."""
     if isinstance(value, bytes):
         return value.decode()

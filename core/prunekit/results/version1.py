@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from prunekit.errors import ResultsError
+from prunekit.records import Plain
 from prunekit.results import checking, storing
 from prunekit.results.format import METRIC_COLUMNS, PHASES
 from prunekit.results.rows import number, step_rows
@@ -20,7 +21,7 @@ class Version1:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Plain]:
         """What the file's own version adds to the keys that every version has."""
         file = self._file
         probes = file.get("probes", {})
@@ -91,7 +92,7 @@ class Version1:
             if isinstance(group, h5py.Group)
         }
 
-    def attributes(self, label: str, moment: str) -> dict[str, Any]:
+    def attributes(self, label: str, moment: str) -> dict[str, Plain]:
         """What a probe has noted beside its arrays."""
         attributes = self._file[f"probes/{label}"].attrs
         return {name: storing.plain(attributes[name]) for name in attributes}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import h5py
 import numpy as np
 
 from prunekit.errors import ResultsError
+from prunekit.records import Plain
 from prunekit.results import checking, history, probes, storing
 from prunekit.results.format import ATTEMPT_COLUMNS, METRIC_COLUMNS, PHASES, member
 from prunekit.results.history import Place
@@ -21,7 +21,7 @@ class Version2:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Plain]:
         """What the file's own version adds to the keys that every version has."""
         file = self._file
         summary = {
@@ -89,7 +89,7 @@ class Version2:
         """A probe's arrays at a moment, by group."""
         return probes.read(self._file[f"probes/{label}/{moment}"])
 
-    def attributes(self, label: str, moment: str) -> dict[str, Any]:
+    def attributes(self, label: str, moment: str) -> dict[str, Plain]:
         """What a probe has noted beside the arrays of a moment."""
         attributes = self._file[f"probes/{label}/{moment}"].attrs
         return {name: storing.plain(attributes[name]) for name in attributes}
@@ -154,13 +154,13 @@ class Version2:
         group = self._file[path]
         return {name: number(storing.read(group, name)[0]) for name in METRIC_COLUMNS if name in there}
 
-    def _steps(self) -> list[dict[str, Any]]:
+    def _steps(self) -> list[dict[str, Plain]]:
         if not storing.has(self._file, "steps"):
             return []
         group = self._file["steps"]
         return step_rows({name: storing.read(group, name) for name in group}, [p.name for p in self._places])
 
-    def _attempts(self) -> list[dict[str, Any]]:
+    def _attempts(self) -> list[dict[str, Plain]]:
         if not storing.has(self._file, "attempts"):
             return []
         group = self._file["attempts"]

@@ -40,9 +40,8 @@ from prunekit.results.replacing import replacing
 from prunekit.results.space import Extent, copy, reserve
 
 if TYPE_CHECKING:
-    from prunekit.records import ProbeRecord
+    from prunekit.records import ProbeRecord, Row
 
-Row = Mapping[str, Any]
 
 _ROOM = 1 << 20  # bytes set aside for a change besides its arrays
 _ROOM_PER_ARRAY = 1 << 13  # headers and chunk indices

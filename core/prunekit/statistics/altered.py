@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 Function: TypeAlias = Callable[..., Any]
-Rule: TypeAlias = Callable[["Altered", Function, Sequence[Any], Mapping[str, Any]], "Altered | Tensor | None"]
+Arguments: TypeAlias = Sequence[Any]
+Keywords: TypeAlias = Mapping[str, Any]
+Rule: TypeAlias = Callable[["Altered", Function, Arguments, Keywords], "Altered | Tensor | None"]
 """What a function makes of an altered first argument; ``None`` where the rule does not cover the call."""
 
 
@@ -39,7 +41,7 @@ class Shared:
         """Begin a pass."""
         self._next = 0
 
-    def apply(self, func: Function, x: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+    def apply(self, func: Function, x: Tensor, weight: Tensor, *rest: object, **kwargs: object) -> Tensor:
         """The function's value."""
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
             found: Tensor = func(x, weight, *rest, **kwargs)
@@ -137,7 +139,7 @@ class Altered(Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: Function, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls, func: Function, types: object, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
         """Apply a function by its rule, or to the whole tensor."""
         given = kwargs or {}
@@ -160,7 +162,7 @@ class Altered(Tensor):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares the one that is switched off
-        cls, func: Function, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls, func: Function, types: object, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
         """Whatever reaches torch below its Python functions gets the whole tensor."""
         plain = tree_map(_whole, [list(args), dict(kwargs or {})])
@@ -189,22 +191,20 @@ def _in_place(func: Function) -> bool:
 _AUGMENTED = frozenset(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div"))
 
 
-def _by_rule(
-    subject: Altered, func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Altered | Tensor | None:
+def _by_rule(subject: Altered, func: Function, args: Arguments, kwargs: Keywords) -> Altered | Tensor | None:
     rule = RULES.get(func)
     return None if rule is None else rule(subject, func, args[1:], kwargs)
 
 
-def _plain(values: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def _plain(values: Arguments, kwargs: Keywords) -> bool:
     return not any(isinstance(value, Tensor) for value in (*values, *kwargs.values()))
 
 
-def _out_of_place(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _out_of_place(kwargs: Keywords) -> dict[str, Any]:
     return {key: False if key == "inplace" else value for key, value in kwargs.items()}
 
 
-def _each(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Altered | None:
+def _each(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Altered | None:
     """A function of each number by itself."""
     if not _plain(rest, kwargs):
         return None
@@ -212,29 +212,27 @@ def _each(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, 
     return x.each(lambda t: func(t, *rest, **given))
 
 
-def _each_in_place(
-    x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Altered | None:
+def _each_in_place(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Altered | None:
     """The same of one that works in place: on copies, since others may hold the base."""
     if not _plain(rest, kwargs):
         return None
     return x.each(lambda t: func(t.clone(), *rest, **kwargs))
 
 
-def _activation(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Altered | None:
+def _activation(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Altered | None:
     """A function of each number that may be told to work in place by its second argument."""
     if rest and rest[-1] is True:  # which of a function's arguments that is differs
         return None
     return _each(x, func, rest, kwargs)
 
 
-def _dropout(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Altered | None:
+def _dropout(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Altered | None:
     """Nothing in eval mode."""
     training = kwargs.get("training", rest[1] if len(rest) > 1 else True)
     return None if training else x.each(lambda t: t)
 
 
-def _by_channel(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Altered | None:
+def _by_channel(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Altered | None:
     """Pooling: each channel by itself, on the axes behind it."""
     indices = kwargs.get("return_indices", False) or (bool(rest) and rest[-1] is True and len(rest) > 4)
     if not _plain(rest, kwargs) or indices or x.axis != 1 or x.wide != 1:
@@ -242,7 +240,7 @@ def _by_channel(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping
     return x.each(lambda t: func(t, *rest, **kwargs))
 
 
-def _batch_norm(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Altered | None:
+def _batch_norm(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Altered | None:
     """With running statistics, each channel by itself."""
     names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     given = dict(zip(names, rest, strict=False)) | dict(kwargs)
@@ -258,7 +256,7 @@ def _batch_norm(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping
     return x.of(base, was, was + (x.piece - x.was) * scale.view(1, -1, *[1] * (x.base.ndim - 2)))
 
 
-def _reshaped(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Altered | None:
+def _reshaped(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Altered | None:
     """Channels laid out one after another, ``[N, C, …]`` to ``[N, C·…]``; or nothing changed."""
     base = func(x.base, *rest, **kwargs)
     if base.shape == x.base.shape:
@@ -270,7 +268,7 @@ def _reshaped(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[s
     return Altered(base, was, piece, x.unit, x.shared, 1, wide)
 
 
-def _mean(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Altered | None:
+def _mean(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Altered | None:
     """Over the places of a channel, which lie behind it."""
     dims = kwargs.get("dim", rest[0] if rest else None)
     dims = [dims] if isinstance(dims, int) else dims
@@ -279,7 +277,7 @@ def _mean(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, 
     return x.each(lambda t: func(t, *rest, **kwargs))
 
 
-def _combined(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Altered | None:
+def _combined(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Altered | None:
     """With a number, or with a tensor of the same shape that is not altered."""
     other = rest[0] if rest else None
     if not isinstance(other, Tensor):
@@ -291,13 +289,11 @@ def _combined(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[s
     return x.of(func(x.base, other, *rest[1:], **kwargs), *changed)
 
 
-def _combined_in_place(
-    x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Altered | None:
+def _combined_in_place(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Altered | None:
     return _combined(x.each(Tensor.clone), func, rest, kwargs)
 
 
-def _linear(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+def _linear(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Tensor | None:
     """The map of what is there anyway, and the altered unit's share of the difference."""
     weight = rest[0] if rest else kwargs["weight"]
     if x.axis != x.base.ndim - 1 or isinstance(weight, Altered) or weight.ndim != 2:
@@ -307,7 +303,7 @@ def _linear(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str
     return share.add_(x.shared.apply(func, x.base, *rest, **kwargs))
 
 
-def _convolution(x: Altered, func: Function, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+def _convolution(x: Altered, func: Function, rest: Arguments, kwargs: Keywords) -> Tensor | None:
     names = ("weight", "bias", "stride", "padding", "dilation", "groups")
     given = dict(zip(names, rest, strict=False)) | dict(kwargs)
     weight = given["weight"]

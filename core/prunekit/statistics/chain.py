@@ -6,7 +6,7 @@ at once, features first, so that every function works on long rows, in pieces th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from prunekit.network.call import Inputs, call
-from prunekit.statistics.altered import ABOUT, SINGLE
+from prunekit.statistics.altered import ABOUT, SINGLE, Arguments, Function, Keywords
 
 _PAIRS = 1000  # of a deletion and an example, that are worked on at a time: what a processor's caches hold
 _PAIRS_ON_GPU = 1 << 20
@@ -132,7 +132,7 @@ class _Recording(TorchFunctionMode):
         self.broken = False
 
     def __torch_function__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Function, types: object, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
         """Call the function, and note it if it works on what is followed."""
         given = dict(kwargs or {})
@@ -155,7 +155,7 @@ class _Recording(TorchFunctionMode):
             self.current = found
         return found
 
-    def _step(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Step | None:
+    def _step(self, func: Function, args: Arguments, kwargs: dict[str, object]) -> Step | None:
         """What happened, as a step; ``None`` for anything that does not belong to a chain."""
         if not args or args[0] is not self.current:
             return None

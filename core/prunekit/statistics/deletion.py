@@ -11,7 +11,7 @@ one weight after another.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from prunekit.losses.base import Loss
 from prunekit.network.call import Batch, Inputs, call, count, pieces, unpack
 from prunekit.network.measure import slice_size
 from prunekit.network.restore import evaluating
-from prunekit.statistics.altered import Altered, Shared
+from prunekit.statistics.altered import Altered, Arguments, Function, Keywords, Shared
 from prunekit.statistics.chain import Chain, chain_after
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -240,7 +240,7 @@ class _Weighing(TorchFunctionMode):
         return sum(self._seen.values())
 
     def __torch_function__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Function, types: object, args: Arguments = (), kwargs: Keywords | None = None
     ) -> object:
         """Call the function, and weigh what it gives."""
         found = func(*args, **(kwargs or {}))
@@ -272,7 +272,7 @@ class _Deleting(TorchFunctionMode):
         self.used = False
 
     def __torch_function__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Function, types: object, args: Arguments = (), kwargs: Keywords | None = None
     ) -> object:
         """Call the function; what it gives is altered in one unit, if it applies the weight."""
         given = kwargs or {}
@@ -293,9 +293,7 @@ class _Deleting(TorchFunctionMode):
         was = outputs.index_select(axis, self._unit)
         return Altered(outputs, was, was + share.to(was.dtype), self._unit, self._shared, axis)
 
-    def _share(
-        self, func: Any, x: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[int, Tensor]:
+    def _share(self, func: Function, x: Tensor, args: Arguments, kwargs: Keywords) -> tuple[int, Tensor]:
         """The units' axis, and what is added to the unit."""
         if func is F.linear:
             return x.ndim - 1, x.index_select(-1, self._inside) * self._change
@@ -312,5 +310,5 @@ class _Deleting(TorchFunctionMode):
         return 1, share
 
 
-def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: str) -> Any:
+def _argument(args: Arguments, kwargs: Keywords, index: int, name: str) -> Any:
     return args[index] if len(args) > index else kwargs.get(name)

@@ -191,26 +191,26 @@ def _over_units(reached: Tensor, axis: int) -> Tensor:
     return reached.movedim(axis, 0).flatten(1).any(1) if reached.ndim > 1 else reached
 
 
-def _through(func: Function, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+def _through(func: Function, x: Tensor, *rest: object, **kwargs: object) -> Tensor:
     """A function of each number by itself."""
     return x
 
 
-def _in_eval_mode(func: Function, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+def _in_eval_mode(func: Function, x: Tensor, *rest: object, **kwargs: object) -> Tensor:
     """Dropout, which does nothing then."""
     if kwargs.get("training", rest[1] if len(rest) > 1 else True):
         raise _UnknownError("dropout acts")
     return x
 
 
-def _moved(func: Function, *args: Any, **kwargs: Any) -> Any:
+def _moved(func: Function, *args: object, **kwargs: object) -> Any:
     """A function that only lays numbers out in another way."""
     if any(isinstance(leaf, Tensor) for leaf in tree_leaves([list(args[1:]), kwargs])):
         raise _UnknownError(f"there is no rule for {func.__name__} by values")
     return func(*args, **kwargs)
 
 
-def _pooled(func: Function, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+def _pooled(func: Function, x: Tensor, *rest: object, **kwargs: object) -> Tensor:
     """The sum over each window."""
     given = dict(zip(("kernel_size", "stride", "padding"), rest, strict=False)) | kwargs
     dims = int(func.__name__.rstrip("d")[-1]) if func.__name__[-1] == "d" else 0
@@ -228,21 +228,21 @@ def _pooled(func: Function, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
     return found
 
 
-def _pooled_to_size(func: Function, x: Tensor, size: Any, *rest: Any, **kwargs: Any) -> Tensor:
+def _pooled_to_size(func: Function, x: Tensor, size: Any, *rest: object, **kwargs: object) -> Tensor:
     if kwargs.get("return_indices") or True in rest:
         raise _UnknownError(f"there is no rule for {func.__name__} with such options")
     found: Tensor = getattr(F, f"adaptive_avg_pool{func.__name__.rstrip('d')[-1]}d")(x, size)
     return found
 
 
-def _summed(func: Function, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+def _summed(func: Function, x: Tensor, *rest: object, **kwargs: object) -> Tensor:
     """A mean, a sum, a largest number: of everything along some axes."""
-    dim = kwargs.get("dim", rest[0] if rest else None)
+    dim: Any = kwargs.get("dim", rest[0] if rest else None)
     keep = kwargs.get("keepdim", rest[1] if len(rest) > 1 else False)
     return x.sum() if dim is None else x.sum(dim, keepdim=bool(keep))
 
 
-def _combined(func: Function, *args: Any, **kwargs: Any) -> Tensor:
+def _combined(func: Function, *args: object, **kwargs: object) -> Tensor:
     """What depends on either of two depends on their sum, difference, product or quotient."""
     pair = [args[0], args[1] if len(args) > 1 else kwargs["other"]]
     shapes = [t.shape for t in pair if isinstance(t, Tensor)]
@@ -257,14 +257,14 @@ def _combined(func: Function, *args: Any, **kwargs: Any) -> Tensor:
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
-def _joined(func: Function, tensors: Sequence[Tensor], *rest: Any, **kwargs: Any) -> Tensor:
+def _joined(func: Function, tensors: Sequence[Tensor], *rest: object, **kwargs: object) -> Tensor:
     """Of several, what is not marked brings nothing of the inputs."""
     marks = [t if isinstance(t, _Mark) else torch.zeros_like(t, dtype=torch.float64) for t in tensors]
     found: Tensor = func(marks, *rest, **kwargs)
     return found
 
 
-def _mixed(func: Function, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+def _mixed(func: Function, x: Tensor, *rest: object, **kwargs: object) -> Tensor:
     """Softmax: every place along an axis depends on all of them."""
     dim = kwargs.get("dim", rest[0] if rest else None)
     if not isinstance(dim, int):
@@ -272,20 +272,20 @@ def _mixed(func: Function, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
     return x.sum(dim, keepdim=True).expand_as(x)
 
 
-def _layer_norm(func: Function, x: Tensor, shape: Sequence[int], *rest: Any, **kwargs: Any) -> Tensor:
+def _layer_norm(func: Function, x: Tensor, shape: Sequence[int], *rest: object, **kwargs: object) -> Tensor:
     weight = kwargs.get("weight", rest[0] if rest else None)
     dims = list(range(x.ndim - len(shape), x.ndim))
     found = x.sum(dims, keepdim=True).expand_as(x)
     return found if weight is None else found * (weight != 0)
 
 
-def _group_norm(func: Function, x: Tensor, groups: int, *rest: Any, **kwargs: Any) -> Tensor:
+def _group_norm(func: Function, x: Tensor, groups: int, *rest: object, **kwargs: object) -> Tensor:
     weight = kwargs.get("weight", rest[0] if rest else None)
     grouped = x.reshape(len(x), groups, -1)
     return _scaled(grouped.sum(2, keepdim=True).expand_as(grouped).reshape(x.shape), weight)
 
 
-def _batch_norm(func: Function, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+def _batch_norm(func: Function, x: Tensor, *rest: object, **kwargs: object) -> Tensor:
     """With running statistics, each channel by itself; without, its places mix."""
     names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     given = dict(zip(names, rest, strict=False)) | kwargs
@@ -294,17 +294,17 @@ def _batch_norm(func: Function, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
     return _scaled(x, given.get("weight"))
 
 
-def _instance_norm(func: Function, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+def _instance_norm(func: Function, x: Tensor, *rest: object, **kwargs: object) -> Tensor:
     weight = kwargs.get("weight", rest[2] if len(rest) > 2 else None)
     return _scaled(x.sum(list(range(2, x.ndim)), keepdim=True).expand_as(x), weight)
 
 
-def _scaled(x: Tensor, weight: Tensor | None) -> Tensor:
-    """By a factor for each channel, of which those that are zero let nothing through."""
-    return x if weight is None else x * (weight != 0).view(1, -1, *[1] * (x.ndim - 2))
+def _scaled(x: Tensor, weight: object) -> Tensor:
+    """By a factor for each channel, if there is one, of which those that are zero let nothing through."""
+    return x * (weight != 0).view(1, -1, *[1] * (x.ndim - 2)) if isinstance(weight, Tensor) else x
 
 
-def _embedded(func: Function, x: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+def _embedded(func: Function, x: Tensor, weight: Tensor, *rest: object, **kwargs: object) -> Tensor:
     return torch.ones(*x.shape, weight.shape[1], dtype=torch.float64, device=weight.device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -95,7 +95,7 @@ class Spectrum(Probe):
 
     def _ends(
         self, moment: Moment, data: Split | None, layer: str | None, generator: Generator
-    ) -> tuple[dict[str, dict[str, Series]], dict[str, Any]]:
+    ) -> tuple[dict[str, dict[str, Series]], dict[str, object]]:
         from prunekit_plugins._landscape.spectrum import over_kept
         from prunekit_plugins._linalg.lanczos import extreme
 
@@ -115,7 +115,7 @@ class Spectrum(Probe):
 
     def _density(
         self, moment: Moment, data: Split | None, layer: str | None, generator: Generator
-    ) -> tuple[dict[str, dict[str, Series]], dict[str, Any]]:
+    ) -> tuple[dict[str, dict[str, Series]], dict[str, object]]:
         import numpy as np
 
         from prunekit_plugins._landscape.spectrum import density, over_kept
@@ -144,11 +144,11 @@ class Spectrum(Probe):
 
     def _layers(
         self, moment: Moment, data: Split | None, generator: Generator
-    ) -> tuple[dict[str, Series], dict[str, Any]]:
+    ) -> tuple[dict[str, Series], dict[str, object]]:
         import numpy as np
 
-        rows: dict[str, list[Any]] = {}
-        summary: dict[str, Any] = {}
+        rows: dict[str, list[np.ndarray]] = {}
+        summary: dict[str, object] = {}
         units: dict[str, Series] = {}
         for name in moment.prunable:
             groups, numbers = self._ends(moment, data, name, generator)

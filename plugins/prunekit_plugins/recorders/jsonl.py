@@ -16,6 +16,10 @@ from prunekit import Recorder, ResultsError
 if TYPE_CHECKING:
     from prunekit import Attempt, ProbeRecord, RunView, StepRecord
 
+    Event = dict[str, Any]
+    Key = tuple[object, ...]
+    """What tells events apart."""
+
 _EVENT, _STARTED = "event", "started"
 _BEGINNING = b'{"event": "started"'
 _PHASES = ("dense", "pruned", "finetuned")
@@ -80,13 +84,13 @@ class JSONLines(Recorder):
         error = {"error": run.environment["error"]} if "error" in run.environment else {}
         self._append({_EVENT: "finished", "status": run.status, "stopped": run.stopped, **error})
 
-    def _append(self, event: Mapping[str, Any]) -> None:
+    def _append(self, event: Mapping[str, object]) -> None:
         if self._path is not None:
             with self._path.open("ab", buffering=0) as file:
                 file.write(_line(event))
 
 
-def _kept(path: Path, expected: set[tuple[Any, ...]], first: Mapping[str, Any], steps: int) -> set[Any]:
+def _kept(path: Path, expected: set[Key], first: Mapping[str, object], steps: int) -> set[Key]:
     """Cut the file off behind its last line that belongs to the run so far; which events those lines are.
 
     Raises:
@@ -97,7 +101,7 @@ def _kept(path: Path, expected: set[tuple[Any, ...]], first: Mapping[str, Any], 
         return set()
     if not stat.S_ISREG(os.lstat(path).st_mode):
         raise ResultsError(f"{path}: is no regular file, and the recorder 'jsonl' needs this name")
-    kept: set[Any] = set()
+    kept: set[Key] = set()
     whole = 0
     with path.open("rb") as file:
         for number, line in enumerate(file):
@@ -120,7 +124,7 @@ def _kept(path: Path, expected: set[tuple[Any, ...]], first: Mapping[str, Any], 
     return kept
 
 
-def _events(run: RunView) -> Iterator[dict[str, Any]]:
+def _events(run: RunView) -> Iterator[Event]:
     """All events so far, in order; of probes at steps those of the last alone, since the run has no others."""
     for phase in _PHASES:
         if phase == "pruned":
@@ -132,7 +136,7 @@ def _events(run: RunView) -> Iterator[dict[str, Any]]:
     yield from (_probe(label, record) for label, record in run.probes if record.moment == "end")
 
 
-def _pruning(run: RunView) -> Iterator[dict[str, Any]]:
+def _pruning(run: RunView) -> Iterator[Event]:
     attempts = list(enumerate(run.attempts, 1))
     for step in run.steps:
         while attempts and attempts[0][1].step <= step.step:
@@ -142,25 +146,25 @@ def _pruning(run: RunView) -> Iterator[dict[str, Any]]:
     yield from (_attempt(number, attempt) for number, attempt in attempts)
 
 
-def _epoch(phase: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def _epoch(phase: str, row: Mapping[str, object]) -> Event:
     return {_EVENT: "epoch", "phase": phase, **row}
 
 
-def _phase(run: RunView, phase: str) -> dict[str, Any]:
+def _phase(run: RunView, phase: str) -> Event:
     return {_EVENT: "phase", "phase": phase, **run.metrics[phase]}
 
 
-def _attempt(number: int, attempt: Attempt) -> dict[str, Any]:
+def _attempt(number: int, attempt: Attempt) -> Event:
     data = asdict(attempt)
     target = data.pop("target")
     return {_EVENT: "attempt", "attempt": number, **data, "target_sparsity": target["sparsity"]}
 
 
-def _step(step: StepRecord) -> dict[str, Any]:
+def _step(step: StepRecord) -> Event:
     return {_EVENT: "step", **step}
 
 
-def _probe(label: str, record: ProbeRecord) -> dict[str, Any]:
+def _probe(label: str, record: ProbeRecord) -> Event:
     return {
         _EVENT: "probe",
         "label": label,
@@ -171,7 +175,7 @@ def _probe(label: str, record: ProbeRecord) -> dict[str, Any]:
     }
 
 
-def _key(event: Mapping[str, Any]) -> tuple[Any, ...]:
+def _key(event: Mapping[str, object]) -> Key:
     """What an event is of, so that the same one is known again."""
     names = {
         "epoch": ("phase", "epoch"),
@@ -180,15 +184,16 @@ def _key(event: Mapping[str, Any]) -> tuple[Any, ...]:
         "step": ("step",),
         "probe": ("label", "moment", "step"),
     }
-    return (event[_EVENT], *(event.get(name) for name in names.get(event[_EVENT], ())))
+    kind = str(event[_EVENT])
+    return (kind, *(event.get(name) for name in names.get(kind, ())))
 
 
-def _line(event: Mapping[str, Any]) -> bytes:
+def _line(event: Mapping[str, object]) -> bytes:
     text = json.dumps(_finite(event), ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _read(line: bytes) -> dict[str, Any] | None:
+def _read(line: bytes) -> Event | None:
     """An event, or ``None`` for what is no whole one."""
     try:
         event = json.loads(line) if line.endswith(b"\n") else None
@@ -197,7 +202,7 @@ def _read(line: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and isinstance(event.get(_EVENT), str) else None
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """Plain data as JSON has it: what is not finite is null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
