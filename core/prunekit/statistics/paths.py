@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -179,7 +180,8 @@ class _Following(TorchFunctionMode):
         gate = (weight != 0).double() if name is None else self._gates[name]
         rest = list(args[3:])
         kwargs.pop("bias", None)
-        out: Tensor = _Reached.apply(func(args[0], gate, None, *rest, **kwargs))  # type: ignore[no-untyped-call]
+        reached: Any = _Reached.apply
+        out: Tensor = reached(func(args[0], gate, None, *rest, **kwargs))
         if name is not None:
             self._uses.append((name, out, axis))
         marked: Tensor = _mark(out)
@@ -246,7 +248,7 @@ def _combined(func: Function, *args: object, **kwargs: object) -> Tensor:
     """What depends on either of two depends on their sum, difference, product or quotient."""
     pair = [args[0], args[1] if len(args) > 1 else kwargs["other"]]
     shapes = [t.shape for t in pair if isinstance(t, Tensor)]
-    shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    shape = np.broadcast_shapes(*shapes)
     product = func.__name__.strip("_").removeprefix("i").removeprefix("r") == "mul"
     parts = []
     for part, factor in (pair, pair[::-1]):

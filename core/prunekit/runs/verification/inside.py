@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class _Budget:
             if part in self._layers:
                 yield from self._compared(
                     f"layers' {part} sums to the part",
-                    lambda i, part=part: self._layers_sum(part, i),  # type: ignore[misc]
+                    partial(self._layers_sum, part),
                 )
         yield from self._compared(
             "sampling and generalisation are the splits' changes",
