@@ -23,10 +23,9 @@ def protocol(spec: Row, inputs: Mapping[str, str] | None, environment: Row) -> d
         environment: Of the run.
     """
     found: dict[str, Plain] = {key: _placeless(spec.get(key)) for key in _OF_THE_SPEC}
-    pruning = spec.get("prune") or {}
+    pruning = _mapping(spec.get("prune"))
     found |= {f"prune.{key}": pruning.get(key) for key in _OF_PRUNING}
-    scheduler = pruning.get("scheduler") or {}
-    found["prune.scheduler.sparsity"] = _end(scheduler)
+    found["prune.scheduler.sparsity"] = _end(_mapping(pruning.get("scheduler")))
     found["inputs"] = sorted(set((inputs or {}).values()))
     found["best_epoch"] = environment.get("best_epoch")
     return found
@@ -41,4 +40,8 @@ def _placeless(value: Plain) -> Plain:
 
 def _end(scheduler: Row) -> Plain:
     levels = scheduler.get("levels")
-    return levels[-1] if levels else scheduler.get("sparsity")
+    return levels[-1] if isinstance(levels, list) and levels else scheduler.get("sparsity")
+
+
+def _mapping(value: Plain) -> Row:
+    return value if isinstance(value, Mapping) else {}

@@ -72,6 +72,7 @@ class Results:
                 layout = LAYOUTS[version](file)
                 summary = _summary(file, version, layout)
                 checking.check(layout, summary, held)
+                summary["protocol"] = protocol(summary["spec"], summary["inputs"], summary["environment"])
                 if file.id.get_filesize() <= _READ_WHOLLY:
                     read_all(file, held)
             return cls(path, file, layout, summary, held)
@@ -304,7 +305,7 @@ def _summary(file: h5py.File, version: int, layout: Layout) -> dict[str, Plain]:
         "prunekit_version": plain(file.attrs["prunekit_version"]),
         "status": plain(file.attrs["status"]),
         **{key: stored[key] for key in order},
-        "protocol": protocol(stored["spec"], stored.get("inputs"), stored["environment"]),
+        "protocol": {},
         "spec_hash": stored.get("spec_hash"),
         "inputs": stored.get("inputs", {}),
         "warnings": stored.get("warnings", []),
