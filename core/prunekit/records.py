@@ -185,7 +185,7 @@ class RunView:
         metrics: ``dense``, ``pruned``, ``finetuned`` to their metrics, as far as measured.
         steps: The table so far.
         history: ``dense`` and ``finetuned`` to a row per training epoch.
-        masks: Masks after the last step.
+        masks: Masks after the last step, read-only.
         examples: Indices into the training split that the last step's statistics came from.
         weights: Phase to its parameters and buffers, as far as they exist.
         probes: Label of a probe and what it found, a pair for each moment; of those at steps, the last ones only.

@@ -63,12 +63,12 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
         else:
             below = values < high
             if k <= int(below.count_nonzero()):
-                values, k = values[below & ~upto_low], k - passed
+                values, k = values[below.logical_and_(upto_low.logical_not_())], k - passed
             else:
                 upto_high = values <= high
                 if k <= (passed := int(upto_high.count_nonzero())):
                     return high
-                values, k = values[~upto_high], k - passed
+                values, k = values[upto_high.logical_not_()], k - passed
         shrinks = 2 * len(values) < n
     return values.sort().values[k - 1]
 

@@ -21,7 +21,7 @@ def refreshed(view: RunView, state: State) -> RunView:
     view.stopped = state.stopped
     view.resumptions = [dict(resumption) for resumption in state.resumptions]
     view.history = {name: [dict(row) for row in rows] for name, rows in state.history.items()}
-    view.masks = {name: m.numpy().copy() for name, m in state.masks.items()}
+    view.masks = {name: _read_only(m) for name, m in state.masks.items()}
     view.examples = None if state.examples is None else state.examples.numpy().copy()
     view.weights = _Weights(state.weights)
     view.probes = list(state.probes)
@@ -42,6 +42,13 @@ class _Weights(Mapping[str, Mapping[str, np.ndarray]]):
 
     def __len__(self) -> int:
         return len(self._phases)
+
+
+def _read_only(mask: Tensor) -> np.ndarray:
+    """A mask's own memory, which nobody changes: there are as many as weights, and a copy of them at every step."""
+    array = mask.numpy().view()
+    array.flags.writeable = False
+    return array
 
 
 def _array(tensor: Tensor) -> np.ndarray:
