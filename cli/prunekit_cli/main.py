@@ -272,7 +272,10 @@ def invoke(arguments: list[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
             return 0
         except BaseException as error:
-            return report(error, silent)
+            from prunekit.errors import was_interrupted
+
+            if not was_interrupted(error):
+                return report(error, silent)
         if not silent:
             signals.say("; go on with --resume" if arguments[:1] == ["run"] else "")
         return signals.INTERRUPTED

@@ -8,6 +8,7 @@ anything else is our bug and keeps its traceback.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _FULL = re.compile(
     r"out of memory|can(no|')t allocate memory|bad_alloc|failed to map segment|can't start new thread"
@@ -69,9 +70,32 @@ class PrunekitWarning(UserWarning):
 
 def memory_is_full(error: BaseException | None) -> bool:
     """Is this what went wrong, or what that came of? Libraries say it in many ways and at many places."""
-    while error is not None:
-        texts = [str(error), *getattr(error, "__notes__", ())]
-        if isinstance(error, MemoryError) or any(map(_FULL.search, texts)):
+    for origin in _origins(error):
+        texts = [str(origin), *getattr(origin, "__notes__", ())]
+        if isinstance(origin, MemoryError) or any(map(_FULL.search, texts)):
             return True
-        error = error.__cause__ or error.__context__
     return False
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Is this an interruption, or what one became on its way through compiled code?
+
+    A signal that arrives inside h5py's lock, say, comes out as a ``SystemError`` with the interruption as its cause.
+    """
+    return any(isinstance(origin, KeyboardInterrupt) for origin in _origins(error))
+
+
+def pass_interruption(error: Exception) -> None:
+    """Raise the interruption that an error hides, where any other error is about to get another name.
+
+    Raises:
+        KeyboardInterrupt: If :func:`was_interrupted`.
+    """
+    if was_interrupted(error):
+        raise KeyboardInterrupt from error
+
+
+def _origins(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

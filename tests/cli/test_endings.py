@@ -98,6 +98,28 @@ def test_a_second_signal_ends_a_run_at_once_and_the_last_boundary_is_kept(spec: 
     assert running.contents(tmp_path / "out.h5") == running.contents(tmp_path / "whole.h5")
 
 
+def hides_an_interruption(*_: object, **__: object) -> None:
+    """What a signal becomes inside compiled code."""
+    raise SystemError("<cyfunction FastRLock.__exit__> returned a result with an exception set") from (
+        KeyboardInterrupt()
+    )
+
+
+def test_an_interruption_that_compiled_code_made_another_error_of_is_one(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Pruner, "_proposed", hides_an_interruption)
+        code, said, _ = running.cli("run", spec, "--out", "out.h5")
+    assert (code, said) == (130, "")
+    with h5py.File("out.h5") as file:
+        assert file.attrs["status"] == b"interrupted"
+    monkeypatch.setattr("prunekit.results.reader._summary", hides_an_interruption)
+    assert running.cli("inspect", "out.h5")[0] == 130
+    with pytest.raises(KeyboardInterrupt):
+        pk.open("out.h5")
+
+
 @pytest.mark.parametrize("stubborn", [False, True], ids=["loops", "loops_and_catches_everything"])
 def test_a_plugin_in_an_endless_loop_is_interrupted_and_what_was_finished_is_kept(
     stubborn: bool, spec: Path, tmp_path: Path

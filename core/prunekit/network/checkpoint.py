@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import CheckpointError, ResultsError
+from prunekit.errors import CheckpointError, ResultsError, pass_interruption
 from prunekit.foreign import damage_of_archive, read_start, unreadable
 from prunekit.network.fitting import misfit, unusual
 from prunekit.results import open_results
@@ -45,6 +45,7 @@ def read(path: Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:  # torch raises several kinds for damaged and for unsafe files
+        pass_interruption(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if re.search("weights.only", reason, re.IGNORECASE):  # torch goes on to advise how to run such a file
             reason = "it holds other objects, or is damaged"

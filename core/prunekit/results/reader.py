@@ -12,7 +12,7 @@ from typing import Self
 import h5py
 import numpy as np
 
-from prunekit.errors import ResultsError
+from prunekit.errors import ResultsError, pass_interruption
 from prunekit.foreign import unreadable
 from prunekit.records import Plain
 from prunekit.results import checking, structure
@@ -273,6 +273,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     except ResultsError as error:
         raise ResultsError(f"{path}: damaged: {error}") from None
     except Exception as error:  # h5py raises many kinds on damaged bytes
+        pass_interruption(error)
         raise ResultsError(f"{path}: damaged: {type(error).__name__}: {error}") from None
 
 

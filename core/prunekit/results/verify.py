@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from prunekit.errors import ResultsError
+from prunekit.errors import ResultsError, pass_interruption
 from prunekit.records import Row
 from prunekit.results import checking, storing
 from prunekit.results.layout import Layout
@@ -64,6 +64,7 @@ def read_all(file: h5py.File, held: Mapping[str, Held]) -> int:
         try:
             read += _read(file, name)
         except Exception as error:  # h5py raises many kinds on damaged bytes
+            pass_interruption(error)
             raise ResultsError(f"{name} cannot be read: {error}") from None
     return read
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunekit import distributed
 from prunekit.data import Split
-from prunekit.errors import PrunekitError, PrunekitWarning, RunError
+from prunekit.errors import PrunekitError, PrunekitWarning, RunError, was_interrupted
 from prunekit.masks.apply import apply_masks
 from prunekit.masks.prunable import described, prunable_parameters
 from prunekit.network.axes import observe_axes
@@ -241,7 +241,7 @@ class _Execution:
             self.view.status = "complete"
             self._finish()
         except BaseException as error:
-            self.view.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.view.status = "interrupted" if was_interrupted(error) else "failed"
             self.view.environment["error"] = str(error) or type(error).__name__
             # The first error is what the user needs; one more while recording it must not hide it.
             try:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from prunekit.component import scalar
-from prunekit.errors import ResultsError, RunError
+from prunekit.errors import ResultsError, RunError, pass_interruption
 from prunekit.foreign import damage_of_archive, unreadable
 from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, Row, Series, StepRecord
 from prunekit.results import open_results
@@ -142,6 +142,7 @@ class State:
             wrong = damage_of_archive(path)  # torch compares no checksums
             data = {} if wrong else torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises several kinds for damaged files
+            pass_interruption(error)
             wrong = type(error).__name__
         if wrong:
             raise ResultsError(f"{path}: damaged ({wrong}); use --overwrite to start again")
