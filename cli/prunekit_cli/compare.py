@@ -30,7 +30,12 @@ _PARTS = {
 
 
 def compare(
-    files: Sequence[Path], as_json: bool, plot: Path | None, anyway: bool, form: Format | None = None
+    files: Sequence[Path],
+    as_json: bool,
+    plot: Path | None,
+    anyway: bool,
+    form: Format | None = None,
+    columns: int | None = None,
 ) -> None:
     """Print some results files side by side, as tables or JSON, or draw them.
 
@@ -42,13 +47,15 @@ def compare(
 
     if form is not None and as_json:
         raise SpecError("--format: is for tables, and --json prints none; give one of them")
+    if columns is not None and plot is None:
+        raise SpecError("--columns: says how wide the picture is, and --plot where it goes; give both")
     comparison = compared(files, anyway)
     if plot is not None:
         from prunekit.reports.compare_figure import fill
-        from prunekit_cli.plot import picture
+        from prunekit.reports.picture import picture
 
         plot = Path(os.path.expanduser(plot))
-        picture(plot, lambda figure: fill(comparison, figure), f"{len(comparison.runs)} runs")
+        picture(plot, lambda figure: fill(comparison, figure), f"{len(comparison.runs)} runs", columns)
     if as_json:
         console.print_json(comparison.summary)
         return

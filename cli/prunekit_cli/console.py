@@ -11,7 +11,8 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -94,9 +95,55 @@ def _console(stderr: bool, quiet: bool = False) -> Console:
     )
 
 
-def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> Table:
-    """A table whose first ``left`` columns are text and whose others are numbers."""
-    drawn = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+class Fitting(Table):
+    """A table that leaves out columns where a screen has no room for all, and says which.
+
+    Args:
+        less: Titles of the columns that may be missing, the first to go first.
+        layout: As rich's own.
+    """
+
+    def __init__(self, less: Sequence[str], **layout: Any) -> None:
+        super().__init__(**layout)
+        self._less = less
+        self._layout = layout
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The columns that there is room for."""
+        gone: list[str] = []
+        part: Table = self
+        for title in self._less:
+            if (
+                Measurement.get(console, options.update(width=_PLAIN_WIDTH), part).maximum
+                <= options.max_width
+            ):
+                break
+            gone.append(title)
+            part = self._without(gone)
+        yield from Table.__rich_console__(part, console, options)
+        if gone:
+            yield Text(f"no room for {', '.join(gone)}; --json has all", style="italic")
+
+    def _without(self, gone: Sequence[str]) -> Table:
+        part = Table(**self._layout)
+        kept = [column for column in self.columns if column.header not in gone]
+        for column in kept:
+            part.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap)
+        for row in zip(*(column.cells for column in kept), strict=True):
+            part.add_row(*row)
+        return part
+
+
+def table(
+    title: str | None,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    left: int = 1,
+    less: Sequence[str] = (),
+) -> Table:
+    """A table whose first ``left`` columns are text and whose others are numbers; see :class:`Fitting`."""
+    layout = {"title_justify": "left", "title_style": "bold", "box": SIMPLE_HEAD, "pad_edge": False}
+    drawn = Fitting(less, title=title, **layout)
     for i, column in enumerate(columns):
         drawn.add_column(column, justify="left" if i < left else "right", no_wrap=i >= left)
     for row in rows:

@@ -24,14 +24,15 @@ def inspect(
     verify: bool = False,
     form: Format | None = None,
     follow: bool = False,
+    columns: int | None = None,
 ) -> bool:
     """Print a results file as tables or JSON, or draw it, or say whether it is whole.
 
     Returns:
         Whether all is well: a run that is followed has not failed.
     """
+    import prunekit
     from prunekit.errors import SpecError
-    from prunekit.results import open_results
 
     if form is not None and as_json:
         raise SpecError("--format: is for tables, and --json prints none; give one of them")
@@ -41,14 +42,14 @@ def inspect(
         followed(file, console.stdout())
     if figure is not None and plot is None:
         raise SpecError("--figure: says what to draw, and --plot into which file; give both")
-    with open_results(file) as results:
+    if columns is not None and plot is None:
+        raise SpecError("--columns: says how wide the picture is, and --plot where it goes; give both")
+    with prunekit.open(file) as results:
         if verify:
             _verify(results, as_json)
             return True
         if plot is not None:
-            from prunekit_cli.plot import RUN, draw
-
-            draw(results, plot := Path(os.path.expanduser(plot)), figure or RUN)
+            results.plot(plot := Path(os.path.expanduser(plot)), figure or "run", columns)
         if probe is not None:
             results.probe_kind(probe)  # which says so where it is not there
         if as_json:

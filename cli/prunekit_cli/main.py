@@ -44,6 +44,16 @@ NoCode = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Columns = Annotated[
+    int | None,
+    typer.Option(
+        "--columns",
+        metavar="1|2",
+        min=1,
+        max=2,
+        help="With --plot: as wide as one or two columns of a paper, without a title.",
+    ),
+]
 Form = Annotated[
     Format | None, typer.Option("--format", help="Print the tables for papers or other programs.")
 ]
@@ -84,9 +94,12 @@ def inspect(
     figure: Annotated[
         str | None,
         typer.Option(
-            "--figure", metavar="NAME", help="Draw what this probe found. Default: run, the whole run."
+            "--figure",
+            metavar="NAME",
+            help="Draw run (the default), loss, honesty, layers, or what this probe found.",
         ),
     ] = None,
+    columns: Columns = None,
     probe: Annotated[
         str | None, typer.Option("--probe", metavar="NAME", help="Show everything that this probe found.")
     ] = None,
@@ -101,7 +114,7 @@ def inspect(
     """Show a results file, also while its run goes on."""
     from prunekit_cli.inspect import inspect as command
 
-    if not command(file, as_json, layers, plot, figure, probe, verify, form, follow):
+    if not command(file, as_json, layers, plot, figure, probe, verify, form, follow, columns):
         raise typer.Exit(1)
 
 
@@ -116,11 +129,12 @@ def compare(
         bool, typer.Option("--anyway", help="Also if they were not made under one protocol.")
     ] = False,
     form: Form = None,
+    columns: Columns = None,
 ) -> None:
     """Show runs side by side: changes of the loss, errors, error budgets, overlap of masks, what differs."""
     from prunekit_cli.compare import compare as command
 
-    command(files, as_json, plot, anyway, form)
+    command(files, as_json, plot, anyway, form, columns)
 
 
 @app.command()

@@ -9,15 +9,17 @@ from rich.console import RenderableType
 
 from prunekit.records import Row
 from prunekit.visible import visible_name
-from prunekit_cli import certificate
+from prunekit_cli import certificate, console
 from prunekit_cli.budget import budget, headline, is_budget
 from prunekit_cli.console import number, percent, table
+from prunekit_cli.in_short import in_short
+from prunekit_cli.values import leaves, shown
 
 if TYPE_CHECKING:
     from prunekit.results import Results
 
-_MANY_STEPS = 30
-_FEW = 6  # numbers of a probe
+_MANY_STEPS = 15
+_SHOWN = 10
 _PHASES = (("dense", "dense"), ("pruned", "pruned"), ("finetuned", "fine-tuned"))
 
 
@@ -28,8 +30,11 @@ def overview(results: Results, everything: bool = False) -> Iterator[RenderableT
     yield from _networks(summary)
     yield from _steps(summary["steps"], everything)
     yield from _attempts(summary["attempts"])
-    for name, probe_summary in summary["probes"].items():
-        yield from _probe(name, probe_summary, None if everything else _FEW)
+    for label, found in summary["probes"].items():
+        if everything:
+            yield from _probe(label, found)
+        else:
+            yield in_short(label, found, results.headline(label), console.stdout().encoding)
 
 
 def layers(results: Results) -> Iterator[RenderableType]:
@@ -104,7 +109,7 @@ def _steps(steps: list[Row], everything: bool) -> Iterator[RenderableType]:
     shown = steps
     title = "Steps"
     if len(steps) > _MANY_STEPS and not everything:
-        every = -(-len(steps) // 20)
+        every = -(-len(steps) // _SHOWN)
         shown = [s for i, s in enumerate(steps) if i % every == 0 or i == len(steps) - 1]
         title = f"Steps (every {every}th of {len(steps)}; all with --json)"
     with_error = "test_error" in steps[0]
@@ -125,7 +130,8 @@ def _steps(steps: list[Row], everything: bool) -> Iterator[RenderableType]:
         row += [number(s[k]) for k in ("delta_loss", "train_loss", "valid_loss", "test_loss")]
         row += [percent(s["test_error"])] if with_error else []
         rows.append([*row, f"{s['seconds']:.2f}"])
-    yield table(title, [*columns, "seconds"], rows, left=0)
+    less = ["seconds", "kept", "train loss", "valid loss", "test loss", "test error"]
+    yield table(title, [*columns, "seconds"], rows, left=0, less=less)
 
 
 def _attempts(attempts: list[Row]) -> Iterator[RenderableType]:
@@ -146,7 +152,8 @@ def _attempts(attempts: list[Row]) -> Iterator[RenderableType]:
         row = [percent(v, 3) if k == "sparsity" else number(v) for k, v in _picked(attempt, columns)]
         row += [number(attempt["measured"].get("fresh", {}).get("delta_loss"))] if fresh else []
         rows.append([attempt["step"], *row[1:]])
-    yield table(title, [*columns, *(["fresh Δloss"] if fresh else [])], rows, left=0)
+    less = ["damping", "λ", "predicted Δloss"]
+    yield table(title, [*columns, *(["fresh Δloss"] if fresh else [])], rows, left=0, less=less)
 
 
 def _picked(row: Row, columns: Row) -> list[tuple[str, float | None]]:
@@ -154,7 +161,7 @@ def _picked(row: Row, columns: Row) -> list[tuple[str, float | None]]:
     return [(title, row[key]) for title, key in columns.items()]
 
 
-def _probe(name: str, summary: Row, most: int | None = None) -> Iterator[RenderableType]:
+def _probe(name: str, summary: Row) -> Iterator[RenderableType]:
     steps = summary.get("steps")
     if isinstance(steps, list) and is_budget(steps):
         yield headline(name, steps)
@@ -163,14 +170,16 @@ def _probe(name: str, summary: Row, most: int | None = None) -> Iterator[Rendera
     elif isinstance(steps, list):
         yield from _probe_steps(name, steps)
     rows = [
-        [", ".join(path[:-1]) or path[-1], path[-1] if len(path) > 1 else "", _shown(value)]
-        for path, value in _leaves(summary)
+        [
+            ", ".join(map(_spoken, path[:-1])) or _spoken(path[-1]),
+            _spoken(path[-1]) if len(path) > 1 else "",
+            shown(value),
+        ]
+        for path, value in leaves(summary)
         if path[0] != "steps"
     ]
     if rows:
-        more = most is not None and len(rows) > most + 1
-        title = f"Probe {name}" + (f" ({len(rows)} numbers; all with --probe {name})" if more else "")
-        yield table(title, ["where", "what", "value"], rows[:most] if more else rows, left=2)
+        yield table(f"Probe {name}", ["where", "what", "value"], rows, left=2)
 
 
 def probe(results: Results, label: str) -> Iterator[RenderableType]:
@@ -190,27 +199,8 @@ def probe(results: Results, label: str) -> Iterator[RenderableType]:
         yield from _probe(label, summary)
 
 
-def _leaves(summary: Row, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """What a summary holds, at any depth, and where."""
-    for key, value in summary.items():
-        place = (*path, key.replace("_", " "))
-        if isinstance(value, dict):
-            yield from _leaves(value, place)
-        else:
-            yield place, value
-
-
-def _shown(value: object) -> str:
-    """A number, or a list of them, of which the first three."""
-    if isinstance(value, bool) or value is None:
-        return "–" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return number(value) if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
-    if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
-        return ", ".join(f"{v:.4g}" for v in value[:3]) + (", …" if len(value) > 3 else "")
-    return str(value)
+def _spoken(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def _tabular(value: object) -> bool:
@@ -219,10 +209,10 @@ def _tabular(value: object) -> bool:
 
 def _probe_steps(name: str, steps: list[Row]) -> Iterator[RenderableType]:
     """What a probe found at steps: the numbers of its summaries, a row for each step."""
-    every = -(-len(steps) // 20) if len(steps) > _MANY_STEPS else 1
-    shown = [row for i, row in enumerate(steps) if i % every == 0 or i == len(steps) - 1]
+    every = -(-len(steps) // _SHOWN) if len(steps) > _MANY_STEPS else 1
+    picked = [row for i, row in enumerate(steps) if i % every == 0 or i == len(steps) - 1]
     columns = [key for key, value in steps[0].items() if _tabular(value) and key != "step"]
     if columns:
-        rows = [[row["step"], *(_shown(row.get(key)) for key in columns)] for row in shown]
+        rows = [[row["step"], *(shown(row.get(key)) for key in columns)] for row in picked]
         title = f"Probe {name}" + (f" (every {every}th step; all with --json)" if every > 1 else "")
         yield table(title, ["step", *(key.replace("_", " ") for key in columns)], rows, left=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from prunekit_cli import console, signals
@@ -32,7 +33,7 @@ def run(
             raise SpecError("--device and --set device=… are given both; one is enough")
         overrides["device"] = device
     screen = console.stderr(quiet=not speaks())
-    listener = RichProgress(screen) if screen.is_terminal else PlainProgress(screen)
+    listener = RichProgress(screen) if sys.stderr.isatty() else PlainProgress(screen)
     with console.only_results(), listener:
         results = prunekit.run(
             spec,

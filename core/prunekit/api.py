@@ -15,6 +15,7 @@ from prunekit.errors import DataError, PrunekitWarning, RunError, SpecError
 from prunekit.masks.settings import Prunable
 from prunekit.network.devices import device_errors
 from prunekit.network.ordinary import ordinary_tensors
+from prunekit.reports.opened import RunResults
 from prunekit.results import Results
 from prunekit.statistics.request import Estimates, Request, Statistic
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from prunekit.pruning.until import Until
     from prunekit.records import Attempt, Row, StepRecord
     from prunekit.reports.compare import Comparison
-    from prunekit.runs.verification.claims import Verification
     from prunekit.statistics.base import Estimator
     from prunekit.statistics.joint import Certificate
     from prunekit.statistics.operator import Operator
@@ -654,47 +654,6 @@ def run(
             if not complete:
                 execute(resolved, path, state, manager, listener)
     return RunResults.open(path)
-
-
-class RunResults(Results):
-    """A results file, read-only, that can be held against what it was computed from."""
-
-    def verify(
-        self,
-        *,
-        code: bool = True,
-        block: Iterable[str] = (),
-        overrides: Mapping[str, object] | None = None,
-        device: str = "cpu",
-        say: Callable[[str], None] | None = None,
-        progress: Callable[[str], None] | None = None,
-    ) -> Verification:
-        """Recompute from the stored weights and the data what the file claims, in float64; needs torch.
-
-        Args:
-            code: ``False`` follows no file where it names Python to run: factories, and plugins that are not built in.
-            block: Plugins to leave out.
-            overrides: Dotted path in the file's spec to value, such as where data lie now: ``{"folder": "/data"}``.
-            device: Where it is computed.
-            say: Told of Python that the file names, before it runs. By default nobody is.
-            progress: Told of what is being looked at.
-
-        Returns:
-            A claim for each thing that the file says: it ``holds``, ``differs``, or is ``unchecked``, and why.
-
-        Raises:
-            ResultsError: If the file is damaged.
-            DeviceError: If the device is not there.
-        """
-        from prunekit.plugins.host import manager_for
-        from prunekit.runs.verification.verify import verify
-
-        def nobody(text: str) -> None:
-            del text
-
-        with device_errors(), ordinary_tensors():
-            manager = manager_for(block, code)
-            return verify(self, manager, overrides, device, say or nobody, progress or nobody)
 
 
 def open(path: str | Path) -> RunResults:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -42,6 +42,7 @@ class ProbeRecord:
         moment: Set by the engine: ``dense``, ``step``, ``pruned``, ``finetuned`` or ``end``.
         step: Set by the engine: the step's number, from 1, at a step.
         name: Set by the engine: the probe's, which a label may hide.
+        headline: Set by the engine: the keys of the summary that say most.
     """
 
     groups: Mapping[str, Mapping[str, Series]]
@@ -51,6 +52,7 @@ class ProbeRecord:
     moment: str = "end"
     step: int | None = None
     name: str = ""
+    headline: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def test_the_file_has_just_the_datasets_that_are_documented(file: h5py.File) -> 
 def test_every_attribute_is_documented_and_stands_where_it_should(file: h5py.File) -> None:
     expected: dict[str, set[str]] = {
         "prunable": {"count"},
-        "probes/line": {"kind", "kind_version"},
+        "probes/line": {"kind", "kind_version", "headline"},
         "probes/line/end": {"train_examples", "valid_examples"},
     }
     groups, datasets = members(file)

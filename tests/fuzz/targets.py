@@ -32,7 +32,6 @@ from prunekit.spec import text
 from prunekit.spec.resolve import resolve
 from prunekit_cli.console import Screen
 from prunekit_cli.overview import layers, overview
-from prunekit_cli.plot import draw
 from prunekit_plugins.datasets.mnist import read_idx
 from prunekit_plugins.datasets.npz import Arrays
 
@@ -139,7 +138,7 @@ def _look(path: Path, drawn: bool) -> None:
         json.dumps(opened.summary, allow_nan=False)
         opened.whole()
         if drawn:
-            draw(opened, FOLDER / "figure.png")
+            opened.plot(FOLDER / "figure.png")
 
 
 _VALUES = (

@@ -96,6 +96,9 @@ class Probe(Component, ABC):
     """When it is asked, unless a spec says otherwise: of ``dense``, ``step``, ``pruned``, ``finetuned``, ``end``, and
     ``{"every": n}`` for every n-th step."""
 
+    headline: ClassVar[Sequence[str]] = ()
+    """Keys of its summary that say most, which ``inspect`` shows in a line: dots go inwards, ``*`` is every key."""
+
     @property
     def criteria(self) -> Sequence[object]:
         """Criteria that it asks the moment for, so that a run refuses unknown ones before it begins."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from math import isfinite, log
+from math import isfinite
 from typing import TYPE_CHECKING
 
+from prunekit.drawing import places as at
+from prunekit.drawing import sparsity_axis
 from prunekit.visible import drawn
 
 if TYPE_CHECKING:
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 _COLOURS = ("#332288", "#E69F00", "#56B4E9", "#D55E00", "#117733", "#CC79A7", "#999933", "#882255")
 _MARKS = "osD^vP*X"
 _LINES = ("-", "--", ":")
-_TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 
 
 def fill(comparison: Comparison, figure: Figure) -> None:
@@ -29,7 +30,7 @@ def fill(comparison: Comparison, figure: Figure) -> None:
             continue
         last = max(last, known[-1][0])
         left.plot(
-            [-log(1 - s) for s, _ in known],
+            at(s for s, _ in known),
             [v for _, v in known],
             _LINES[place // len(_COLOURS) % len(_LINES)],
             marker=_MARKS[place % len(_MARKS)],
@@ -37,17 +38,9 @@ def fill(comparison: Comparison, figure: Figure) -> None:
             markersize=4,
             label=drawn(row["name"]),
         )
-    ticks = [tick for tick in _TICKS if tick <= last]
-    spread = [
-        tick
-        for i, tick in enumerate(ticks)
-        if not i or -log(1 - tick) + log(1 - ticks[i - 1]) > 0.05 * -log(1 - last)
-    ]
-    left.set_xticks([-log(1 - tick) for tick in spread], [f"{100 * tick:g}" for tick in spread])
-    left.set_xlabel("sparsity (%)")
+    sparsity_axis(left, last)
     left.set_ylabel("training loss after a step")
     left.set_title("Loss while pruning")
-    left.grid(alpha=0.3)
     handles = left.get_lines()
     if len(handles) <= 12 and handles:
         left.legend(handles, [drawn(str(h.get_label())) for h in handles], fontsize="small")

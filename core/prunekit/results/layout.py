@@ -54,6 +54,9 @@ class Layout(Protocol):
     def probe_kind(self, label: str) -> str:
         """The name of the probe under a label, which is there."""
 
+    def headline(self, label: str) -> list[str]:
+        """Keys of a probe's summary that say most; dots go inwards, ``*`` is every key."""
+
     def probe(self, label: str, moment: str) -> Arrays:
         """Arrays, by group."""
 

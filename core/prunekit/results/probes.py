@@ -49,7 +49,9 @@ def write(file: h5py.File, label: str, record: ProbeRecord) -> None:
     }
     attributes = _attributes(where, record)
     probe = file.require_group(f"probes/{label}")
-    for name, value in {"kind": f"probe:{record.name or label}", "kind_version": record.kind_version}.items():
+    told = {"kind": f"probe:{record.name or label}", "kind_version": record.kind_version}
+    told |= {"headline": list(record.headline)} if record.headline else {}
+    for name, value in told.items():
         if name not in probe.attrs:
             probe.attrs[name] = storing.attribute(value)
     if step is None:
@@ -177,6 +179,12 @@ def summary(label: str, probe: h5py.Group) -> dict[str, Plain]:
         elif moment != "end":
             shown[moment] = _object(where, storing.read_json(group, SUMMARY))
     return shown
+
+
+def headline(probe: h5py.Group) -> list[str]:
+    """Keys of its summary that say most, if it names any."""
+    named = storing.plain(probe.attrs["headline"]) if "headline" in probe.attrs else []
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def _object(where: str, summary: object) -> dict[str, Plain]:

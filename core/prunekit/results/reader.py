@@ -191,6 +191,17 @@ class Results:
         with self._reading() as layout:
             return layout.probe_kind(name)
 
+    def headline(self, name: str) -> list[str]:
+        """Keys of a probe's summary that say most: dots go inwards, ``*`` is every key. Empty if it names none.
+
+        Raises:
+            ResultsError: If there is no such probe.
+        """
+        with self._reading() as layout:
+            if name not in self.summary["probes"]:
+                raise self._no_probe(name)
+            return layout.headline(name)
+
     def _no_probe(self, name: str) -> ResultsError:
         there = ", ".join(self.summary["probes"]) or "none"
         return ResultsError(f"{self.path}: no probe {name!r}; there are {there}")

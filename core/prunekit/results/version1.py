@@ -84,6 +84,10 @@ class Version1:
         """The name of the probe under a label."""
         return label
 
+    def headline(self, label: str) -> list[str]:
+        """Keys of a probe's summary that say most, which this version does not name."""
+        return []
+
     def probe(self, label: str, moment: str) -> dict[str, dict[str, np.ndarray]]:
         """A probe's arrays, by group."""
         return {

@@ -85,6 +85,10 @@ class Version2:
         """The name of the probe under a label."""
         return str(storing.plain(self._file[f"probes/{label}"].attrs["kind"])).removeprefix("probe:")
 
+    def headline(self, label: str) -> list[str]:
+        """Keys of a probe's summary that say most."""
+        return probes.headline(self._file[f"probes/{label}"])
+
     def probe(self, label: str, moment: str) -> probes.Arrays:
         """A probe's arrays at a moment, by group."""
         return probes.read(self._file[f"probes/{label}/{moment}"])

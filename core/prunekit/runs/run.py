@@ -342,7 +342,11 @@ class _Execution:
         # The last run phase keeps the generator that it had before probes had moments.
         place = () if moment.name == "end" else (moment.name, moment.step or 0)
         record = asked(probe, moment, generator(self.seeds["sample"], "probe", label, *place))
-        return plain(replace(record, moment=moment.name, step=moment.step, name=probe.name))
+        return plain(
+            replace(
+                record, moment=moment.name, step=moment.step, name=probe.name, headline=tuple(probe.headline)
+            )
+        )
 
     # -- parts of phases ---------------------------------------------------------------------------
 

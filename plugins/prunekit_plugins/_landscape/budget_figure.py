@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from prunekit_plugins._landscape.drawing import (
+from prunekit.drawing import (
     COLOURS,
     HATCHES,
     INK,
@@ -52,7 +52,7 @@ def _stacked(axis: Axes, results: Results, label: str, parts: Sequence[str]) -> 
         bottoms = [up if v >= 0 else down for v, up, down in zip(values, above, below, strict=True)]
         axis.bar(
             starts, values, widths, bottoms, align="edge", color=colour, hatch=hatch, edgecolor="white", linewidth=0.3,
-            label=part.replace("_", " ").replace("ggn", "GGN").replace("hessian", "Hessian"),
+            label=part.replace("off_", "off-").replace("_", " ").replace("ggn", "GGN").replace("hessian", "Hessian"),
         )  # fmt: skip
         above = [up + max(v, 0.0) for up, v in zip(above, values, strict=True)]
         below = [down + min(v, 0.0) for down, v in zip(below, values, strict=True)]
@@ -64,7 +64,7 @@ def _stacked(axis: Axes, results: Results, label: str, parts: Sequence[str]) -> 
         axis.set_yscale("symlog", linthresh=linear)
     axis.axhline(0, color=INK, linewidth=0.8)
     sparsity_axis(axis, results.summary["steps"][-1]["sparsity"])
-    axis.set_ylabel(f"change of the loss in a step ({unit(results)})")
+    axis.set_ylabel(f"change of the loss in a step ({unit(results.summary)})")
     axis.set_title("What the change is made of")
     axis.figure.legend(
         *axis.get_legend_handles_labels(), fontsize="small", loc="outside lower left", ncols=6
@@ -99,8 +99,8 @@ def _predicted(axis: Axes, results: Results, label: str) -> None:
     )
     if not any(isfinite(v) for v in predicted):
         axis.text(0.5, 0.5, "the criterion predicts no change", ha="center", transform=axis.transAxes)
-    axis.set_xlabel(f"predicted change ({unit(results)})")
-    axis.set_ylabel(f"measured change ({unit(results)})")
+    axis.set_xlabel(f"predicted change ({unit(results.summary)})")
+    axis.set_ylabel(f"measured change ({unit(results.summary)})")
     axis.set_title("Predicted and measured")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")

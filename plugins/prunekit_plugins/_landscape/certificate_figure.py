@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from prunekit_plugins._landscape.drawing import COLOURS, INK, numbers, places, sparsity_axis, threshold, unit
+from prunekit.drawing import COLOURS, INK, numbers, places, sparsity_axis, threshold, unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ def draw(results: Results, label: str, figure: Figure) -> None:
     for axis in (left, right):
         sparsity_axis(axis, results.summary["steps"][-1]["sparsity"])
         axis.legend(fontsize="small")
-    left.set_ylabel(f"change under the model ({unit(results)})")
+    left.set_ylabel(f"change under the model ({unit(results.summary)})")
     left.set_title("The step and the bound")
-    right.set_ylabel("gap (% of the best value)" if known else f"gap ({unit(results)})")
+    right.set_ylabel("gap (% of the best value)" if known else f"gap ({unit(results.summary)})")
     right.set_title("How far from the best choice")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunekit_plugins._landscape.drawing import COLOURS, HATCHES, INK, nothing, positive_scale
+from prunekit.drawing import COLOURS, HATCHES, INK, nothing, positive_scale
 from prunekit_plugins._landscape.moments import Found, found
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunekit_plugins._landscape.drawing import COLOURS, INK, nothing, positive_scale, unit
+from prunekit.drawing import COLOURS, INK, nothing, positive_scale, unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,9 +42,9 @@ def draw(results: Results, label: str, figure: Figure) -> None:
                 inside = np.where(values <= high + (high - low), values, np.nan)
                 axis.plot(found["place"], inside, line, color=INK, linewidth=1, label=what)
         positive_scale(axis, together)
-        start, _, end = name.partition("_to_")
+        start, _, end = name.replace("finetuned", "fine-tuned").partition("_to_")
         axis.set_title(f"From {start} to {end}")
         axis.set_xlabel("fraction of the way")
-        axis.set_ylabel(f"loss ({unit(results)})")
+        axis.set_ylabel(f"loss ({unit(results.summary)})")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from prunekit.results import Results
 
 _ORDER = ("dense", "step", "pruned", "finetuned", "end")
-_SPOKEN = {
+SPOKEN = {
     "dense": "before pruning",
     "finetuned": "after fine-tuning",
     "end": "at the end",
     "pruned": "after pruning",
 }
+"""Moments in words."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def found(results: Results, label: str) -> list[Found]:
         arrays = results.probe(label, moment)
         if moment != "step":
             said = summary if moment == "end" else summary[moment]
-            all_of_it.append(Found(_SPOKEN[moment], 0.0 if moment == "dense" else last, said, arrays))
+            all_of_it.append(Found(SPOKEN[moment], 0.0 if moment == "dense" else last, said, arrays))
             continue
         for i, row in enumerate(summary["steps"]):
             rows = {group: {k: v[i] for k, v in some.items()} for group, some in arrays.items()}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunekit_plugins._landscape.drawing import (
+from prunekit.drawing import (
     INK,
     nothing,
     places,
@@ -35,7 +35,7 @@ def draw(results: Results, label: str, figure: Figure) -> None:
         _one(left, moments[0], names)
     else:
         _over_sparsity(left, moments, names)
-    _costs(right, moments[-1], names, unit(results))
+    _costs(right, moments[-1], names, unit(results.summary))
 
 
 def _column(moment: Found, key: str) -> np.ndarray:
@@ -74,7 +74,7 @@ def _over_sparsity(axis: Axes, moments: list[Found], names: list[str]) -> None:
         axis.plot(x, value, label=_spoken(name), **look)
         axis.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
     sparsity_axis(axis, max(moment.sparsity for moment in moments))
-    axis.set_ylabel("Spearman's correlation with the true change")
+    axis.set_ylabel("Spearman's ρ with the true change")
     axis.set_title("How well criteria rank (95 % intervals)")
     axis.legend(fontsize="small")
 
@@ -102,7 +102,7 @@ def _costs(axis: Axes, moment: Found, names: list[str], units: str) -> None:
         drawn += medians
     axis.set_xlim(0, 100)
     axis.set_xlabel("weights in the criterion's order (%)")
-    axis.set_ylabel(f"size of the true change of the loss ({units})")
+    axis.set_ylabel(rf"size of the true $\Delta\mathcal{{L}}$ ({units})")
     axis.set_title(f"What they cost, {moment.when} (medians)")
     axis.grid(alpha=0.3)
     if not drawn:

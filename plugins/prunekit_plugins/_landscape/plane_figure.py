@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunekit_plugins._landscape.drawing import INK, nothing, unit
+from prunekit.drawing import INK, nothing, unit
 from prunekit_plugins._landscape.moments import Found, found
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def draw(results: Results, label: str, figure: Figure) -> None:
         moments = [moments[round(i)] for i in np.linspace(0, len(moments) - 1, _MOST)]
     panels = figure.subplots(1, len(moments), squeeze=False)[0]
     for axis, one in zip(panels, moments, strict=True):
-        _contours(axis, one, figure, unit(results))
+        _contours(axis, one, figure, unit(results.summary))
 
 
 def _contours(axis: Axes, one: Found, figure: Figure, name: str) -> None:

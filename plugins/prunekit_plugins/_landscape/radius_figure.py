@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prunekit_plugins._landscape.drawing import COLOURS, INK, numbers, places, sparsity_axis, threshold, unit
+from prunekit.drawing import COLOURS, INK, numbers, places, sparsity_axis, threshold, unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,5 +38,5 @@ def draw(results: Results, label: str, figure: Figure) -> None:
         axis.legend(fontsize="small")
     left.set_ylabel("radius (lengths of the step)")
     left.set_title("How far a Taylor polynomial holds")
-    right.set_ylabel(f"change of the loss in a step ({unit(results)})")
+    right.set_ylabel(f"change of the loss in a step ({unit(results.summary)})")
     right.set_title("What it leaves at the end of the step")

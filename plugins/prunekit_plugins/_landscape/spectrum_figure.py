@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunekit_plugins._landscape.drawing import COLOURS, INK, places, sparsity_axis, threshold
+from prunekit.drawing import COLOURS, INK, places, sparsity_axis, threshold
+from prunekit_plugins._landscape.moments import SPOKEN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ def draw(results: Results, label: str, figure: Figure) -> None:
     panels = figure.subplots(1, len(once) + bool(steps), squeeze=False)[0]
     for axis, moment in zip(panels, once, strict=False):
         _density(axis, results.probe(label, moment))
-        axis.set_title(f"The spectrum at {moment!r}")
+        axis.set_title(f"The spectrum, {SPOKEN[moment]}")
     if steps:
         _ends(panels[-1], results, label)
 

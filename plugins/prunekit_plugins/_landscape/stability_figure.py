@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunekit_plugins._landscape.drawing import INK, nothing, style
+from prunekit.drawing import INK, nothing, style
 from prunekit_plugins._landscape.moments import Found, found
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def draw(results: Results, label: str, figure: Figure) -> None:
         left.axvspan(
             low, high, color=INK, alpha=0.1, linewidth=0, label=f"enough: {needed['examples']:.3g} examples"
         )
-    left.set_ylabel("overlap of the weights kept (Jaccard's index)")
-    right.set_ylabel("rank correlation of saliencies (Spearman's ρ)")
+    left.set_ylabel("overlap of what is kept (Jaccard)")
+    right.set_ylabel("Spearman's ρ of saliencies")
     left.set_title(f"Masks of two draws, {last.summary['criterion']}".replace("$", r"\$"))
     right.set_title("Rankings of two draws (95 % intervals)")
     for axis in (left, right):
@@ -68,4 +68,7 @@ def _curves(axis: Axes, moments: list[Found], key: str) -> None:
         nothing(axis, "nothing to compare")
         return
     axis.set_xscale("log")
+    ticks = sorted(set(drawn))
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    axis.set_xticks([], minor=True)
     axis.set_xlim(min(drawn) / 1.3, max(drawn) * 1.3)

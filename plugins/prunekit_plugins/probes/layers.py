@@ -62,6 +62,7 @@ class Layers(Probe):
     """
 
     name = "layers"
+    headline = ("sparsity", "effective_sparsity")
     moments = "step"
     Options = LayersOptions
     options: LayersOptions

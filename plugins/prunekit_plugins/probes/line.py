@@ -38,6 +38,7 @@ class Line(Probe):
     """
 
     name = "line"
+    headline = ("*.train_end", "*.train_barrier")
     Options = LineOptions
 
     @classmethod

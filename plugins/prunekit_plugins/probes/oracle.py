@@ -56,6 +56,7 @@ class Oracle(Probe):
     """
 
     name = "oracle"
+    headline = ("criteria.*.spearman",)
     moments = "dense"
     Options = OracleOptions
     options: OracleOptions

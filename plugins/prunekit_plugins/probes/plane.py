@@ -51,6 +51,7 @@ class Plane(Probe):
     """
 
     name = "plane"
+    headline = ("train_lowest", "train_highest")
     Options = PlaneOptions
     options: PlaneOptions
 

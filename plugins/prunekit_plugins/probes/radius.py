@@ -56,6 +56,7 @@ class Radius(Probe):
     """
 
     name = "radius"
+    headline = ("radius_1", "radius_2")
     moments = "step"
     Options = RadiusOptions
     options: RadiusOptions

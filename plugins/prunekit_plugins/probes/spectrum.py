@@ -69,6 +69,7 @@ class Spectrum(Probe):
     """
 
     name = "spectrum"
+    headline = ("eigenvalues", "smallest", "trace")
     Options = SpectrumOptions
     options: SpectrumOptions
 

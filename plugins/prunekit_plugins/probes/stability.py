@@ -65,6 +65,7 @@ class Stability(Probe):
     """
 
     name = "stability"
+    headline = ("enough.examples", "sizes.*.overlap.value")
     moments = "dense"
     Options = StabilityOptions
     options: StabilityOptions

@@ -1,15 +1,13 @@
-"""What pictures of steps share: an axis of sparsity, colours, ranges over orders of magnitude."""
+"""What pictures share, those of plugins too: colours, an axis of sparsity, ranges over orders of magnitude."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite, log
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from prunekit.results import Results
 
 COLOURS = ("#332288", "#56B4E9", "#E69F00", "#D55E00", "#F0E442")
 """Told apart by the colour-blind (after Okabe & Ito, and Tol), and of different lightness in grey."""
@@ -17,30 +15,46 @@ HATCHES = ("", "", "////", "", "xxxx")
 INK = "#111111"
 
 _TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+_NOTHING = 1e-5
 _WIDE = 100  # largest over median size, from which a linear axis shows nothing but the largest
 
 
 def places(sparsities: Iterable[float]) -> list[float]:
-    """Where sparsities stand on an axis on which equal fractions of what is left take equal room."""
-    return [-log(1 - sparsity) for sparsity in sparsities]
+    """Where sparsities stand on an axis on which equal fractions of what is left take equal room.
+
+    Where nothing is left, which would be infinitely far, they stand where one weight of 100,000 would be.
+    """
+    return [-log(max(1 - sparsity, _NOTHING)) for sparsity in sparsities]
 
 
 def sparsity_axis(axis: Axes, last: float) -> None:
     """Label an axis of :func:`places` from 0 to the last sparsity."""
-    room = 0.04 * places([last])[0]
-    spread = [last]  # and going back from it
+    letter = _letter(axis) * places([last])[0]
+    spread, text = [last], f"{100 * last:.4g}"  # and going back from it
     for tick in sorted((tick for tick in _TICKS if tick < last), reverse=True):
+        room = letter * (len(text) + len(f"{100 * tick:.4g}") + 3) / 2
         if places([spread[-1]])[0] - places([tick])[0] > room:
             spread.append(tick)
+            text = f"{100 * tick:.4g}"
     axis.set_xticks(places(spread), [f"{100 * tick:.4g}" for tick in spread])
     axis.set_xlim(0, places([last])[0] * 1.02 or 1)
     axis.set_xlabel("sparsity (%)")
     axis.grid(alpha=0.3)
 
 
-def unit(results: Results) -> str:
-    """Of the loss, for a label."""
-    loss = results.summary["spec"]["loss"]
+def _letter(axis: Axes) -> float:
+    """Width of a digit of its labels, as a part of the axis, as far as can be told before it has its place."""
+    from matplotlib import rcParams
+
+    place = axis.get_subplotspec()
+    panels = place.get_gridspec().ncols if place is not None else 1
+    inches = axis.figure.bbox.width / axis.figure.dpi
+    return float(0.65 * rcParams["font.size"] / 72 / (0.75 * inches / panels))
+
+
+def unit(summary: Mapping[str, Any]) -> str:
+    """Of the loss of a run with this summary, for a label."""
+    loss = summary["spec"]["loss"]
     name = loss["name"] if loss else ""
     return "nats" if "entropy" in name or "bce" in name else "loss"
 

@@ -1,0 +1,110 @@
+"""A results file as the user has it: what it holds, drawn, exported, and held against what it was computed from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunekit.network.devices import device_errors
+from prunekit.network.ordinary import ordinary_tensors
+from prunekit.results import Results
+
+if TYPE_CHECKING:
+    from prunekit.reports.exporting import Exported
+    from prunekit.runs.verification.claims import Verification
+
+
+class RunResults(Results):
+    """A results file, read-only, that can be drawn, exported, and held against what it was computed from."""
+
+    def plot(self, path: str | Path, figure: str = "run", columns: int | None = None) -> None:
+        """Draw a figure into a file; needs matplotlib, no torch. Its global state is left alone.
+
+        Args:
+            path: Ends in ``.png``, ``.pdf`` or ``.svg``; replaced if it is there.
+            figure: ``run``, ``loss`` (losses and errors over sparsity), ``honesty`` (predicted against measured
+                changes of the loss), ``layers`` (their sparsities), or a probe's label, which draws what it found.
+            columns: For a paper: as wide as one column (3.4 inches) or two (7 inches), with letters of that size and
+                without a title. By default for a screen.
+
+        Raises:
+            SpecError: If the file name is not one of a picture, or there is no such figure or width.
+            ResultsError: If there is nothing to draw, or the file cannot be written.
+        """
+        from prunekit.reports.figures import figure as named
+        from prunekit.reports.figures import title
+        from prunekit.reports.picture import check, picture
+
+        target = Path(os.path.expanduser(path))
+        check(target, columns)
+        picture(target, named(self, figure), title(self), columns)
+
+    def export(
+        self,
+        weights: str | Path | None = None,
+        masks: str | Path | None = None,
+        phase: str | None = None,
+        step: int | None = None,
+        overwrite: bool = False,
+    ) -> Exported:
+        """Write weights, masks or both as safetensors; needs no torch.
+
+        Args:
+            weights: File for the weights.
+            masks: File for the masks, bool, True = kept.
+            phase: Of the weights: ``dense``, ``pruned`` or ``finetuned``. By default the last that there is.
+            step: Of the masks: after it; 0 is before the first. By default the last.
+            overwrite: Replace a file that was exported earlier; no other is ever replaced.
+
+        Returns:
+            Which phase and which step were written.
+
+        Raises:
+            SpecError: If neither file is named, or both are one.
+            ResultsError: If there is no such phase or step, or a file is there or cannot be written.
+        """
+        from prunekit.reports.exporting import export
+
+        def at(path: str | Path | None) -> Path | None:
+            return None if path is None else Path(os.path.expanduser(path))
+
+        return export(self, at(weights), at(masks), phase, step, overwrite)
+
+    def verify(
+        self,
+        *,
+        code: bool = True,
+        block: Iterable[str] = (),
+        overrides: Mapping[str, object] | None = None,
+        device: str = "cpu",
+        say: Callable[[str], None] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Verification:
+        """Recompute from the stored weights and the data what the file claims, in float64; needs torch.
+
+        Args:
+            code: ``False`` follows no file where it names Python to run: factories, and plugins that are not built in.
+            block: Plugins to leave out.
+            overrides: Dotted path in the file's spec to value, such as where data lie now: ``{"folder": "/data"}``.
+            device: Where it is computed.
+            say: Told of Python that the file names, before it runs. By default nobody is.
+            progress: Told of what is being looked at.
+
+        Returns:
+            A claim for each thing that the file says: it ``holds``, ``differs``, or is ``unchecked``, and why.
+
+        Raises:
+            ResultsError: If the file is damaged.
+            DeviceError: If the device is not there.
+        """
+        from prunekit.plugins.host import manager_for
+        from prunekit.runs.verification.verify import verify
+
+        def nobody(text: str) -> None:
+            del text
+
+        with device_errors(), ordinary_tensors():
+            manager = manager_for(block, code)
+            return verify(self, manager, overrides, device, say or nobody, progress or nobody)
