@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 
 from prunekit.records import Row
-from prunekit_cli.console import number, percent, table
+from prunekit.reports.words import number, percent
+from prunekit_cli.console import table
 
 _BESIDE = ("sampling", "generalisation", "predicted_delta_loss")
 

@@ -151,19 +151,6 @@ def table(
     return drawn
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A loss or a change; ``–`` where there is none."""
-    if value is None:
-        return "–"
-    readable = 10.0**-digits <= abs(value) < 1e7 or value == 0
-    return f"{value:.{digits}f}" if readable else f"{value:.1e}"
-
-
-def percent(value: float | None, digits: int = 2) -> str:
-    """A fraction as a percentage."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
 def overrides(settings: Sequence[str]) -> Mapping[str, Plain]:
     """``PATH=VALUE`` texts as a mapping; values are read as YAML."""
     from prunekit.errors import SpecError

@@ -25,6 +25,8 @@ def inspect(
     form: Format | None = None,
     follow: bool = False,
     columns: int | None = None,
+    page: Path | None = None,
+    overwrite: bool = False,
 ) -> bool:
     """Print a results file as tables or JSON, or draw it, or say whether it is whole.
 
@@ -50,6 +52,8 @@ def inspect(
             return True
         if plot is not None:
             results.plot(plot := Path(os.path.expanduser(plot)), figure or "run", columns)
+        if page is not None:
+            results.to_html(page, overwrite)
         if probe is not None:
             results.probe_kind(probe)  # which says so where it is not there
         if as_json:
@@ -70,6 +74,8 @@ def inspect(
             screen.print(part)
         if plot is not None:
             screen.print(f"Drawn into {plot}")
+        if page is not None:
+            screen.print(f"Page in {page}")
         return not follow or results.summary["status"] == "complete"
 
 

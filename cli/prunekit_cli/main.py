@@ -19,7 +19,6 @@ app = typer.Typer(
     name="prunekit",
     help="Prune neural networks by a model of how their loss will change.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 plugins_app = typer.Typer(help="List what is installed, from where, and what failed to load.")
@@ -53,6 +52,10 @@ Columns = Annotated[
         max=2,
         help="With --plot: as wide as one or two columns of a paper, without a title.",
     ),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page for a browser, which needs nothing else."),
 ]
 Form = Annotated[
     Format | None, typer.Option("--format", help="Print the tables for papers or other programs.")
@@ -100,6 +103,7 @@ def inspect(
         ),
     ] = None,
     columns: Columns = None,
+    html: Page = None,
     probe: Annotated[
         str | None, typer.Option("--probe", metavar="NAME", help="Show everything that this probe found.")
     ] = None,
@@ -110,11 +114,14 @@ def inspect(
     follow: Annotated[
         bool, typer.Option("--follow", help="Show the run until it ends; exit code 1 if it fails.")
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Show a results file, also while its run goes on."""
     from prunekit_cli.inspect import inspect as command
 
-    if not command(file, as_json, layers, plot, figure, probe, verify, form, follow, columns):
+    if not command(
+        file, as_json, layers, plot, figure, probe, verify, form, follow, columns, html, overwrite
+    ):
         raise typer.Exit(1)
 
 
@@ -130,11 +137,13 @@ def compare(
     ] = False,
     form: Form = None,
     columns: Columns = None,
+    html: Page = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Show runs side by side: changes of the loss, errors, error budgets, overlap of masks, what differs."""
     from prunekit_cli.compare import compare as command
 
-    command(files, as_json, plot, anyway, form, columns)
+    command(files, as_json, plot, anyway, form, columns, html, overwrite)
 
 
 @app.command()
@@ -295,6 +304,12 @@ def invoke(arguments: list[str]) -> int:
         return signals.INTERRUPTED
 
 
+def _completes(arguments: list[str]) -> bool:
+    """Whether a shell asks, or asks how to ask, what may come next: the parser then ends by itself."""
+    asked = "_PRUNEKIT_COMPLETE" in os.environ
+    return asked or arguments[:1] in (["--install-completion"], ["--show-completion"])
+
+
 def _called(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
@@ -303,5 +318,7 @@ def _called(arguments: list[str]) -> int:
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # which rich makes an exit
             raise error.__context__ from None
+        if error.code in (0, None) and _completes(arguments):
+            return 0
         raise
     return result if isinstance(result, int) else 0

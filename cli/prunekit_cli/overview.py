@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 
 from prunekit.records import Row
+from prunekit.reports.words import number, percent
 from prunekit.visible import visible_name
 from prunekit_cli import certificate, console
 from prunekit_cli.budget import budget, headline, is_budget
-from prunekit_cli.console import number, percent, table
+from prunekit_cli.console import table
 from prunekit_cli.in_short import in_short
 from prunekit_cli.values import leaves, shown
 

@@ -19,9 +19,9 @@ from rich.progress import (
 
 from prunekit.observing.listener import Listener
 from prunekit.records import Attempt, StepRecord
+from prunekit.reports.words import number, percent
 from prunekit.visible import visible_name
 from prunekit_cli import signals
-from prunekit_cli.console import number, percent
 
 _TITLES = {"train": "train", "prune": "prune", "finetune": "fine-tune", "probes": "probes"}
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prunekit_cli import console, signals
 from prunekit_cli.overview import overview
 from prunekit_cli.progress import PlainProgress, RichProgress
+
+if TYPE_CHECKING:
+    from prunekit.results import Results
 
 
 def run(
@@ -51,6 +55,18 @@ def run(
     with results:
         for part in overview(results):
             console.stdout().print(part)
-        console.stdout().print(
-            f"Results in {results.path}; look closer with: prunekit inspect {results.path}"
-        )
+        console.stdout().print(_next(results))
+
+
+def _next(results: Results) -> str:
+    """What deserves a look, and how to get it."""
+    from prunekit.reports.verdict import looks
+
+    path = results.path
+    text = f"Results in {path}; on one page: prunekit inspect {path} --html {path.with_suffix('.html').name}"
+    shown = [look for look in looks(results.summary) if look.figure]
+    if not shown:
+        return text
+    first = shown[0].text[:1].upper() + shown[0].text[1:]
+    drawing = f"prunekit inspect {path} --plot {path.with_suffix('.png').name} --figure {shown[0].figure}"
+    return f"{first}: {drawing}\n{text}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from prunekit_cli.console import number
+from prunekit.reports.words import number
 
 
 def leaves(

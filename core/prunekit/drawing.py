@@ -7,6 +7,7 @@ from math import isfinite, log
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
 
 COLOURS = ("#332288", "#56B4E9", "#E69F00", "#D55E00", "#F0E442")
@@ -16,6 +17,8 @@ INK = "#111111"
 
 _TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
 _NOTHING = 1e-5
+_LEVELS = 14
+_RATIO = 20  # largest over smallest value, from which contours are of equal ratio
 _WIDE = 100  # largest over median size, from which a linear axis shows nothing but the largest
 
 
@@ -97,3 +100,38 @@ def positive_scale(axis: Axes, values: Iterable[float]) -> None:
     sizes = sorted(v for v in values if isfinite(v) and v > 0)
     if sizes and sizes[-1] > _WIDE * sizes[0]:
         axis.set_yscale("log", nonpositive="mask")
+
+
+def contours(axis: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray, name: str) -> None:
+    """Fill a plane with contours, with a bar beside it; of equal ratios where values spread.
+
+    Args:
+        axis: In which nothing is drawn yet.
+        x: Columns' places.
+        y: Rows' places.
+        values: Of shape ``[len(y), len(x)]``; what is not finite stays grey.
+        name: Of the values, with their unit.
+    """
+    import numpy as np
+    from matplotlib.colors import LogNorm, Normalize
+
+    shown = np.ma.masked_invalid(values)
+    known = shown.compressed()
+    if not len(known):
+        nothing(axis, "no finite number anywhere")
+        return
+    low, high = float(known.min()), float(known.max())
+    axis.set_facecolor("#cccccc")  # where there is none
+    if high <= low:
+        nothing(axis, f"{low:.4g} everywhere")
+        return
+    ratio = low > 0 and high > _RATIO * low
+    levels = np.geomspace(low, high, _LEVELS) if ratio else np.linspace(low, high, _LEVELS)
+    norm = LogNorm(low, high) if ratio else Normalize(low, high)
+    # Above the highest level by rounding is still inside.
+    levels[-1] = np.nextafter(high, np.inf)
+    filled: Any = axis.contourf(x, y, shown, levels=levels, norm=norm, cmap="cividis")
+    filled.prunekit_grid = x, y, np.asarray(values, dtype=float), ratio, name  # for the page
+    axis.contour(x, y, shown, levels=levels, colors=INK, linewidths=0.4)
+    bar = axis.figure.colorbar(filled, ax=axis, format="%.3g")
+    bar.set_label(name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +108,28 @@ def test_a_width_is_for_a_picture(made: Path) -> None:
     assert "give both" in running.refused("inspect", made, "--columns", "1")
     assert "give both" in running.refused("compare", made, made, "--columns", "2")
     assert console.table(None, ["a"], [["b"]]).columns[0].header == "a"
+
+
+def test_a_run_ends_with_what_to_look_at_first(made: Path, tmp_path: Path) -> None:
+    spec = running.write_spec(tmp_path)
+    code, out, _ = running.cli("run", spec, "--out", tmp_path / "out.h5", "--set", "probes=[error_budget]")
+    assert code == 0
+    *_, first, second, _ = out.split("\n")
+    assert first.endswith(f": prunekit inspect {tmp_path}/out.h5 --plot out.png --figure error_budget")
+    assert (
+        second
+        == f"Results in {tmp_path}/out.h5; on one page: prunekit inspect {tmp_path}/out.h5 --html out.html"
+    )
+
+
+def test_a_shell_can_ask_what_may_come_next() -> None:
+    asked = {"_PRUNEKIT_COMPLETE": "complete_bash", "COMP_WORDS": "prunekit insp", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "prunekit_cli"],
+        env={**os.environ, **asked, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["inspect"]

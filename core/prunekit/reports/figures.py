@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunekit.drawing import COLOURS, INK, numbers, places, sparsity_axis, style, threshold, unit
 from prunekit.errors import ResultsError, SpecError
@@ -27,13 +27,14 @@ RUN = "run"
 """The whole run: the three below side by side."""
 
 
-def figure(results: Results, name: str = RUN) -> Callable[[Figure], None]:
+def figure(results: Results, name: str = RUN, probes_only: bool = False) -> Callable[[Figure], None]:
     """What draws a figure of this name.
 
     Args:
         results: Opened.
         name: ``run``, ``loss``, ``honesty``, ``layers``, or a probe's label, which comes before a name of these but
             ``run``.
+        probes_only: Whether the run's own figures are left out.
 
     Raises:
         SpecError: If there is no such figure, with those that there are.
@@ -45,11 +46,16 @@ def figure(results: Results, name: str = RUN) -> Callable[[Figure], None]:
             raise SpecError(f"--figure: {name!r} has no picture; accepted: {_accepted(probes)}")
         if name in probes:
             return _of_probe(results, name, probes[name])
-    if name not in _FIGURES:
+    if name not in _FIGURES or probes_only:
         raise SpecError(f"--figure: {name!r} is no probe of this run; accepted: {_accepted(probes)}")
     if not results.summary["steps"]:
         raise ResultsError(f"{results.path}: no steps yet, so there is nothing to draw")
-    return partial(_FIGURES[name], results.summary)
+    return of_run(results.summary, name)
+
+
+def of_run(summary: Row, name: str) -> Callable[[Figure], None]:
+    """What draws one of the run's own figures, when there are steps."""
+    return partial(_FIGURES[name], summary)
 
 
 def title(results: Results) -> str:
@@ -204,9 +210,10 @@ def _layers(axis: Axes, summary: Row) -> None:
         y = [100 * step["layers"][name] for step in summary["steps"]]
         shade = shades(0.9 * i / max(1, len(names) - 1))
         mark = style(i)["marker"] if len(names) <= _NAMED else ""
-        lines += axis.plot([0, *x], [0, *y], color=shade, marker=mark, markersize=3.5, linewidth=1.2)
+        look: dict[str, Any] = {"color": shade, "marker": mark, "markersize": 3.5, "linewidth": 1.2}
+        lines += axis.plot([0, *x], [0, *y], label=drawn(name), **look)
     whole = [100 * step["sparsity"] for step in summary["steps"]]
-    lines += axis.plot([0, *x], [0, *whole], ":", color=INK, linewidth=1.2)
+    lines += axis.plot([0, *x], [0, *whole], ":", color=INK, linewidth=1.2, label="whole network")
     axis.set_ylabel("sparsity of the layer (%)")
     axis.set_title("Layers")
     shown = range(len(names)) if len(names) <= _NAMED else (0, len(names) - 1)

@@ -41,6 +41,31 @@ class RunResults(Results):
         check(target, columns)
         picture(target, named(self, figure), title(self), columns)
 
+    def to_html(self, path: str | Path | None = None, overwrite: bool = False) -> str:
+        """The run as one page for a browser, which fetches nothing; needs matplotlib, no torch.
+
+        Args:
+            path: Where to write it as well; ends in ``.html`` or ``.htm``.
+            overwrite: Replace a page that prunekit wrote; no other file is ever replaced.
+
+        Returns:
+            The page.
+
+        Raises:
+            SpecError: If the file name is not one of a page.
+            ResultsError: If the file is there, or cannot be written.
+        """
+        from prunekit.reports.figures import title
+        from prunekit.reports.page.page import page
+        from prunekit.reports.page.sections import layer_data, sections
+        from prunekit.reports.page.target import check_target, write
+
+        target = None if path is None else check_target(Path(os.path.expanduser(path)), overwrite)
+        content = page(title(self), sections(self), {"layers": layer_data(self)})
+        if target is not None:
+            write(target, content)
+        return content
+
     def export(
         self,
         weights: str | Path | None = None,

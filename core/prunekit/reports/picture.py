@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import chdir
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,10 +44,9 @@ def picture(path: Path, fill: Callable[[Figure], None], title: str, columns: int
         ResultsError: If the file cannot be written.
     """
     check(path, columns)
-    matplotlib = _matplotlib()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "prunekit", "pdf.fonttype": 42}
+    settings: dict[str, object] = {"svg.fonttype": "none", "svg.hashsalt": "prunekit", "pdf.fonttype": 42}
     settings |= {"font.size": 7.5, "lines.linewidth": 1.0, "lines.markersize": 4} if columns else {}
-    with matplotlib.style.context(["default", settings], after_reset=True):
+    with default_style(settings):
         figure = _figure(columns)
         kind = path.suffix[1:].lower()
         try:
@@ -63,6 +62,20 @@ def picture(path: Path, fill: Callable[[Figure], None], title: str, columns: int
             raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
 
 
+def embedded(fill: Callable[[Figure], None], about: str) -> str:
+    """A figure as an image in a page's own text."""
+    import html
+    import io
+    from base64 import b64encode
+
+    with default_style({}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure, content = _figure(None), io.BytesIO()
+        fill(figure)
+        figure.savefig(content, format="png", dpi=120, metadata=_STEADY["png"])
+    return f'<img alt="{html.escape(about)}" src="data:image/png;base64,{b64encode(content.getvalue()).decode()}">'
+
+
 def check(path: Path, columns: int | None = None) -> None:
     """Refuse what cannot become a picture.
 
@@ -76,6 +89,13 @@ def check(path: Path, columns: int | None = None) -> None:
         raise SpecError(f"--columns {columns}: must be 1 or 2")
     if path.exists() and not path.is_file():
         raise ResultsError(f"{path}: is no regular file; a picture is one")
+
+
+@contextmanager
+def default_style(settings: Mapping[str, object]) -> Iterator[None]:
+    """Draw as the library does by itself but for some settings, whatever the user's are, which come back."""
+    with _matplotlib().style.context(["default", dict(settings)], after_reset=True):
+        yield
 
 
 def _matplotlib() -> Any:
