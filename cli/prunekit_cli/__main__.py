@@ -1,5 +1,7 @@
 """``prunekit``, and ``python -m prunekit_cli``, which ``torchrun -m prunekit_cli`` needs."""
 
+import sys
+
 from prunekit_cli import signals
 
 
@@ -10,6 +12,12 @@ def main() -> None:
             from prunekit_cli.main import main as command
 
             command()
+    except ImportError:
+        refused = signals.no_handles()
+        if not refused:
+            raise
+        print(refused, file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         signals.say()
         raise SystemExit(signals.INTERRUPTED) from None

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import typer
 
+from prunekit_cli import signals
 from prunekit_cli.streams import say
 
 _NOT_NOW = ("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EFBIG", "EIO", "EAGAIN", "ESTALE")
@@ -76,6 +77,9 @@ def report(error: BaseException, silent: bool) -> int:
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         say(f"{place}the system refuses: {os.strerror(error.errno)}")
         return _CODES[error.errno]
+    if isinstance(error, ImportError) and (refused := signals.no_handles()):
+        say(refused)
+        return 1
     if memory_is_full(error):
         say(f"out of memory: {described(error)}")
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -88,6 +89,18 @@ def settle(code: int) -> None:
     global _settled
     _settled = True
     _handle(lambda *_: os._exit(code))
+
+
+def no_handles() -> str:
+    """What to say where the process may open no more files; empty where it may.
+
+    Python then finds no modules either, and says that there are none of their names.
+    """
+    try:
+        os.close(os.dup(2))
+    except OSError as error:
+        return f"the system refuses: {os.strerror(error.errno)}" if error.errno == errno.EMFILE else ""
+    return ""
 
 
 def _tidy() -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from prunekit_cli.__main__ import main
+
 YAML = """\
 version: 1
 name: small
@@ -131,11 +133,10 @@ def narrow() -> Any:
 
 def command(arguments: list[str]) -> None:
     """The command line, for a process of its own."""
-    from prunekit_cli.main import invoke
-
     # Where the tests run in a shell's background, SIGINT is ignored, and the command would respect that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(invoke(arguments))
+    sys.argv = ["prunekit", *arguments]
+    main()
 
 
 def cli(*arguments: Any) -> tuple[int, str, str]:
