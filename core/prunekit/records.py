@@ -189,6 +189,8 @@ class RunView:
         history: ``dense`` and ``finetuned`` to a row per training epoch.
         masks: Masks after the last step, read-only.
         examples: Indices into the training split that the last step's statistics came from.
+        saliencies: What the last step's weights were chosen by, with the λ term, before it: -inf where nothing was left
+            to choose. ``None`` unless a recorder wants them, or if the criterion chooses without.
         weights: Phase to its parameters and buffers, as far as they exist.
         probes: Label of a probe and what it found, a pair for each moment; of those at steps, the last ones only.
         attempts: The attempts so far, of a scheduler that adapts; else empty.
@@ -214,6 +216,7 @@ class RunView:
     history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
     masks: dict[str, np.ndarray] = field(default_factory=dict)
     examples: np.ndarray | None = None
+    saliencies: Mapping[str, np.ndarray] | None = None
     weights: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     probes: list[tuple[str, ProbeRecord]] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)

@@ -68,6 +68,8 @@ class Run:
             target=_command, args=(self.arguments, str(self.errors), dict(self.limits))
         )
         self.process.start()
+        self.reached = False
+        """Whether it came as far as the command, once it has ended."""
         self.started = time.monotonic()
 
     def begun(self, out: Path, patience: float) -> float:
@@ -91,7 +93,8 @@ class Run:
         """Its exit code and what it said."""
         self.process.join(300)
         assert not self.process.is_alive(), f"{self.arguments}: hangs"
-        said = self.errors.read_text(errors="replace") if self.errors.exists() else ""
+        self.reached = self.errors.exists()
+        said = self.errors.read_text(errors="replace") if self.reached else ""
         with contextlib.suppress(FileNotFoundError):
             self.errors.unlink()
         code = self.process.exitcode
@@ -245,7 +248,9 @@ def kills(folder: Path, count: int, seed: int) -> Counter[str]:
             for key, values in before.items():
                 assert after[key][: len(values)] == values, (how, key)
             if alive:
-                early = -code in _SENT[how] and how != "KILL"  # before the command has begun
+                early = how != "KILL" and (
+                    -code in _SENT[how] or not run.reached
+                )  # before the command has begun
                 assert early or code in (0, signals_code(how)), (how, code, said)
                 counts["kills"] += 1
                 counts[f"by {how}"] += 1

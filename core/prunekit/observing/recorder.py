@@ -11,6 +11,10 @@ class Recorder(Component):
 
     kind = "recorder"
 
+    def wants_saliencies(self, step: int) -> bool:
+        """Whether ``run.saliencies`` shall hold, after this step, what its weights were chosen by; by default not."""
+        return False
+
     def started(self, run: RunView) -> None:
         """The run starts, or goes on after an interruption: bring the record up to ``run``."""
 

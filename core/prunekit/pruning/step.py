@@ -53,12 +53,14 @@ class Outcome:
         step: The step's row of the table, if it stayed.
         moment: The step as probes see it, if it stayed; valid until the next attempt.
         updated: Whether weights that stay have new values.
+        saliency: What weights were chosen by, one vector over all of them, if it is wanted; -inf where they had gone.
     """
 
     attempt: Attempt
     step: StepRecord | None = None
     moment: StepMoment | None = None
     updated: bool = False
+    saliency: Tensor | None = None
 
 
 class Pruner:
@@ -74,6 +76,7 @@ class Pruner:
         measures: What the scheduler needs, by name.
         masks: What is pruned already, ``True`` = kept; what is not named is kept.
         zeros: Whether weights that are exactly zero when pruning starts count as pruned.
+        wanted: At which steps the saliencies are wanted.
 
     Attributes:
         left_out: What is not prunable because of what it is, by role.
@@ -94,7 +97,10 @@ class Pruner:
         measures: Mapping[str, Measure] | None = None,
         masks: Mapping[str, Tensor] | None = None,
         zeros: Zeros = "pruned",
+        wanted: Callable[[int], bool] = lambda step: False,
     ) -> None:
+        self._wanted = wanted
+        self._chosen_by: Tensor | None = None
         self._surroundings = surroundings
         model, self._model, self._loss = surroundings.model, surroundings.model, surroundings.loss
         self.criterion, self.scheduler, self.selector, self.lam = criterion, scheduler, selector, lam
@@ -262,6 +268,7 @@ class Pruner:
 
     def _watch(self, items: Items, kept: Tensor) -> None:
         """Look at a choice of the selector."""
+        self._chosen_by = items.saliency
         try:
             text = ties(items, kept, self.selector)
         except RunError as error:
@@ -287,7 +294,10 @@ class Pruner:
         statistics, before = self._estimated(index, sample, criterion, lam)
         kept = Kept(self.parameters)
         context = self._context(statistics, budget, lam, kept)
+        self._chosen_by = None
         proposal = self._checked(self._proposed(criterion, context, kept), context)
+        saliency = self._chosen_by if self._wanted(index + 1) else None
+        self._chosen_by = None
         if not math.isfinite(before):  # after the proposal, whose errors say more
             raise RunError(
                 f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
@@ -331,7 +341,7 @@ class Pruner:
         self.masks = dict(proposal.masks)
         moment = shown("step", attempt.delta_loss)
         self.steps.append(self._record(attempt))
-        return Outcome(attempt, self.steps[-1], moment, proposal.values is not None)
+        return Outcome(attempt, self.steps[-1], moment, proposal.values is not None, saliency)
 
     def _estimated(
         self, index: int, sample: Sample, criterion: Criterion, lam: float

@@ -71,6 +71,7 @@ def check(layout: Layout, summary: Row, held: Mapping[str, Held]) -> None:
     if 0 < count <= MANY:
         check_masks(layout, summary)
     _check_examples(layout, summary)
+    layout.check_rankings(count, len(summary["steps"]))
 
 
 def check_columns(held: Mapping[str, Held]) -> None:

@@ -20,6 +20,7 @@ MEMBERS = (
         "probes",
         "prunable",
         "resumptions",
+        "saliencies",
     ),
     *("spec", "steps", "training", "warnings", "weights"),
 )

@@ -54,6 +54,15 @@ class Layout(Protocol):
     def probe_kind(self, label: str) -> str:
         """The name of the probe under a label, which is there."""
 
+    def ranked(self) -> list[int]:
+        """Steps whose saliencies are kept."""
+
+    def saliencies(self, step: int) -> dict[str, np.ndarray]:
+        """Saliencies of such a step, float32; NaN where a weight had gone before."""
+
+    def check_rankings(self, count: int, last: int) -> None:
+        """Hold saliencies against the number of weights and of steps."""
+
     def headline(self, label: str) -> list[str]:
         """Keys of a probe's summary that say most; dots go inwards, ``*`` is every key."""
 

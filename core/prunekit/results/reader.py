@@ -125,6 +125,25 @@ class Results:
         with self._reading() as layout:
             return layout.examples(step)
 
+    @property
+    def saliency_steps(self) -> list[int]:
+        """Steps whose saliencies are kept: see ``saliencies`` of the recorder ``hdf5``."""
+        with self._reading() as layout:
+            return layout.ranked()
+
+    def saliencies(self, step: int) -> dict[str, np.ndarray]:
+        """What a step's weights were chosen by, with the λ term: float32 arrays, NaN where a weight had gone before.
+
+        Raises:
+            ResultsError: If they are not kept, saying of which steps they are.
+        """
+        with self._reading() as layout:
+            kept = layout.ranked()
+            if step not in kept:
+                there = ", ".join(map(str, kept)) or "none"
+                raise ResultsError(f"{self.path}: no saliencies of step {step}; kept are those of {there}")
+            return layout.saliencies(step)
+
     def history(self, phase: str) -> dict[str, np.ndarray]:
         """Columns over the training epochs of ``dense`` or ``finetuned``; empty if there were none."""
         with self._reading() as layout:

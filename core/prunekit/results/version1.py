@@ -84,6 +84,17 @@ class Version1:
         """The name of the probe under a label."""
         return label
 
+    def ranked(self) -> list[int]:
+        """Steps whose saliencies are kept: this version keeps none."""
+        return []
+
+    def saliencies(self, step: int) -> dict[str, np.ndarray]:
+        """There are none."""
+        raise KeyError(step)
+
+    def check_rankings(self, count: int, last: int) -> None:
+        """There is nothing to look at."""
+
     def headline(self, label: str) -> list[str]:
         """Keys of a probe's summary that say most, which this version does not name."""
         return []

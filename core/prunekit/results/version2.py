@@ -9,7 +9,7 @@ import numpy as np
 
 from prunekit.errors import ResultsError
 from prunekit.records import Plain
-from prunekit.results import checking, history, probes, storing
+from prunekit.results import checking, history, probes, rankings, storing
 from prunekit.results.format import ATTEMPT_COLUMNS, METRIC_COLUMNS, PHASES, member
 from prunekit.results.history import Place
 from prunekit.results.rows import number, step_rows
@@ -63,6 +63,18 @@ class Version2:
         start, count = group["start"][step - 1], group["count"][step - 1]
         indices: np.ndarray = group["indices"][start : start + count].astype(np.int64)
         return indices
+
+    def ranked(self) -> list[int]:
+        """Steps whose saliencies are kept."""
+        return rankings.steps(self._file)
+
+    def saliencies(self, step: int) -> dict[str, np.ndarray]:
+        """Saliencies of such a step, float32; NaN where a weight had gone before."""
+        return rankings.read(self._file, step, self._places)
+
+    def check_rankings(self, count: int, last: int) -> None:
+        """Hold saliencies against the number of weights and of steps."""
+        rankings.check(self._file, count, last)
 
     def samples(self) -> tuple[np.ndarray, np.ndarray, int]:
         """Where each step's sample begins, how long it is, and how many indices there are."""

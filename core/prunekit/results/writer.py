@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from prunekit.errors import PrunekitError, ResultsError, RunError
-from prunekit.results import history, probes, storing
+from prunekit.results import history, probes, rankings, storing
 from prunekit.results.claim import naming
 from prunekit.results.format import (
     ATTEMPT_COLUMNS,
@@ -164,6 +164,8 @@ class ResultsWriter:
         same_examples: bool = False,
         attempts: Sequence[Row] = (),
         found: Sequence[tuple[str, ProbeRecord]] = (),
+        saliencies: Mapping[str, np.ndarray] | None = None,
+        saliency_dtype: str = "float32",
     ) -> None:
         """Add a pruning step with all that belongs to it, in one change.
 
@@ -175,6 +177,8 @@ class ResultsWriter:
                 not stored again either.
             attempts: The step's own attempt, and others that are not in the file yet; see :meth:`add_attempt`.
             found: Labels of probes and what they found at the step.
+            saliencies: What its weights were chosen by, by tensor; what is infinite had gone before.
+            saliency_dtype: How they are stored: ``float32``, or ``float16``.
 
         Raises:
             RunError: If the file cannot be written, does not end at the step before, or a mask revives a weight.
@@ -191,6 +195,7 @@ class ResultsWriter:
         same = known.last is not None and (same_examples or np.array_equal(known.last[1], examples))
         # Indices may have to be stored anew, in a larger type.
         room = (0 if known.holes else 2 * known.gone.nbytes) + 16 * len(known.places)
+        room += 0 if saliencies is None else 8 * known.gone.size
         room += 16 * (known.indices + examples.size) + sum(_room_of(record) for _, record in found)
         with self._edit(room, known.holes) as file:
             self._check_next("step", step, _length(file, "steps/step"))
@@ -204,6 +209,8 @@ class ResultsWriter:
                 value = list(row["layers"].values()) if column == "layers" else row.get(column)
                 storing.append(steps, column, np.nan if value is None else value)
             _add_examples(file, examples, known.last[0] if known.last and same else None)
+            if saliencies is not None:
+                rankings.append(file, step, saliencies, saliency_dtype)
         if step > 1 and known.gone.nbytes <= _KEPT:  # the first step has made the room of the history
             known.steps = step
             if not same:

@@ -107,10 +107,10 @@ class _Execution:
         for probe, _ in self.probes.values():
             for criterion in probe.criteria:
                 self.surroundings.ranking(criterion)  # unknown ones are refused here
-        self.pruner = self._pruner(plan.pruning)
         # Of several processes, the first alone writes, and tells recorders and plugins what happens.
         self.first = distributed.rank() == 0
         self.recorders: list[Recorder] = [part.build() for part in spec.listed("recorders")]
+        self.pruner = self._pruner(plan.pruning)
         self.state_file = state_path(out)
         fresh = state is None
         self._same_weights()
@@ -155,6 +155,7 @@ class _Execution:
             settings.prunable,
             self._measures(given),
             zeros=settings.zeros,
+            wanted=lambda step: any(recorder.wants_saliencies(step) for recorder in self.recorders),
         )
 
     def _measures(self, given: setup.Pruning) -> dict[str, Measure]:
@@ -435,6 +436,7 @@ class _Execution:
         state.steps.append(record)
         state.masks = {name: m.cpu() for name, m in self._masks.items()}
         state.examples = self._examples
+        state.saliency = None if outcome.saliency is None else outcome.saliency.cpu()
         state.done = record.step
         state.current = {} if self._only_masked else setup.state_of(self.model)
         adapts = self.view.total_steps is None

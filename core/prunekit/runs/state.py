@@ -62,6 +62,7 @@ class State:
         attempts: Of a scheduler that adapts, all so far.
         history: Training epochs so far.
         examples: Training indices of the last step.
+        saliency: What its weights were chosen by, over all prunable weights, if a recorder wants it.
         probes: What probes found, label and record; of those at steps, at the last step only.
         warnings: What the user was warned of.
         stopped: Why pruning has stopped, where its scheduler says it.
@@ -85,6 +86,7 @@ class State:
     steps: list[StepRecord] = field(default_factory=list)
     history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
     examples: Tensor | None = None
+    saliency: Tensor | None = None
     attempts: list[Attempt] = field(default_factory=list)
     probes: list[tuple[str, ProbeRecord]] = field(default_factory=list)
     recorded: list[str] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -23,9 +24,19 @@ def refreshed(view: RunView, state: State) -> RunView:
     view.history = {name: [dict(row) for row in rows] for name, rows in state.history.items()}
     view.masks = {name: _read_only(m) for name, m in state.masks.items()}
     view.examples = None if state.examples is None else state.examples.numpy().copy()
+    view.saliencies = _parts(state.saliency, view.shapes)
     view.weights = _Weights(state.weights)
     view.probes = list(state.probes)
     return view
+
+
+def _parts(flat: Tensor | None, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
+    """A vector over all prunable weights, cut into tensors."""
+    if flat is None:
+        return None
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    parts = np.split(_array(flat), ends[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 class _Weights(Mapping[str, Mapping[str, np.ndarray]]):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from prunekit import Recorder, __version__
+from pydantic import Field
+
+from prunekit import Options, PrunekitWarning, Recorder, SpecError, __version__
 from prunekit.results import ResultsWriter
 
 if TYPE_CHECKING:
@@ -20,6 +23,22 @@ class HDF5(Recorder):
     """
 
     name = "hdf5"
+    _told = False  # that there are no saliencies
+
+    class Options(Options):
+        """What is kept beyond what every run keeps."""
+
+        saliencies: bool | list[Annotated[int, Field(ge=1)]] = Field(
+            False, description="Keep what weights were chosen by: at every step, or at these steps."
+        )
+        saliency_dtype: Literal["float16", "float32"] = Field(
+            "float32", description="In which the saliencies are stored; float16 keeps three digits."
+        )
+
+    def wants_saliencies(self, step: int) -> bool:
+        """Of the steps that the options name."""
+        steps = self.options.saliencies
+        return steps if isinstance(steps, bool) else step in steps
 
     def started(self, run: RunView) -> None:
         """Create the file, or bring the one that is there up to the run.
@@ -28,6 +47,16 @@ class HDF5(Recorder):
             ResultsError: If the one that is there is of an earlier format.
         """
         self._writer = ResultsWriter(run.out)
+        steps = self.options.saliencies
+        late = (
+            []
+            if isinstance(steps, bool) or run.total_steps is None
+            else [s for s in steps if s > run.total_steps]
+        )
+        if late:
+            raise SpecError(
+                f"recorders: hdf5 shall keep saliencies of step {late[0]}, and there will be {run.total_steps} steps"
+            )
         if not run.out.exists():
             self._note(run)
             self._attempts = 0
@@ -83,8 +112,14 @@ class HDF5(Recorder):
         settings = run.spec["prune"]
         fixed = settings["sample"] == "fixed" or settings["examples"] is None
         probes = [(label, record) for label, record in run.probes if record.step == step.step]
+        saliencies = run.saliencies if self.wants_saliencies(step.step) else None
+        if saliencies is None and self.wants_saliencies(step.step) and not self._told:
+            self._told = True
+            text = f"recorders: the criterion {settings['criterion']['name']} chooses without saliencies, so none are kept"
+            warnings.warn(text, PrunekitWarning, stacklevel=2)
         self._note(run)
-        self._writer.add_step(step, run.masks, run.examples, fixed, self._new_attempts(run), probes)
+        attempts, dtype = self._new_attempts(run), self.options.saliency_dtype
+        self._writer.add_step(step, run.masks, run.examples, fixed, attempts, probes, saliencies, dtype)
 
     def probe_finished(self, run: RunView, label: str, record: ProbeRecord) -> None:
         """Add what a probe found; at a step that comes with the step."""
