@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from prunekit.errors import ResultsError, SpecError
 from prunekit.results.replacing import replacing
 from prunekit.visible import drawn
@@ -25,6 +27,7 @@ _WIDTHS = {1: 3.4, 2: 7.0}
 _SCREEN = (11, 4.6)
 _PANEL = 0.72
 """Height of a panel that has a column to itself, as a part of its width."""
+_MARKED = 60
 _STEADY = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """One file gives one picture, byte for byte: no dates."""
 
@@ -51,6 +54,7 @@ def picture(path: Path, fill: Callable[[Figure], None], title: str, columns: int
         kind = path.suffix[1:].lower()
         try:
             fill(figure)
+            thin_out(figure)
             _fitted(figure, columns)
             if columns is None:
                 figure.suptitle(drawn(title))
@@ -60,6 +64,14 @@ def picture(path: Path, fill: Callable[[Figure], None], title: str, columns: int
                 figure.savefig(temporary, dpi=dpi, format=kind, metadata=_STEADY[kind])
         except OSError as error:
             raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def thin_out(figure: Figure) -> None:
+    """Leave out the marks of curves that have so many that they run into each other."""
+    for axes in figure.axes:
+        for line in axes.get_lines():
+            if line.get_linestyle() not in ("None", "", " ") and np.size(line.get_xdata()) > _MARKED:
+                line.set_marker("")
 
 
 def embedded(fill: Callable[[Figure], None], about: str) -> str:
@@ -72,6 +84,7 @@ def embedded(fill: Callable[[Figure], None], about: str) -> str:
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure, content = _figure(None), io.BytesIO()
         fill(figure)
+        thin_out(figure)
         figure.savefig(content, format="png", dpi=120, metadata=_STEADY["png"])
     return f'<img alt="{html.escape(about)}" src="data:image/png;base64,{b64encode(content.getvalue()).decode()}">'
 

@@ -46,7 +46,7 @@ def _contours(axis: Axes, one: Found, name: str) -> None:
     axis.plot(x, y, "-o", color="#D55E00", linewidth=1.2, markeredgecolor="white")
     for place, mark in enumerate(one.summary["networks"]):
         axis.annotate(
-            *(mark, (x[place], y[place])),
+            *(mark.replace("finetuned", "fine-tuned"), (x[place], y[place])),
             xytext=(6, 6),
             textcoords="offset points",
             bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},

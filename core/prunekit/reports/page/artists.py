@@ -343,9 +343,7 @@ def texts(axes: Axes, scales: Scales) -> Iterator[Made]:
             if inside and scale.kind == "log":
                 at = float(np.log10(value))
             place |= {name: at, f"{name}ref": name if inside else f"{name} domain"}
-        yield {
-            "text": text(one.get_text()),
-            "showarrow": False,
-            **place,
-            "yshift": 10 if hasattr(one, "xy") else 0,
-        }
+        if one.get_bbox_patch() is not None:
+            place |= {"bgcolor": "rgba(255,255,255,0.8)", "font": {"color": "#111111"}}
+        above = 12 if hasattr(one, "xy") else 0
+        yield {"text": text(one.get_text()), "showarrow": False, **place, "yshift": above}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prunekit.reports.page import artists
 from prunekit.reports.page.scales import Made, Scale, text
-from prunekit.reports.picture import default_style
+from prunekit.reports.picture import default_style, thin_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ def converted(fill: Callable[[Figure], None]) -> list[Made] | None:
 
         figure = Figure(figsize=(11, 4.6))
         fill(figure)
+        thin_out(figure)
         try:
             return panels(figure)
         except artists.NotConvertedError:

@@ -54,8 +54,12 @@ class Scale:
         low, high = (float(v) for v in self(self._limits))
         if self.kind == "log":
             low, high = float(np.log10(self._limits[0])), float(np.log10(self._limits[1]))
-        said: Made = {"title": {"text": text(self._axis.get_label_text())}, "range": [low, high]}
-        said |= {"type": "log", "dtick": 1, "exponentformat": "power"} if self.kind == "log" else {}
+        said: Made = {
+            "title": {"text": text(self._axis.get_label_text())},
+            "range": [low, high],
+            "exponentformat": "power",
+        }
+        said |= {"type": "log", "dtick": 1} if self.kind == "log" else {}
         if self.kind == "log" and abs(high - low) < 1.5:
             said.pop("dtick")
         ticks = self._named()

@@ -31,7 +31,7 @@
 
   function layoutOf(own) {
     const title = own.title ? { ...own.title, font: { size: 14 }, x: 0.02, xanchor: "left", y: 0.98, yanchor: "top" } : undefined;
-    return { ...recoloured(own), title, xaxis: axis(own.xaxis), yaxis: axis(own.yaxis), paper_bgcolor: "rgba(0,0,0,0)",
+    return { ...recoloured(own), annotations: own.annotations || [], title, xaxis: axis(own.xaxis), yaxis: axis(own.yaxis), paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12 }, margin: { l: 50, r: 10, t: 36, b: 40 },
       legend: { orientation: "h", y: -0.22, font: { size: 11 } }, hovermode: "closest", dragmode: "zoom",
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--mark") } };
