@@ -53,6 +53,24 @@ def _attempt_text(attempt: Attempt) -> str:
     return text
 
 
+class _Pieces:
+    """How far a probe is, and how long it will take from the pace of its pieces."""
+
+    def __init__(self) -> None:
+        self._name, self._since, self._first = "", 0.0, 0
+
+    def text(self, name: str, done: int, total: int | None) -> str:
+        now = time.monotonic()
+        if self._name != name or done <= self._first:
+            self._name, self._since, self._first = name, now, done
+        if total is None:
+            return f"{name} {done}"
+        pace = (now - self._since) / max(1, done - self._first)
+        return f"{name} {done}/{total}" + (
+            f"  {pace * max(0, total - done):.0f} s left" if done > self._first else ""
+        )
+
+
 class RichProgress(Listener):
     """One live line per phase."""
 
@@ -68,6 +86,7 @@ class RichProgress(Listener):
             console=screen,
         )
         self._task: TaskID | None = None
+        self._pieces = _Pieces()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -100,6 +119,12 @@ class RichProgress(Listener):
         signals.check()
         self._advance(_step_text(record))
 
+    def piece(self, name: str, done: int, total: int | None) -> None:
+        """Show on the live line how far a probe is."""
+        signals.check()
+        if self._task is not None:
+            self._progress.update(self._task, text=visible_name(self._pieces.text(name, done, total)))
+
     def probe(self, name: str) -> None:
         """Move the live line on by a probe, and show its name there."""
         signals.check()
@@ -120,6 +145,7 @@ class PlainProgress(Listener):
         self._done = 0
         self._last = 0.0
         self._name = ""
+        self._pieces = _Pieces()
 
     def __enter__(self) -> Self:
         return self
@@ -155,6 +181,14 @@ class PlainProgress(Listener):
         signals.check()
         self._done += 1
         self._print(_step_text(record))
+
+    def piece(self, name: str, done: int, total: int | None) -> None:
+        """Print how far a probe is, but not too often, with the time left where it has said how long it is."""
+        signals.check()
+        text, now = self._pieces.text(name, done, total), time.monotonic()
+        if now - self._last >= self._every:
+            self._last = now
+            self._screen.print(f"  {text}")
 
     def probe(self, name: str) -> None:
         """Print a line for a probe that is done."""

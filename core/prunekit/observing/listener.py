@@ -25,5 +25,8 @@ class Listener:
     def step(self, record: StepRecord) -> None:
         """A pruning step is done."""
 
+    def piece(self, name: str, done: int, total: int | None) -> None:
+        """A piece of a probe is done, the ``done``-th of ``total``; ``None``: nobody knows."""
+
     def probe(self, name: str) -> None:
         """A probe is done."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn, Protocol
+from functools import partial
+from typing import Literal, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,6 +19,7 @@ from prunekit.masks.weights import Layer
 from prunekit.network.call import Batch, count, unpack
 from prunekit.network.measure import measure, own_part
 from prunekit.network.restore import holding, named_tensors
+from prunekit.observing.journal import Journal
 from prunekit.records import StepRecord
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.deletion import Deletions
@@ -29,6 +31,9 @@ from prunekit.statistics.paths import Paths, paths
 from prunekit.statistics.request import Estimates, Request
 from prunekit.statistics.sensitivity import Sensitivity
 
+T = TypeVar("T")
+_DELETED = 1 << 13
+"""Weights whose deletions are measured as one piece; beginning anew costs a few passes for each."""
 Batches = Iterable[Batch]
 Estimators = Callable[[Iterable[Request]], Mapping[Request, Estimator]]
 """Builds the estimators of some requests."""
@@ -98,6 +103,23 @@ class Moment:
         self._splits, self._phases = surroundings.splits, surroundings.phases
         self._estimators, self._memory = surroundings.estimators, surroundings.memory
         self._ranking = surroundings.ranking
+        self.journal = Journal()
+        """The engine's; the pieces that the probe has measured so far."""
+
+    def once(self, piece: Callable[[], T], generator: Generator | None = None) -> T:
+        """A piece of a long measurement, which a run that is stopped and goes on does not measure again.
+
+        Pieces must come in the same order each time. Progress is shown by them.
+
+        Args:
+            piece: Returns numbers, texts and tensors, in lists, tuples and mappings.
+            generator: What it draws from, if it draws.
+        """
+        return self.journal.piece(piece, generator)
+
+    def expects(self, pieces: int) -> None:
+        """Say how many pieces there will be, so that progress can tell the time left."""
+        self.journal.total = pieces
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -151,8 +173,11 @@ class Moment:
         return self._loss.least
 
     def loss(self, weights: Mapping[str, Tensor] | None = None, data: Data | None = None) -> float:
-        """Loss of a set of examples at these parameters and buffers (now, by default), in eval mode."""
-        return measure(self._model, self._batches(data), self._loss, weights)[0]
+        """Loss of a set of examples at these parameters and buffers (now, by default), in eval mode.
+
+        A piece of its own; see :meth:`once`.
+        """
+        return self.once(lambda: measure(self._model, self._batches(data), self._loss, weights)[0])
 
     def estimate(
         self,
@@ -236,9 +261,17 @@ class Moment:
         """
         if places is None:
             places = {name: mask.flatten().nonzero().squeeze(1) for name, mask in self._masks.items()}
+        parts = list(_parts(places))
+        if self.journal.total is None:
+            self.expects(len(parts))
+        batches = list(self._batches(data))
+        found: dict[str, list[Tensor]] = {name: [] for name in places}
         with self._at(weights):
             deletions = Deletions(self._model, self._loss, self._parameters(), self._memory or DEFAULT_MEMORY)
-            return deletions.changes(self._batches(data), places)
+            for part in parts:
+                for name, changes in self.once(partial(deletions.changes, batches, part)).items():
+                    found[name].append(changes)
+        return {name: torch.cat(changes) for name, changes in found.items()}
 
     def sensitivity(
         self,
@@ -364,6 +397,13 @@ class Moment:
         if data is not None:
             return data
         raise DataError(f'moment {self.name!r}: say on which examples: data=moment.split("train"), say')
+
+
+def _parts(places: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Indices of weights by parameter, so many at a time; every parameter is in one part at least."""
+    for name, indices in places.items():
+        for part in torch.split(indices, _DELETED) if len(indices) else (indices,):
+            yield {name: part}
 
 
 class StepMoment(Moment):

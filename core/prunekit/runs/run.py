@@ -36,6 +36,7 @@ from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, RunView, Step
 from prunekit.runs import plan as setup
 from prunekit.runs.circumstances import changes, circumstances
 from prunekit.runs.circumstances import described as described_changes
+from prunekit.runs.pieces import noted
 from prunekit.runs.resume import refuse_another_run
 from prunekit.runs.state import State, plain, state_path
 from prunekit.runs.view import refreshed
@@ -342,7 +343,8 @@ class _Execution:
     def _measured(self, label: str, probe: Probe, moment: Moment) -> ProbeRecord:
         # The last run phase keeps the generator that it had before probes had moments.
         place = () if moment.name == "end" else (moment.name, moment.step or 0)
-        record = asked(probe, moment, generator(self.seeds["sample"], "probe", label, *place))
+        with noted(self.state, label, moment, self._save, self.listener):
+            record = asked(probe, moment, generator(self.seeds["sample"], "probe", label, *place))
         return plain(
             replace(
                 record, moment=moment.name, step=moment.step, name=probe.name, headline=tuple(probe.headline)

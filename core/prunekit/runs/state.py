@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from prunekit.component import scalar
 from prunekit.errors import ResultsError, RunError, pass_interruption
 from prunekit.foreign import damage_of_archive, unreadable
+from prunekit.observing.journal import Note
 from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, Row, Series, StepRecord
 from prunekit.results import open_results
 from prunekit.results.claim import naming
@@ -38,6 +39,21 @@ _ROOM = 1 << 16  # bytes set aside besides the tensors
 def state_path(out: Path) -> Path:
     """Where the state of an unfinished run lies."""
     return out.with_name(out.name + SUFFIX)
+
+
+@dataclass
+class Noted:
+    """The pieces of a probe that is not finished.
+
+    Attributes:
+        label: The probe's.
+        moment: Where it was asked.
+        notes: What it has measured there so far.
+    """
+
+    label: str
+    moment: str
+    notes: list[Note]
 
 
 @dataclass
@@ -63,6 +79,7 @@ class State:
         history: Training epochs so far.
         examples: Training indices of the last step.
         saliency: What its weights were chosen by, over all prunable weights, if a recorder wants it.
+        journal: In the middle of a probe, the pieces that are done.
         probes: What probes found, label and record; of those at steps, at the last step only.
         warnings: What the user was warned of.
         stopped: Why pruning has stopped, where its scheduler says it.
@@ -87,6 +104,7 @@ class State:
     history: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
     examples: Tensor | None = None
     saliency: Tensor | None = None
+    journal: Noted | None = None
     attempts: list[Attempt] = field(default_factory=list)
     probes: list[tuple[str, ProbeRecord]] = field(default_factory=list)
     recorded: list[str] = field(default_factory=list)
@@ -118,6 +136,8 @@ class State:
         data["steps"] = [asdict(step) for step in self.steps]
         data["attempts"] = [asdict(attempt) for attempt in self.attempts]
         data["probes"] = [(label, _plain_record(record)) for label, record in self.probes]
+        if self.journal is not None:
+            data["journal"] = {**vars(self.journal), "notes": [vars(note) for note in self.journal.notes]}
         data["weights"] = {name: w for name, w in self.weights.items() if name not in self.recorded}
         named = naming(path.with_name(path.name.removesuffix(SUFFIX)))
         try:

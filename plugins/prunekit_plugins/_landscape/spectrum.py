@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from prunekit import Moment, Split
 
+    Once = Callable[[Callable[[], list[list[float]]], Generator | None], list[list[float]]]
+
 _FEWEST = 3  # vectors: with fewer there is no error worth the name
 _WIDTH = 2.0  # of a density's Gaussians, in units of the distance between the points that it is given at
 
@@ -99,6 +101,7 @@ def density(
     vectors: int,
     tolerance: float,
     generator: Generator,
+    once: Once = lambda piece, generator: piece(),
 ) -> Density:
     """Estimate it from random signs, until the trace is known well enough.
 
@@ -112,6 +115,7 @@ def density(
         vectors: The most.
         tolerance: As above; 0 for all the vectors.
         generator: For the signs.
+        once: As :meth:`prunekit.Moment.once`.
     """
     import torch
 
@@ -121,8 +125,11 @@ def density(
         signs = torch.randint(2, (len(like),), generator=generator) * 2 - 1
         if not len(like):
             break
-        found = quadrature(product, signs.to(like), iterations, generator)
-        for whole, part in zip((nodes, weights), found, strict=True):
+
+        def one(signs: Tensor = signs) -> list[list[float]]:
+            return [part.tolist() for part in quadrature(product, signs.to(like), iterations, generator)]
+
+        for whole, part in zip((nodes, weights), once(one, generator), strict=True):
             whole[count - 1, : len(part)] = part
         if count >= _FEWEST:
             sofar = Density(nodes[:count], weights[:count], len(like))

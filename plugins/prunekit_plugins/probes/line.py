@@ -59,6 +59,7 @@ class Line(Probe):
         }
         groups, summary = {}, {}
         phases = moment.phases
+        moment.expects((len(phases) - 1) * (1 + points * len(splits)))
         for first, second in pairwise(phases):
             start, end = moment.weights(first), moment.weights(second)
             losses = {
@@ -90,15 +91,19 @@ def _parabolas(
     from prunekit import UnsupportedError
 
     change = {n: end[n] - a for n, a in start.items() if n in moment.parameters and not a.equal(end[n])}
-    try:
+
+    def along() -> list[float]:
         found = moment.along(change, 2, start, split)
+        return [*found.derivatives, found.ggn]
+
+    try:
+        loss, slope, bend, ggn = moment.once(along)
     except UnsupportedError as error:
         unknown = [float("nan")] * len(places)
         return {"hessian": unknown, "ggn": unknown}, str(error)
-    loss, slope, bend = found.derivatives
     return {
         name: [loss + place * slope + place**2 * value / 2 for place in places]
-        for name, value in (("hessian", bend), ("ggn", found.ggn))
+        for name, value in (("hessian", bend), ("ggn", ggn))
     }, ""
 
 

@@ -72,6 +72,7 @@ class Plane(Probe):
         valid = None if data is None else moment.split("valid", options.examples)
         if valid is not None:
             splits["valid"] = valid
+        moment.expects(len(splits) * len(xs) * len(ys) + len(place.marks))
         losses = {name: np.full((len(ys), len(xs)), np.nan) for name in splits}
         for i, y in enumerate(ys):
             for j, x in enumerate(xs):

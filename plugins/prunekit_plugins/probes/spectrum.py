@@ -97,22 +97,30 @@ class Spectrum(Probe):
     def _ends(
         self, moment: Moment, data: Split | None, layer: str | None, generator: Generator
     ) -> tuple[dict[str, dict[str, Series]], dict[str, object]]:
+        import numpy as np
+
         from prunekit_plugins._landscape.spectrum import over_kept
         from prunekit_plugins._linalg.lanczos import extreme
 
         options = self.options
         product, like, _ = over_kept(moment, options.operator, data, layer)
         wanted = (min(options.eigenvalues, len(like)), min(options.smallest, len(like)))
-        high, low = extreme(product, like, *wanted, options.iterations, options.tolerance, generator)
+
+        def ends() -> tuple[list[list[float]], int]:
+            pairs = extreme(product, like, *wanted, options.iterations, options.tolerance, generator)
+            return [n.tolist() for one in pairs for n in (one.values, one.residuals)], pairs[0].products
+
+        numbers, products = moment.once(ends, generator)
+        high, high_residuals, low, low_residuals = map(np.array, numbers)
         unit = "loss per squared weight"
         found = {
-            "eigenvalues": Series(_padded(high.values, options.eigenvalues), ("largest",), unit),
-            "residuals": Series(_padded(high.residuals, options.eigenvalues), ("largest",), unit),
-            "smallest": Series(_padded(low.values, options.smallest), ("smallest",), unit),
-            "smallest_residuals": Series(_padded(low.residuals, options.smallest), ("smallest",), unit),
+            "eigenvalues": Series(_padded(high, options.eigenvalues), ("largest",), unit),
+            "residuals": Series(_padded(high_residuals, options.eigenvalues), ("largest",), unit),
+            "smallest": Series(_padded(low, options.smallest), ("smallest",), unit),
+            "smallest_residuals": Series(_padded(low_residuals, options.smallest), ("smallest",), unit),
         }
         summary = {key: _plain(series.values) for key, series in found.items()}
-        return {"spectrum": found}, {"size": len(like), **summary, "products": high.products}
+        return {"spectrum": found}, {"size": len(like), **summary, "products": products}
 
     def _density(
         self, moment: Moment, data: Split | None, layer: str | None, generator: Generator
@@ -124,7 +132,9 @@ class Spectrum(Probe):
         options = self.options.density
         assert options is not None
         product, like, _ = over_kept(moment, self.options.operator, data, layer)
-        found = density(product, like, options.iterations, options.vectors, options.tolerance, generator)
+        found = density(
+            product, like, options.iterations, options.vectors, options.tolerance, generator, moment.once
+        )
         trace, error = found.trace()
         values, heights, errors = found.smooth(options.points)
         whole = np.full((2, options.vectors, options.iterations), np.nan)  # of one shape at every step

@@ -105,6 +105,7 @@ class Stability(Probe):
             )
         if total < 2:
             reason, sizes = f"of all weights {total} is kept, which leaves nothing to rank", []
+        moment.expects(sum(min(options.repeats, len(split) // size) for size in sizes))
         for size in tuple(sizes):
             try:
                 masks, ranked = self._draws(moment, split, size, kept, total - stay, some, generator)
@@ -194,9 +195,14 @@ class Stability(Probe):
         masks, ranked = [], []
         for start in range(0, size * min(self.options.repeats, len(split) // size), size):
             draw = split.take(order[start : start + size])
-            saliency = _flat(moment.saliency(self.options.criterion, generator, data=draw))[kept]
-            masks.append((~smallest(saliency, go)).cpu().numpy())
-            ranked.append(ranks(saliency[some].double().cpu().numpy()))
+
+            def one(draw: Split = draw) -> tuple[Tensor, Tensor]:
+                saliency = _flat(moment.saliency(self.options.criterion, generator, data=draw))[kept]
+                return (~smallest(saliency, go)).cpu(), saliency[some].double().cpu()
+
+            mask, values = moment.once(one, generator)
+            masks.append(mask.numpy())
+            ranked.append(ranks(values.numpy()))
         return masks, ranked
 
 
