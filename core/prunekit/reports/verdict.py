@@ -104,7 +104,13 @@ def _honesty(summary: Row) -> Iterator[str]:
     text += f"{number(predicted)}, and {number(measured)} was measured"
     largest = max(abs(m) for _, m in pairs)
     if measured and abs(measured) > _SMALL * largest:
-        text += f": it saw {percent(predicted / measured, 0)} of it"
+        ratio = predicted / measured
+        if ratio < 0:
+            text += ": it had the sign wrong"
+        elif ratio <= 1:
+            text += f": it saw {percent(ratio, 0)} of it"
+        else:
+            text += f": it predicted {ratio:.3g} times as much"
     yield f"{text}."
 
 

@@ -63,7 +63,9 @@ class Results:
         try:
             file = reading(path)
         except OSError as error:
-            raise ResultsError(f"{path}: damaged or truncated ({error})") from None
+            # A run with --overwrite beside us may have taken it away meanwhile.
+            why = unreadable(path) or f"damaged or truncated ({error})"
+            raise ResultsError(f"{path}: {why}") from None
         try:
             version = _check_format(path, file)
             with _damage_named(path):
