@@ -13,6 +13,7 @@ import pytest
 import running
 
 import prunekit as pk
+from prunekit.observing.listener import Listener
 from prunekit.testing import RecorderContract
 from prunekit_plugins.recorders.jsonl import JSONLines
 
@@ -187,3 +188,76 @@ def test_a_failure_is_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert lines(tmp_path / "run.h5")[-1] == {
         "event": "finished", "status": "failed", "stopped": None, "error": "no more"
     }  # fmt: skip
+
+
+def scalars(out: Path) -> dict[str, list[tuple[int, float]]]:
+    reading = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
+    )
+    events = reading.EventAccumulator(f"{out}.tensorboard", size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_gets_the_numbers_of_the_run(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    running.write_data(tmp_path / "data.npz")
+    spec = running.mapping(tmp_path, recorders=["hdf5", "tensorboard"], probes=["error_budget", "line"])
+    with pk.run(spec, tmp_path / "run.h5") as results:
+        summary = results.summary
+    found = scalars(tmp_path / "run.h5")
+    for tag, key in {
+        "loss/valid": "valid_loss",
+        "change of the loss/predicted": "predicted_delta_loss",
+    }.items():
+        assert found[tag] == [(s["step"], pytest.approx(s[key])) for s in summary["steps"]]
+    for name in summary["steps"][0]["layers"]:
+        assert found[f"sparsity of layers/{name}"][-1] == (
+            3,
+            pytest.approx(summary["steps"][-1]["layers"][name]),
+        )
+    assert found["loss/test, fine-tuned"] == [(3, pytest.approx(summary["finetuned"]["test_loss"]))]
+    assert len(found["training, dense/running_loss"]) == 3
+    budget = summary["probes"]["error_budget"]["steps"]
+    assert found["error_budget, parts/linear"] == [
+        (r["step"], pytest.approx(r["parts"]["linear"])) for r in budget
+    ]
+
+
+def test_tensorboard_of_a_run_that_goes_on_shows_it_whole(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    running.write_data(tmp_path / "data.npz")
+    spec = running.mapping(tmp_path, recorders=["hdf5", "tensorboard"])
+    pk.run(spec, tmp_path / "whole.h5").close()
+
+    class Stopping(Listener):
+        def step(self, record: pk.StepRecord) -> None:
+            if record.step == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pk.run(spec, tmp_path / "run.h5", listener=Stopping())
+    pk.run(spec, tmp_path / "run.h5", resume=True).close()
+    timeless = [
+        {t: v for t, v in scalars(tmp_path / f"{n}.h5").items() if t != "seconds"} for n in ("run", "whole")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    running.write_data(tmp_path / "data.npz")
+    (tmp_path / "run.h5.tensorboard").mkdir()
+    (tmp_path / "run.h5.tensorboard" / "mine").write_text("mine")
+    with pytest.raises(pk.ResultsError, match="is not what prunekit wrote"):
+        pk.run(running.mapping(tmp_path, recorders=["hdf5", "tensorboard"]), tmp_path / "run.h5")
+    assert (tmp_path / "run.h5.tensorboard" / "mine").read_text() == "mine"
+
+
+def test_without_tensorboard_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunekit_plugins.recorders.tensorboard.find_spec", lambda name: None)
+    running.write_data(tmp_path / "data.npz")
+    with pytest.raises(pk.SpecError, match=r"pip install 'prunekit\[tensorboard\]'"):
+        pk.run(running.mapping(tmp_path, recorders=["hdf5", "tensorboard"]), tmp_path / "run.h5")
