@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import running
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -158,3 +159,13 @@ def test_one_hot_rows_are_refused_with_what_to_write_instead(outputs: int) -> No
 def test_a_size_that_no_number_of_bytes_has_is_a_full_memory() -> None:
     with pytest.raises(RunError, match="out of memory"), device_errors():
         torch.empty(10**18, 5)
+
+
+def test_a_checkpoint_without_counters_of_batch_normalisation_is_read(tmp_path: Path) -> None:
+    model = running.convnet()
+    state = {name: t.clone() for name, t in model.state_dict().items() if "num_batches" not in name}
+    torch.save(state, tmp_path / "older.pt")
+    other = running.convnet()
+    load_into(other, tmp_path / "older.pt")
+    for name, tensor in state.items():
+        assert torch.equal(other.state_dict()[name], tensor)

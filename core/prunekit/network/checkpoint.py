@@ -145,6 +145,10 @@ def load_into(model: nn.Module, path: Path) -> None:
     for name, _ in model.named_buffers():
         if name not in expected:
             stored.pop(name, None)
+    # Batch normalisation in eval mode does not use the counter, and files of older torch, and of other tools, lack it.
+    for name, tensor in expected.items():
+        if name.endswith("num_batches_tracked"):
+            stored.setdefault(name, tensor)
     problems = [f"{n}: missing" for n in expected if n not in stored]
     problems += [f"{n}: not in the model" for n in stored if n not in expected]
     for name, tensor in expected.items():
