@@ -1,12 +1,13 @@
 """What probes of a step cost, beside the step itself.
 
-    python benchmarks/landscape.py [--quick] [--only mlp vgg11 resnet oracle]
+    python benchmarks/landscape.py [--quick] [--only mlp vgg11 resnet oracle grids lanczos]
 
 Of the networks, one table: for each a row for each probe, its time over that of the step (statistics, selection and
 measurement), the median over the steps of a run with ``qm`` and random inputs, and the target. Whatever is found once for a
 network is found in a first step that is not counted; so is what the run's own evaluations cost, which are not made here.
 Another, of ``oracle``: what deleting a weight takes among many, and what it takes one by one, medians over rounds that take
-turns. Threads are torch's: set OMP_NUM_THREADS.
+turns. Two more, of lines and planes against bare passes, and of Lanczos' method against its products and, where they are
+installed, PyHessian and hessian-eigenthings. Threads are torch's: set OMP_NUM_THREADS.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import landscape_curves
 import networks
 import torch
 from networks import Case
@@ -129,11 +131,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="three steps, to see that it runs")
-    parser.add_argument("--only", nargs="+", choices=[*CASES, "oracle"], default=[*CASES, "oracle"])
+    parts = [*CASES, "oracle", "grids", "lanczos"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     given = parser.parse_args()
     rows: list[list[object]] = []
     if "oracle" in given.only:
         oracle(2 if given.quick else 7)
+    if "grids" in given.only:
+        landscape_curves.grids(2 if given.quick else 7)
+    if "lanczos" in given.only:
+        landscape_curves.lanczos((2,) if given.quick else (16, 64), 1 if given.quick else 2)
     for name in [name for name in given.only if name in CASES]:
         seconds = measured(CASES[name](), 3 if given.quick else 14)
         rows.append([name, "qm step", f"{statistics.median(seconds['step']) * 1e3:.1f} ms", "", ""])
