@@ -21,6 +21,9 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm  # no public name covers the 1d, 2d
 
 _TURN = RLock()
 
+_SETTLED: set[int] = set()
+"""Models that are in eval mode, frozen, and begin every pass from one state; under the lock."""
+
 _REDUCED = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
 
 
@@ -155,8 +158,23 @@ def evaluating(model: nn.Module, differentiate: Collection[str] = ()) -> Iterato
         UnsupportedError: If a parameter cannot be differentiated, or if the network overwrites one where that could not
             be foreseen; naming it.
     """
-    with taking_turns(), _evaluating(model, differentiate):
+    with taking_turns():
+        if id(model) in _SETTLED and not differentiate:  # a part of an outer body that wants the same
+            yield
+            return
+        with _evaluating(model, differentiate), _settled(model, not differentiate):
+            yield
+
+
+@contextmanager
+def _settled(model: nn.Module, frozen: bool) -> Iterator[None]:
+    """Note that a model is as measuring wants it; or, where it is differentiated, that it is not."""
+    before = id(model) in _SETTLED
+    (_SETTLED.add if frozen else _SETTLED.discard)(id(model))
+    try:
         yield
+    finally:
+        (_SETTLED.add if before else _SETTLED.discard)(id(model))
 
 
 @contextmanager

@@ -40,16 +40,17 @@ class Plane:
 
     def at(self, x: float, y: float) -> dict[str, Tensor]:
         """The network at a place."""
-        first, second = self.directions
-        point = dict(self.centre)
-        for name in first.keys() | second.keys():
-            value = point[name]
-            if name in first:
-                value = value.add(first[name], alpha=x)
-            if name in second:
-                value = value.add(second[name], alpha=y)
-            point[name] = value
-        return point
+        return self.along(self.row(y), x)
+
+    def row(self, y: float) -> dict[str, Tensor]:
+        """The networks of one y, at x = 0."""
+        _, second = self.directions
+        return {**self.centre, **{name: self.centre[name].add(d, alpha=y) for name, d in second.items()}}
+
+    def along(self, row: Point, x: float) -> dict[str, Tensor]:
+        """The network at a place of a row."""
+        first, _ = self.directions
+        return {**row, **{name: row[name].add(d, alpha=x) for name, d in first.items()}}
 
 
 def random(moment: Moment, normalise: Normalise, generator: Generator) -> Plane:

@@ -62,10 +62,11 @@ class Line(Probe):
         moment.expects((len(phases) - 1) * (1 + points * len(splits)))
         for first, second in pairwise(phases):
             start, end = moment.weights(first), moment.weights(second)
-            losses = {
-                name: [moment.loss(_between(start, end, place), split) for place in places]
-                for name, split in splits.items()
-            }
+            with moment.steady():
+                losses = {
+                    name: [moment.loss(_between(start, end, place), split) for place in places]
+                    for name, split in splits.items()
+                }
             key = f"{first}_to_{second}"
             parabolas, reason = _parabolas(moment, start, end, splits["train"], places)
             groups[key] = {

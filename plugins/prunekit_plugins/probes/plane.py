@@ -74,11 +74,13 @@ class Plane(Probe):
             splits["valid"] = valid
         moment.expects(len(splits) * len(xs) * len(ys) + len(place.marks))
         losses = {name: np.full((len(ys), len(xs)), np.nan) for name in splits}
-        for i, y in enumerate(ys):
-            for j, x in enumerate(xs):
-                point = place.at(float(x), float(y))
-                for name, split in splits.items():
-                    losses[name][i, j] = _finite(moment.loss(point, split))
+        with moment.steady():
+            for i, y in enumerate(ys):
+                row = place.row(float(y))
+                for j, x in enumerate(xs):
+                    point = place.along(row, float(x))
+                    for name, split in splits.items():
+                        losses[name][i, j] = _finite(moment.loss(point, split))
         networks = list(place.marks)
         groups = {
             "plane": {
