@@ -36,6 +36,15 @@ def inspect(
     import prunekit
     from prunekit.errors import SpecError
 
+    if file.is_dir():
+        from prunekit_cli.sweep import show
+
+        found = prunekit.open_sweep(file)
+        if as_json:
+            console.print_json(found.rows())
+        else:
+            show(found)
+        return True
     if form is not None and as_json:
         raise SpecError("--format: is for tables, and --json prints none; give one of them")
     if follow:

@@ -126,6 +126,36 @@ def inspect(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep, a YAML file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FOLDER", help="Where the runs lie. Default: the sweep's name, beside it."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and how each stands.")] = False,
+    workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Processes.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, help="Of each worker. Default: the cores, shared out."),
+    ] = None,
+    retry: Annotated[
+        str | None, typer.Option("--retry", metavar="failed", help="Try again what has failed.")
+    ] = None,
+    as_json: AsJSON = False,
+    block: Block = None,
+    no_code: NoCode = False,
+    quiet: Annotated[bool, typer.Option("--quiet", hidden=True)] = False,
+) -> None:
+    """Run every combination of some values of a spec; several of these share the work on one folder."""
+    from prunekit_cli.sweep import sweep as command
+
+    if not command(file, out, dry_run, workers, threads, retry, as_json, block or [], not no_code, quiet):
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results files, two at least.")],
     as_json: AsJSON = False,

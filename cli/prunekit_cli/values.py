@@ -29,4 +29,7 @@ def shown(value: object) -> str:
         return number(value) if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
     if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
         return ", ".join(f"{v:.4g}" for v in value[:3]) + (", …" if len(value) > 3 else "")
+    if isinstance(value, dict) and isinstance(value.get("name"), str):  # a component with options
+        options = ", ".join(f"{key}={shown(item)}" for key, item in value.items() if key != "name")
+        return f"{value['name']} ({options})" if options else str(value["name"])
     return str(value)

@@ -6,6 +6,7 @@ from .api import attach as attach
 from .api import certificate as certificate
 from .api import compare as compare
 from .api import open as open
+from .api import open_sweep as open_sweep
 from .api import operator as operator
 from .api import probe as probe
 from .api import prune as prune

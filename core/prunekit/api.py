@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from prunekit.distributed import from_first, rank, started, together
+from prunekit.distributed import started, together
 from prunekit.errors import DataError, PrunekitWarning, RunError, SpecError
 from prunekit.masks.settings import Prunable
 from prunekit.network.devices import device_errors
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from prunekit.statistics.base import Estimator
     from prunekit.statistics.joint import Certificate
     from prunekit.statistics.operator import Operator
+    from prunekit.sweeps.opened import Sweep
 
 Given: TypeAlias = str | Mapping[str, object]
 """A component by its name, or by a mapping with the spec's keys."""
@@ -634,9 +634,7 @@ def run(
         RunError: If the run fails; its file then says so and can be resumed.
     """
     from prunekit.plugins.host import manager_for
-    from prunekit.results.claim import claimed
-    from prunekit.runs.resume import admit, check_place
-    from prunekit.runs.run import execute
+    from prunekit.runs.start import start
     from prunekit.spec import load
 
     with started(), together(), device_errors(), ordinary_tensors():
@@ -645,20 +643,24 @@ def run(
         path = Path(os.path.expanduser(out if out is not None else f"{resolved.settings.name}.h5"))
         if path.is_symlink():  # a file takes the output's name; the link must stay and its target be written
             path = Path(os.path.realpath(path))
-        if rank() == 0:
-            check_place(resolved, path, resume, overwrite)
-        with claimed(path) if rank() == 0 else nullcontext():
-            state, complete = from_first(
-                admit(resolved, path, resume, overwrite) if rank() == 0 else (None, False)
-            )
-            if not complete:
-                execute(resolved, path, state, manager, listener)
+        start(resolved, path, manager, listener, resume=resume, overwrite=overwrite)
     return RunResults.open(path)
 
 
 def open(path: str | Path) -> RunResults:
     """Open a results file read-only; needs numpy and h5py, not torch. See :class:`prunekit.results.Results`."""
     return RunResults.open(path)
+
+
+def open_sweep(folder: str | Path) -> Sweep:
+    """Read the folder of a sweep: what each run is, and all numbers in one table; needs no torch.
+
+    Raises:
+        ResultsError: If it is no such folder.
+    """
+    from prunekit.sweeps.opened import Sweep
+
+    return Sweep(folder)
 
 
 def compare(runs: Iterable[Results | str | Path], anyway: bool = False) -> Comparison:

@@ -1,0 +1,75 @@
+"""A sweep as its readers have it: rows, a table, and how it stands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import ResultsError
+from prunekit.records import Plain
+from prunekit.sweeps.folder import Folder, Found
+
+
+class Sweep:
+    """The folder of a sweep, read now; needs no torch.
+
+    Attributes:
+        path: The folder.
+        runs: Every run, and results files that the sweep does not name.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.runs: list[Found] = Folder(self.path).found()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many runs there are of each status."""
+        return dict(Counter(run.status for run in self.runs))
+
+    @property
+    def protocols(self) -> int:
+        """How many protocols the runs were made under; rows of several do not compare."""
+        return len(
+            {run.row["protocol"] for run in self.runs if run.status != "foreign" and "protocol" in run.row}
+        )
+
+    def rows(self) -> list[dict[str, Plain]]:
+        """A row for each run of the sweep: its ``key``, ``status``, parameters, and numbers of its results file."""
+        hidden = ("status", "protocol")
+        return [
+            {
+                "key": r.key,
+                "status": r.status,
+                **r.parameters,
+                **{k: v for k, v in r.row.items() if k not in hidden},
+            }
+            for r in self.runs
+            if r.status != "foreign"
+        ]
+
+    def frame(self) -> Any:
+        """The rows as a pandas ``DataFrame``.
+
+        Raises:
+            ResultsError: If pandas is not installed.
+        """
+        try:
+            pandas = import_module("pandas")
+        except ModuleNotFoundError:
+            raise ResultsError("frame: pandas is not installed; pip install pandas, or take rows()") from None
+        rows = self.rows()
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        cells = {name: [row.get(name) for row in rows] for name in columns}
+        # A list or a mapping in a cell is one value.
+        series = {name: pandas.Series(values, dtype=object) for name, values in cells.items()}
+        return pandas.DataFrame(series).infer_objects()
+
+    def files(self) -> list[Path]:
+        """Results files of the runs that are complete."""
+        return [self.path / f"{run.key}.h5" for run in self.runs if run.status == "complete"]
+
+    def __repr__(self) -> str:
+        return f"<sweep {self.path}: {', '.join(f'{n} {status}' for status, n in self.counts.items())}>"
