@@ -15,10 +15,12 @@ from typing import Any
 import h5py
 import pytest
 import running
+import torch
 
 import prunekit as pk
 from prunekit.sweeps.folder import Folder
 from prunekit.sweeps.plan import load
+from prunekit.training.loop import Trainer
 
 GRID = """\
 base: small.yaml
@@ -265,3 +267,28 @@ def test_reading_a_sweep_needs_no_torch(folder: Path) -> None:
     assert running.cli("sweep", written(folder, "base: small.yaml\nseeds: 1\n"))[0] == 0
     code = f"import sys, prunekit; prunekit.open_sweep({str(folder / 'grid')!r}).rows(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_dense_network_of_a_seed_is_trained_once_and_nothing_else_changes(
+    workers: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(folder, GRID + "exclude: [{prune.criterion: magnitude, prune.scheduler.steps: 1}]\n")
+    if workers == 1:
+        epochs: list[int] = []
+        epoch = Trainer.epoch
+
+        def counted(self: Trainer, index: int) -> Any:
+            epochs.append(index)
+            return epoch(self, index)
+
+        monkeypatch.setattr(Trainer, "epoch", counted)
+        assert running.cli("sweep", path)[0] == 0
+        assert len(epochs) == 2 * 3 + 6 * 2  # three epochs for each seed, and two of fine-tuning for each run
+        monkeypatch.undo()
+    else:
+        assert started(path, "--workers", "2", "--threads", str(torch.get_num_threads())).wait(300) == 0
+    for one in load(path).runs:
+        alone = folder / f"{one.key}.alone.h5"
+        pk.run(folder / "small.yaml", alone, one.parameters).close()
+        assert running.contents(folder / "grid" / f"{one.key}.h5") == running.contents(alone)

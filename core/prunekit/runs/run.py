@@ -39,6 +39,7 @@ from prunekit.runs.circumstances import described as described_changes
 from prunekit.runs.pieces import noted
 from prunekit.runs.resume import refuse_another_run
 from prunekit.runs.state import State, plain, state_path
+from prunekit.runs.trained import Source
 from prunekit.runs.view import refreshed
 from prunekit.seeds import derived, generator
 from prunekit.spec.model import Prune
@@ -51,7 +52,12 @@ _LOOKED_AT = 64
 
 
 def execute(
-    spec: Spec, out: Path, state: State | None, manager: PluginManager, listener: Listener | None = None
+    spec: Spec,
+    out: Path,
+    state: State | None,
+    manager: PluginManager,
+    listener: Listener | None = None,
+    source: Source | None = None,
 ) -> None:
     """Run a spec, or what is left of it.
 
@@ -61,6 +67,7 @@ def execute(
         state: Where to go on, or ``None`` to start.
         manager: Plugins, for statistics and observing hooks.
         listener: Follows the progress.
+        source: May have the dense network already.
 
     Raises:
         PrunekitError: Recorded as ``failed`` (or ``interrupted`` for a keyboard interrupt), then raised.
@@ -68,7 +75,7 @@ def execute(
     plan = setup.bind(spec, manager)
     if state is not None:
         refuse_another_run(state_path(out), state, plan.bound, plan.inputs, plan.examples)
-    execution = _Execution(spec, plan, out, state, manager, listener or Listener())
+    execution = _Execution(spec, plan, out, state, manager, listener or Listener(), source)
     distributed.gather(None)  # what is there may go once every process has got this far
     if state is None and execution.first:
         # Whoever calls has made sure that what is there may go. The state first: alone it would look resumable.
@@ -89,7 +96,9 @@ class _Execution:
         state: State | None,
         manager: PluginManager,
         listener: Listener,
+        source: Source | None,
     ) -> None:
+        self.source = source
         self.spec, self.plan, self.manager, self.listener = spec, plan, manager, listener
         self.settings, self.seeds = spec.settings, spec.data["seeds"]
         self.model, self.splits, self.loss = plan.model, plan.splits, plan.loss
@@ -265,10 +274,29 @@ class _Execution:
     def _train(self) -> None:
         settings = self.settings.train
         if settings is not None and self.spec.data["model"]["checkpoint"] is None and settings.epochs:
+            if self._taken():
+                return
             self._begin("train", settings.epochs)
             trainer = Trainer(self.model, self.splits, self.loss, settings, self.seeds["order"], "dense")
             self._epochs("dense", trainer)
         self._close_phase("dense", self._metrics(), "prune")
+
+    def _taken(self) -> bool:
+        """Begin with a network that another run has trained, if there is one and nothing has been trained yet."""
+        state = self.state
+        if self.source is None or state.done or state.history.get("dense"):
+            return False
+        found = distributed.from_first(
+            self.source(state.environment, self.plan.inputs) if self.first else None
+        )
+        if found is None:
+            return False
+        setup.load_state(self.model, dict(found.weights))
+        for row in found.history:
+            state.history.setdefault("dense", []).append(dict(row))
+            self._tell("epoch_finished", "dense")
+        self._close_phase("dense", self._metrics(), "prune")
+        return True
 
     def _prune(self) -> None:
         state, total, pruner, settings = self.state, self.view.total_steps, self.pruner, self.settings.prune

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 from prunekit.errors import PrunekitError, ResultsError
 from prunekit.observing.listener import Listener
 from prunekit.plugins.host import PluginManager
 from prunekit.results.claim import written
 from prunekit.runs.start import start
+from prunekit.sweeps.dense import has_one, trained
+from prunekit.sweeps.dense import key as dense_key
 from prunekit.sweeps.folder import Folder
 from prunekit.sweeps.plan import Plan, Planned
 
@@ -43,26 +47,41 @@ def work(
     if retry:
         for one in plan.runs:
             folder.forgive(one.key)
-    waiting = list(plan.runs)
+    waiting, alike = list(plan.runs), _alike(plan, folder)
     while waiting:
-        left = [one for one in waiting if not _done(one, folder, manager, told, listener)]
+        left = [one for one in waiting if not _done(one, folder, manager, told, listener, alike)]
         if len(left) == len(waiting):
             time.sleep(_PERIOD)  # others are at work
         waiting = left
 
 
+def _alike(plan: Plan, folder: Folder) -> dict[str, list[Path]]:
+    """The files of each run, by its key, that begin with the same dense network."""
+    dense = {one.key: dense_key(one.spec) for one in plan.runs}
+    groups: dict[str | None, list[Path]] = {}
+    for one in plan.runs:
+        groups.setdefault(dense[one.key], []).append(folder.output(one.key))
+    return {one.key: [] if dense[one.key] is None else groups[dense[one.key]] for one in plan.runs}
+
+
 def _done(
-    one: Planned, folder: Folder, manager: PluginManager, told: Told, listener: Listener | None
+    one: Planned,
+    folder: Folder,
+    manager: PluginManager,
+    told: Told,
+    listener: Listener | None,
+    alike: Mapping[str, Sequence[Path]],
 ) -> bool:
     """Do a run, unless it is done, has failed, or somebody else is doing it; whether nothing is left to do of it."""
     out = folder.output(one.key)
     if folder.failure(one.key) or _complete(folder, one):
         return True
-    if written(out):
+    others = [file for file in alike[one.key] if file != out]
+    if written(out) or (not out.exists() and _being_trained(others)):
         return False
     told(one, "started")
     try:
-        start(one.spec, out, manager, listener, resume=True)
+        start(one.spec, out, manager, listener, resume=True, source=partial(trained, others))
     except ResultsError as error:
         if written(out):  # another was faster
             return False
@@ -74,6 +93,11 @@ def _done(
     else:
         told(one, "complete")
     return True
+
+
+def _being_trained(files: Sequence[Path]) -> bool:
+    """Whether somebody is training the network that a run begins with, and nobody has done so yet."""
+    return not any(map(has_one, files)) and any(map(written, files))
 
 
 def _complete(folder: Folder, one: Planned) -> bool:
