@@ -61,6 +61,7 @@ def test_the_predicted_growth_counts_multiplications():
         ("curvature", "not installed"),
         ("criteria", "What cannot be run"),
         ("landscape", "time over that of the step"),
+        ("sweep", "two workers against one"),
         ("certificate", "greedy OBS on the MONK's problems"),
     ],
 )
