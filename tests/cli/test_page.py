@@ -280,6 +280,13 @@ def test_what_a_drawing_function_may_use_is_converted_and_an_image_is_embedded(t
     assert right["layout"]["title"]["text"] == "1 &lt; 2"
     assert right["layout"]["yaxis"]["ticktext"]
 
+    def lying(figure: Figure) -> None:
+        figure.subplots().barh([0, 1], [2.0, 3.0], left=[1.0, 0.0])
+
+    (panel,) = converted(lying) or []
+    assert panel["data"][0]["orientation"] == "h"
+    assert (decoded(panel["data"][0]["x"]), decoded(panel["data"][0]["base"])) == ([2.0, 3.0], [1.0, 0.0])
+
     def picture(figure: Figure) -> None:
         figure.subplots().imshow([[1, 2]])
 

@@ -101,7 +101,7 @@ def _frame(axes: Axes, artist: Any) -> tuple[str, str]:
 
 
 def whole_line(axes: Axes, drawn: Any, scales: Scales) -> Made | None:
-    """A line from edge to edge."""
+    """A line from edge to edge, as a shape; ``None`` for any other."""
     from matplotlib.colors import to_hex
 
     look = {
@@ -110,123 +110,124 @@ def whole_line(axes: Axes, drawn: Any, scales: Scales) -> Made | None:
         "dash": _DASHES.get(drawn.get_linestyle(), "solid"),
     }
     if hasattr(drawn, "get_slope"):
-        (x0, y0), slope = drawn.get_xy1(), drawn.get_slope()
-        ends = np.array(axes.get_xlim())
-        return {
-            **{"type": "line", "line": look, "x0": float(ends[0]), "x1": float(ends[1])},
-            **{"y0": float(y0 + slope * (ends[0] - x0)), "y1": float(y0 + slope * (ends[1] - x0))},
-        }
+        (x, y), slope = drawn.get_xy1(), drawn.get_slope()
+        x0, x1 = (float(end) for end in axes.get_xlim())
+        y0, y1 = (float(y + slope * (end - x)) for end in (x0, x1))
+        return {"type": "line", "line": look, "x0": x0, "x1": x1, "y0": y0, "y1": y1}
     frame, (xs, ys) = _frame(axes, drawn), drawn.get_data()
-    label = _named(drawn)
     if frame == ("domain", "y") and list(xs) == [0, 1]:
-        at = float(scales[1](np.asarray(ys[:1], dtype=float))[0])
-        return {
-            "type": "line",
-            "xref": "x domain",
-            "x0": 0,
-            "x1": 1,
-            "y0": at,
-            "y1": at,
-            "line": look,
-            **label,
-        }
+        return {"type": "line", "line": look, **_across("x"), **_at("y", scales[1], ys[:1]), **_named(drawn)}
     if frame == ("x", "domain") and list(ys) == [0, 1]:
-        at = float(scales[0](np.asarray(xs[:1], dtype=float))[0])
-        return {
-            "type": "line",
-            "yref": "y domain",
-            "y0": 0,
-            "y1": 1,
-            "x0": at,
-            "x1": at,
-            "line": look,
-            **label,
-        }
+        return {"type": "line", "line": look, **_across("y"), **_at("x", scales[0], xs[:1]), **_named(drawn)}
     return None
 
 
+def _across(axis: str) -> Made:
+    """From edge to edge along an axis."""
+    return {f"{axis}ref": f"{axis} domain", f"{axis}0": 0, f"{axis}1": 1}
+
+
+def _at(axis: str, scale: Scale, ends: Any) -> Made:
+    """From a number to another, or at one."""
+    placed = scale(np.asarray(ends, dtype=float))
+    return {f"{axis}0": float(placed[0]), f"{axis}1": float(placed[-1])}
+
+
 def contours(axes: Axes, scales: Scales, done: set[int]) -> Iterator[Made]:
-    """A plane with its numbers; what belongs to it is done."""
-    for collection in axes.collections:
-        grid = getattr(collection, "prunekit_grid", None)
-        if type(collection).__name__ != "QuadContourSet":
-            continue
-        done.add(id(collection))
-        if grid is None:
-            if any(hasattr(other, "prunekit_grid") for other in axes.collections):
-                continue  # the lines between
-            raise NotConvertedError(
-                "contours whose numbers are not told; prunekit.drawing.contours tells them"
-            )
-        x, y, z, logarithmic, unit = grid
+    """A plane with its numbers; what belongs to it is done.
+
+    Raises:
+        NotConvertedError: If its numbers are not told.
+    """
+    sets = [one for one in axes.collections if type(one).__name__ == "QuadContourSet"]
+    told = [one for one in sets if hasattr(one, "prunekit_grid")]
+    if sets and not told:
+        raise NotConvertedError("contours whose numbers are not told; prunekit.drawing.contours tells them")
+    done |= set(map(id, sets))  # lines between levels among them
+    for one in told:
+        x, y, z, logarithmic, unit = one.prunekit_grid
         shown = np.log10(np.where(np.asarray(z) > 0, z, np.nan)) if logarithmic else np.asarray(z)
         bar: Made = {"title": {"text": text(unit), "side": "right"}}
         if logarithmic:
             ticks = np.linspace(np.nanmin(shown), np.nanmax(shown), 6)
             bar |= {"tickvals": ticks.tolist(), "ticktext": [f"{10**t:.3g}" for t in ticks]}
         yield {
-            **{
-                "type": "contour",
-                "x": numbers(scales[0](x)),
-                "y": numbers(scales[1](y)),
-                "z": numbers(shown),
-            },
-            **{"customdata": numbers(z), "colorscale": "Cividis", "ncontours": 14, "colorbar": bar},
+            "type": "contour",
+            "x": numbers(scales[0](x)),
+            "y": numbers(scales[1](y)),
+            "z": numbers(shown),
+            "customdata": numbers(z),
             "hovertemplate": "%{x:.3g}, %{y:.3g}: %{customdata:.5g}<extra></extra>",
-            **{"name": "", "showlegend": False},
+            "colorscale": "Cividis",
+            "ncontours": 14,
+            "colorbar": bar,
+            "name": "",
+            "showlegend": False,
         }
 
 
 def containers(axes: Axes, scales: Scales, done: set[int]) -> Iterator[Made]:
-    """Bars and error bars."""
-    from matplotlib.colors import to_hex
+    """Bars and error bars; what belongs to them is done."""
     from matplotlib.container import BarContainer, ErrorbarContainer
 
     for container in axes.containers:
         if isinstance(container, BarContainer):
-            patches = list(container.patches)
-            done |= {id(patch) for patch in patches}
-            if not patches:
-                continue
-            low = np.array([p.get_y() for p in patches])
-            high = low + [p.get_height() for p in patches]
-            middle = np.array([p.get_x() + p.get_width() / 2 for p in patches])
-            first = patches[0]
-            bottom = (
-                np.where(low == 0, low, low)
-                if scales[1].kind != "log"
-                else np.maximum(low, axes.get_ylim()[0])
-            )
-            base, top = scales[1](bottom), scales[1](high)
-            yield {
-                **{"type": "bar", "x": numbers(scales[0](middle)), "y": numbers(top - base)},
-                **{"base": numbers(base), "width": numbers([p.get_width() for p in patches])},
-                "marker": {
-                    "color": to_hex(first.get_facecolor()),
-                    "pattern": {"shape": _HATCHES.get((first.get_hatch() or " ")[0], "")},
-                },
-                **{"customdata": numbers(high - low), "hovertemplate": "%{customdata:.4g}"},
-                **_named(container),
-            }
+            done |= {id(patch) for patch in container.patches}
+            if container.patches:
+                yield _bars(axes, container, scales)
         elif isinstance(container, ErrorbarContainer):
             points, caps, ranges = container.lines
             done |= {id(one) for one in (points, *caps, *ranges)}
-            one = line(axes, points, scales) | _named(container)
-            for collection in ranges:
-                ends = np.array([segment for segment in collection.get_segments()])
-                if not len(ends):
-                    continue
-                across = bool(np.all(ends[:, 0, 1] == ends[:, 1, 1]))
-                axis = 0 if across else 1
-                middle = np.asarray(points.get_data()[axis], dtype=float)
-                one["error_x" if across else "error_y"] = {
-                    **{"type": "data", "symmetric": False, "thickness": 1.2, "width": 4},
-                    **{
-                        "array": numbers(ends[:, 1, axis] - middle),
-                        "arrayminus": numbers(middle - ends[:, 0, axis]),
-                    },
-                }
-            yield one
+            yield line(axes, points, scales) | _errors(points, ranges) | _named(container)
+
+
+def _bars(axes: Axes, container: Any, scales: Scales) -> Made:
+    from matplotlib.colors import to_hex
+
+    patches, lying = list(container.patches), container.orientation == "horizontal"
+    boxes = np.array([[p.get_x(), p.get_y(), p.get_width(), p.get_height()] for p in patches], dtype=float)
+    along, across = (0, 1) if lying else (1, 0)  # where the numbers are, and where the bars stand
+    low, high = boxes[:, along], boxes[:, along] + boxes[:, 2 + along]
+    bottom = (
+        low if scales[along].kind != "log" else np.maximum(low, (axes.get_xlim, axes.get_ylim)[along]()[0])
+    )
+    base, top = scales[along](bottom), scales[along](high)
+    first = patches[0]
+    return {
+        "type": "bar",
+        "orientation": "h" if lying else "v",
+        "xy"[across]: numbers(scales[across](boxes[:, across] + boxes[:, 2 + across] / 2)),
+        "xy"[along]: numbers(top - base),
+        "base": numbers(base),
+        "width": numbers(boxes[:, 2 + across]),
+        "marker": {
+            "color": to_hex(first.get_facecolor()),
+            "pattern": {"shape": _HATCHES.get((first.get_hatch() or " ")[0], "")},
+        },
+        "customdata": numbers(high - low),
+        "hovertemplate": "%{customdata:.4g}",
+        **_named(container),
+    }
+
+
+def _errors(points: Any, ranges: Iterable[Any]) -> Made:
+    """Error bars as distances from the points."""
+    found: Made = {}
+    for collection in ranges:
+        ends = np.array(collection.get_segments())
+        if not len(ends):
+            continue
+        axis = 0 if np.all(ends[:, 0, 1] == ends[:, 1, 1]) else 1
+        middle = np.asarray(points.get_data()[axis], dtype=float)
+        found[("error_x", "error_y")[axis]] = {
+            "type": "data",
+            "symmetric": False,
+            "thickness": 1.2,
+            "width": 4,
+            "array": numbers(ends[:, 1, axis] - middle),
+            "arrayminus": numbers(middle - ends[:, 0, axis]),
+        }
+    return found
 
 
 def collected(artist: Any, scales: Scales) -> Iterator[Made]:
@@ -295,40 +296,31 @@ def _pairs(places: np.ndarray, scales: Scales) -> Made:
 
 
 def span(axes: Axes, patch: Any, scales: Scales) -> Made:
-    """A band from edge to edge."""
+    """A band from edge to edge.
+
+    Raises:
+        NotConvertedError: If it is any other patch.
+    """
     from matplotlib.colors import to_hex
 
-    box = patch.get_path().vertices
-    if hasattr(patch, "get_x"):
-        box = np.array(
-            [
-                [patch.get_x(), patch.get_y()],
-                [patch.get_x() + patch.get_width(), patch.get_y() + patch.get_height()],
-            ]
-        )
     frame = _frame(axes, patch)
     if frame == ("x", "y"):
         raise NotConvertedError("a patch")
-    (x0, y0), (x1, y1) = box.min(axis=0), box.max(axis=0)
-    look = {
+    corners = patch.get_path().vertices
+    if hasattr(patch, "get_x"):
+        x, y = patch.get_xy()
+        corners = np.array([[x, y], [x + patch.get_width(), y + patch.get_height()]])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    where, along = ("x", 0) if frame[0] == "x" else ("y", 1)
+    return {
+        "type": "rect",
         "fillcolor": to_hex(patch.get_facecolor()),
         "opacity": patch.get_alpha() or 0.15,
         "line": {"width": 0},
+        **_at(where, scales[along], [low[along], high[along]]),
+        **_across("y" if where == "x" else "x"),
+        **_named(patch),
     }
-    if frame[0] == "x":
-        x0, x1 = (float(v) for v in scales[0]([x0, x1]))
-        return {
-            "type": "rect",
-            "x0": x0,
-            "x1": x1,
-            "yref": "y domain",
-            "y0": 0,
-            "y1": 1,
-            **look,
-            **_named(patch),
-        }
-    y0, y1 = (float(v) for v in scales[1]([y0, y1]))
-    return {"type": "rect", "y0": y0, "y1": y1, "xref": "x domain", "x0": 0, "x1": 1, **look, **_named(patch)}
 
 
 def texts(axes: Axes, scales: Scales) -> Iterator[Made]:
