@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from prunekit import Attempt, ProbeRecord, RunView, StepRecord
 
 
+class HDF5Options(Options):
+    """What is kept beyond what every run keeps."""
+
+    saliencies: bool | list[Annotated[int, Field(ge=1)]] = Field(
+        False, description="Keep what weights were chosen by: at every step, or at these steps."
+    )
+    saliency_dtype: Literal["float16", "float32"] = Field(
+        "float32", description="In which the saliencies are stored; float16 keeps three digits."
+    )
+
+
 class HDF5(Recorder):
     """Writes the run's ``.h5`` file, which ``prunekit inspect`` and ``pk.open`` read.
 
@@ -25,15 +36,8 @@ class HDF5(Recorder):
     name = "hdf5"
     _told = False  # that there are no saliencies
 
-    class Options(Options):
-        """What is kept beyond what every run keeps."""
-
-        saliencies: bool | list[Annotated[int, Field(ge=1)]] = Field(
-            False, description="Keep what weights were chosen by: at every step, or at these steps."
-        )
-        saliency_dtype: Literal["float16", "float32"] = Field(
-            "float32", description="In which the saliencies are stored; float16 keeps three digits."
-        )
+    Options = HDF5Options
+    options: HDF5Options
 
     def wants_saliencies(self, step: int) -> bool:
         """Of the steps that the options name."""
