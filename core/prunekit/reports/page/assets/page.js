@@ -29,11 +29,19 @@
       showline: true, ticks: "outside", tickcolor: colour("--soft"), ...own };
   }
 
+  // Names that do not fit side by side stand upright, and the legend makes room for them.
+  function upright(own) {
+    const names = (own.xaxis && own.xaxis.ticktext) || [];
+    const longest = Math.max(0, ...names.map((name) => name.length));
+    return names.length > 6 && longest > 6 ? Math.min(longest, 24) : 0;
+  }
+
   function layoutOf(own) {
+    const letters = upright(own);
     const title = own.title ? { ...own.title, font: { size: 14 }, x: 0.02, xanchor: "left", y: 0.98, yanchor: "top" } : undefined;
-    return { ...recoloured(own), annotations: own.annotations || [], title, xaxis: axis(own.xaxis), yaxis: axis(own.yaxis), paper_bgcolor: "rgba(0,0,0,0)",
+    return { ...recoloured(own), annotations: own.annotations || [], title, xaxis: axis(letters ? { ...own.xaxis, title: undefined, tickangle: -90, tickfont: { size: 9 } } : own.xaxis), yaxis: axis(own.yaxis), paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour("--ink"), size: 12 }, margin: { l: 50, r: 10, t: 36, b: 40 },
-      legend: { orientation: "h", y: -0.22, font: { size: 11 } }, hovermode: "closest", dragmode: "zoom",
+      legend: { orientation: "h", y: -0.22 - 0.03 * letters, font: { size: 11 } }, hovermode: "closest", dragmode: "zoom",
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--mark") } };
   }
 
