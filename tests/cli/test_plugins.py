@@ -145,7 +145,7 @@ def test_show_gives_required_options_and_statistics() -> None:
     ]
     (qm,) = json.loads(prunekit("plugins", "show", "qm", "--json").stdout)
     assert {"gradient", "ggn_diagonal"} == set(qm["requires"])
-    assert prunekit("plugins", "show", "hdf5").stdout.endswith("\nNo options.\n")
+    assert prunekit("plugins", "show", "jsonl").stdout.endswith("\nNo options.\n")
 
 
 def test_every_option_of_every_built_in_has_a_meaning() -> None:

@@ -197,7 +197,9 @@ CHANGES: dict[str, Any] = {
 }
 CHECKPOINT_AND_DATA = {"model.checkpoint", "dataset.name", "dataset.path"}
 DRAWS = {"prune.criterion.draws"}  # has a meaning for other curvatures only
-WITHOUT_EFFECT = {"version", "name", "folder", "device", "recorders.0.name"}
+WITHOUT_EFFECT = {"version", "name", "folder", "device"} | {
+    f"recorders.0.{key}" for key in ("name", "saliencies", "saliency_dtype")
+}
 
 
 def test_every_value_that_determines_the_results_changes_the_hash(tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ class Folder:
         record = self._read(RECORD)
         runs = record.get("runs")
         if record.get("format") != _FORMAT or not isinstance(runs, dict):
-            raise ResultsError(f"{self.path}: is not the folder of a sweep (no {RECORD} in it)")
+            raise ResultsError(
+                f"{self.path}: is not the folder of a sweep (no {RECORD} in it); of results, only regular files are read"
+            )
         return runs
 
     def _read(self, name: str) -> dict[str, Any]:
