@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -18,6 +19,9 @@ import running
 import torch
 
 import prunekit as pk
+from prunekit.plugins.host import default_manager
+from prunekit.results.claim import lock_path
+from prunekit.sweeps import work
 from prunekit.sweeps.folder import Folder
 from prunekit.sweeps.plan import load
 from prunekit.training.loop import Trainer
@@ -197,6 +201,35 @@ def test_failures_keep_their_traceback_and_are_tried_again_when_asked(folder: Pa
     assert running.cli("sweep", path, "--retry", "failed")[0] == 1
     assert (folder / "grid" / f"{failed.key}.failure.txt").stat().st_mtime_ns > made
     assert "accepted is failed" in running.refused("sweep", path, "--retry", "all")
+
+
+def test_a_run_that_another_machine_has_taken_over_is_no_failure(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = load(written(folder, "base: small.yaml\nseeds: 1\n"))
+    sweep = Folder(folder / "grid")
+    sweep.begin(plan)
+    out = sweep.output(plan.runs[0].key)
+    lock, epoch, looked = lock_path(out), Trainer.epoch, []
+
+    def robbed(self: Trainer, index: int) -> Any:
+        record = {"token": "x", "host": "elsewhere", "process": 1, "since": "now"}
+        lock.write_text('{"prunekit-lock": 1, ' + json.dumps(record)[1:])
+        return epoch(self, index)
+
+    def later(seconds: float) -> None:
+        """While this one waits, the other dies."""
+        looked.append(sweep.failure(plan.runs[0].key))
+        monkeypatch.undo()
+        os.utime(lock, (0, 0))
+
+    monkeypatch.setattr(Trainer, "epoch", robbed)
+    monkeypatch.setattr(work, "time", SimpleNamespace(sleep=later))
+    told: list[str] = []
+    work.work(plan, sweep, default_manager(), lambda one, what: told.append(what))
+    assert looked == [""]
+    assert told == ["started", "started", "complete"]
+    assert pk.open_sweep(folder / "grid").counts == {"complete": 1}
 
 
 def started(path: Path, *more: str) -> subprocess.Popen[bytes]:

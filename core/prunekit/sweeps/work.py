@@ -82,12 +82,9 @@ def _done(
     told(one, "started")
     try:
         start(one.spec, out, manager, listener, resume=True, source=partial(trained, others))
-    except ResultsError as error:
-        if written(out):  # another was faster
-            return False
-        folder.fail(one.key, _text(error))
-        told(one, "failed")
     except Exception as error:  # of a run; the others go on
+        if written(out):  # another was faster, or has taken it over: it is no failure of the run
+            return False
         folder.fail(one.key, _text(error))
         told(one, "failed")
     else:
