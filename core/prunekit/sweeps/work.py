@@ -47,7 +47,9 @@ def work(
     if retry:
         for one in plan.runs:
             folder.forgive(one.key)
-    waiting, alike = list(plan.runs), _alike(plan, folder)
+    # By the index: opening each file of a sweep that is nearly done would take longer than what is left of it.
+    complete = {run.key for run in folder.found() if run.status == "complete"}
+    waiting, alike = [one for one in plan.runs if one.key not in complete], _alike(plan, folder)
     while waiting:
         left = [one for one in waiting if not _done(one, folder, manager, told, listener, alike)]
         if len(left) == len(waiting):
