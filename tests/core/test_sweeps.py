@@ -20,6 +20,7 @@ import torch
 
 import prunekit as pk
 from prunekit.plugins.host import default_manager
+from prunekit.results import ResultsWriter
 from prunekit.results.claim import lock_path
 from prunekit.sweeps import work
 from prunekit.sweeps.folder import Folder
@@ -325,3 +326,29 @@ def test_the_dense_network_of_a_seed_is_trained_once_and_nothing_else_changes(
         alone = folder / f"{one.key}.alone.h5"
         pk.run(folder / "small.yaml", alone, one.parameters).close()
         assert running.contents(folder / "grid" / f"{one.key}.h5") == running.contents(alone)
+
+
+@pytest.mark.parametrize("writing", ["add_epoch", "add_phase", "add_step"])
+def test_a_run_that_is_stopped_while_it_takes_another_ones_network_goes_on(
+    writing: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(folder)
+    assert running.cli("sweep", path, "--out", folder / "whole")[0] == 0
+    first, second = load(path).runs[0], load(path).runs[2]
+    assert first.parameters["seed"] == second.parameters["seed"]
+    place = Folder(folder / "grid")
+    place.begin(load(path))
+    place.output(first.key).write_bytes((folder / "whole" / f"{first.key}.h5").read_bytes())
+    calls, method = [], getattr(ResultsWriter, writing)
+
+    def stopping(self: ResultsWriter, *arguments: Any, **more: Any) -> None:
+        method(self, *arguments, **more)
+        calls.append(writing)
+        if len(calls) == (2 if writing == "add_epoch" else 1):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsWriter, writing, stopping)
+        assert running.cli("sweep", path)[0] == 130
+    assert running.cli("sweep", path)[0] == 0
+    assert contents(folder / "grid") == contents(folder / "whole")

@@ -292,10 +292,16 @@ class _Execution:
         if found is None:
             return False
         setup.load_state(self.model, dict(found.weights))
-        for row in found.history:
-            state.history.setdefault("dense", []).append(dict(row))
-            self._tell("epoch_finished", "dense")
-        self._close_phase("dense", self._metrics(), "prune")
+        rows = [dict(row) for row in found.history]
+
+        def epochs() -> None:
+            """One after another, as recorders hear of them."""
+            for count in range(1, len(rows) + 1):
+                state.history["dense"] = rows[:count]
+                self._tell("epoch_finished", "dense")
+
+        state.history["dense"] = rows
+        self._close_phase("dense", self._metrics(), "prune", epochs)
         return True
 
     def _prune(self) -> None:
@@ -509,10 +515,13 @@ class _Execution:
         self.view.phase = phase
         self.listener.phase(phase, total, self.state.done)
 
-    def _close_phase(self, name: str, measured: Metrics, following: str) -> None:
+    def _close_phase(
+        self, name: str, measured: Metrics, following: str, saved: Callable[[], None] = lambda: None
+    ) -> None:
         self.state.metrics[name] = measured
         self.state.weights[name] = self._phases[name] = weights = setup.state_of(self.model)
         self._move_to(following, weights)
+        saved()
         self._tell("phase_finished", name)
         self.state.recorded.append(name)
 
