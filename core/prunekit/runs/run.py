@@ -284,24 +284,23 @@ class _Execution:
     def _taken(self) -> bool:
         """Begin with a network that another run has trained, if there is one and nothing has been trained yet."""
         state = self.state
-        if self.source is None or state.done or state.history.get("dense"):
+        if state.optimizer is not None or (self.source is None and not state.done):
             return False
-        found = distributed.from_first(
-            self.source(state.environment, self.plan.inputs) if self.first else None
-        )
+        own = self.source(state.environment, self.plan.inputs) if self.first and self.source else None
+        found = distributed.from_first(own)
+        if found is None and state.done:
+            raise RunError("the network that this run had begun with is gone; use --overwrite to start again")
         if found is None:
             return False
         setup.load_state(self.model, dict(found.weights))
         rows = [dict(row) for row in found.history]
-
-        def epochs() -> None:
-            """One after another, as recorders hear of them."""
-            for count in range(1, len(rows) + 1):
-                state.history["dense"] = rows[:count]
-                self._tell("epoch_finished", "dense")
-
-        state.history["dense"] = rows
-        self._close_phase("dense", self._metrics(), "prune", epochs)
+        for count in range(
+            state.done + 1, len(rows) + 1
+        ):  # the state is one epoch ahead of the file, never more
+            state.history["dense"], state.done = rows[:count], count
+            self._save()
+            self._tell("epoch_finished", "dense")
+        self._close_phase("dense", self._metrics(), "prune")
         return True
 
     def _prune(self) -> None:
@@ -515,13 +514,10 @@ class _Execution:
         self.view.phase = phase
         self.listener.phase(phase, total, self.state.done)
 
-    def _close_phase(
-        self, name: str, measured: Metrics, following: str, saved: Callable[[], None] = lambda: None
-    ) -> None:
+    def _close_phase(self, name: str, measured: Metrics, following: str) -> None:
         self.state.metrics[name] = measured
         self.state.weights[name] = self._phases[name] = weights = setup.state_of(self.model)
         self._move_to(following, weights)
-        saved()
         self._tell("phase_finished", name)
         self.state.recorded.append(name)
 
