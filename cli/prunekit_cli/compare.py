@@ -18,6 +18,19 @@ if TYPE_CHECKING:
     from prunekit.reports.compare import Comparison
 
 
+def _of_sweep(file: Path) -> list[Path]:
+    """A results file itself; of a sweep's folder all complete runs."""
+    from prunekit.errors import ResultsError
+    from prunekit.sweeps.opened import Sweep
+
+    if not file.is_dir():
+        return [file]
+    complete = Sweep(file).files()
+    if not complete:
+        raise ResultsError(f"{file}: no run of the sweep is complete")
+    return complete
+
+
 def compare(
     files: Sequence[Path],
     as_json: bool,
@@ -42,7 +55,7 @@ def compare(
     if columns is not None and plot is None:
         raise SpecError("--columns: says how wide the picture is, and --plot where it goes; give both")
     page = None if page is None else check_target(Path(os.path.expanduser(page)), overwrite)
-    comparison = compared(files, anyway)
+    comparison = compared([one for file in files for one in _of_sweep(file)], anyway)
     if plot is not None:
         from prunekit.reports.compare_figure import fill
         from prunekit.reports.picture import picture

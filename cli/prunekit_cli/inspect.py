@@ -37,13 +37,15 @@ def inspect(
     from prunekit.errors import SpecError
 
     if file.is_dir():
-        from prunekit_cli.sweep import show
+        from prunekit_cli.sweep import inspect as of_sweep
 
-        found = prunekit.open_sweep(file)
-        if as_json:
-            console.print_json(found.rows())
-        else:
-            show(found)
+        other = {"--layers": layers, "--figure": figure, "--probe": probe, "--verify": verify, "--html": page}
+        given = [name for name, value in {**other, "--follow": follow, "--format": form}.items() if value]
+        if given:
+            raise SpecError(
+                f"{file}: is a folder, of a sweep maybe; {', '.join(given)}: is for a results file"
+            )
+        of_sweep(file, as_json, plot, columns)
         return True
     if form is not None and as_json:
         raise SpecError("--format: is for tables, and --json prints none; give one of them")

@@ -135,10 +135,19 @@ def sweep(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and how each stands.")] = False,
-    workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Processes.")] = 1,
-    threads: Annotated[
+    workers: Annotated[
         int | None,
-        typer.Option("--threads", metavar="N", min=1, help="Of each worker. Default: the cores, shared out."),
+        typer.Option(
+            "--workers", metavar="N", min=1, help="At a time. Default: one for each GPU, or for each core."
+        ),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            "--executor",
+            metavar="NAME",
+            help="What starts them: inline, process, submitit, ray, or a plugin's.",
+        ),
     ] = None,
     retry: Annotated[
         str | None, typer.Option("--retry", metavar="failed", help="Try again what has failed.")
@@ -151,13 +160,15 @@ def sweep(
     """Run every combination of some values of a spec; several of these share the work on one folder."""
     from prunekit_cli.sweep import sweep as command
 
-    if not command(file, out, dry_run, workers, threads, retry, as_json, block or [], not no_code, quiet):
+    if not command(file, out, dry_run, workers, executor, retry, as_json, block or [], not no_code, quiet):
         raise typer.Exit(1)
 
 
 @app.command()
 def compare(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results files, two at least.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Results files, or folders of sweeps.")
+    ],
     as_json: AsJSON = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="PNG|PDF|SVG", help="Draw them into this file.")

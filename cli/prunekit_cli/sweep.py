@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import RenderableType
+
+from prunekit.records import Plain
 from prunekit.reports.words import number, percent
+from prunekit.units import duration, readable_bytes
 from prunekit_cli import console, signals
 from prunekit_cli.console import table
 from prunekit_cli.values import shown
 
 if TYPE_CHECKING:
     from prunekit.plugins.host import PluginManager
-    from prunekit.sweeps.folder import Folder
+    from prunekit.sweeps.folder import Folder, Found
     from prunekit.sweeps.opened import Sweep
     from prunekit.sweeps.plan import Plan, Planned
 
 _SHOWN = 60
+_COLUMNS = ("sparsity", "train Δloss", "test error", "fine-tuned")
 _EVERY = 5.0  # seconds between two lines of progress
 
 
@@ -27,8 +35,8 @@ def sweep(
     file: Path,
     out: Path | None,
     dry_run: bool,
-    workers: int,
-    threads: int | None,
+    workers: int | None,
+    executor: str | None,
     retry: str | None,
     as_json: bool,
     block: Sequence[str],
@@ -38,7 +46,7 @@ def sweep(
     """Do what is left of a sweep, or list it.
 
     Returns:
-        Whether all runs are complete.
+        Whether all runs are complete; of a worker, that it has ended by itself.
     """
     from prunekit.errors import SpecError
     from prunekit.plugins.host import manager_for
@@ -50,28 +58,19 @@ def sweep(
     if retry not in (None, "failed"):
         raise SpecError(f"--retry {retry}: accepted is failed")
     signals.before_the_end(abandon)
-    with console.only_results():
-        plan = load(Path(os.path.expanduser(file)), manager := manager_for(block, code))
+    file = Path(os.path.expanduser(file))
     place = Path(os.path.expanduser(out)) if out is not None else file.with_suffix("")
+    with console.only_results():
+        plan = load(file, manager := manager_for(block, code))
     if dry_run:
         _list(plan, place, as_json)
         return True
-    folder = Folder(place)
-    folder.begin(plan)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers == 1 and threads is None:
-        _alone(plan, folder, manager, retry is not None, quiet)
-    else:
-        from prunekit.sweeps.processes import command_of
-        from prunekit.sweeps.processes import workers as several
-
-        if retry:
-            for one in plan.runs:
-                folder.forgive(one.key)
-        again = [str(file), "--out", str(place), "--quiet", *(f for b in block for f in ("--block", b))]
-        again += [] if code else ["--no-code"]
-        progress = _Progress(plan, folder)
-        several(command_of(["sweep", *again]), workers, threads or max(1, cores // workers), progress.look)
+    with console.only_results():
+        (folder := Folder(place)).begin(plan)
+        for one in plan.runs if retry else ():
+            folder.forgive(one.key)
+        _refuse_other_data(plan, folder)
+        _run(plan, file, folder, workers, executor, block, code, quiet, manager)
     if quiet:
         return True
     found = Sweep(place)
@@ -82,6 +81,88 @@ def sweep(
     return found.counts.get("complete", 0) == len([r for r in found.runs if r.status != "foreign"])
 
 
+def _run(
+    plan: Plan,
+    file: Path,
+    folder: Folder,
+    workers: int | None,
+    named: str | None,
+    block: Sequence[str],
+    code: bool,
+    quiet: bool,
+    manager: PluginManager,
+) -> None:
+    """Choose an executor, and start the workers."""
+    from prunekit.executor import Job
+    from prunekit.sweeps.machine import cores, gpus
+    from prunekit.sweeps.plan import executor_of
+    from prunekit.sweeps.supervise import supervise
+    from prunekit.sweeps.worker import worker
+
+    counts = folder.counts()
+    left = len(plan.runs) - counts.get("complete", 0) - counts.get("failed", 0)
+    if not left:
+        return
+    executor = plan.executor
+    if named is not None and (executor is None or executor.name != named):
+        executor = executor_of(named, manager)
+    cards = gpus()
+    if workers is None:
+        alone = executor is not None and executor.name == "inline"
+        workers = 1 if alone else max(1, min(left, len(cards) or cores() // plan.threads))
+    executor = executor or executor_of("process" if workers > 1 else "inline", manager)
+    place, target = file.absolute(), folder.path.absolute()
+    again = [str(place), "--out", str(target), "--executor", "inline", "--quiet"]
+    again += [word for name in block for word in ("--block", name)] + ([] if code else ["--no-code"])
+    progress, inline = _Progress(plan, folder, quiet), executor.name == "inline"
+    job = Job(
+        partial(worker, place, target, tuple(block), code, progress.tell if inline else None),
+        (sys.executable, "-m", "prunekit_cli", "sweep", *again),
+        workers,
+        plan.threads,
+        target,
+        tuple(cards),
+    )
+    if not quiet:
+        progress.begin(f"{executor.name}, {workers} worker{'s' if workers > 1 else ''}")
+    supervise(executor, job, progress.look)
+    progress.end()
+
+
+def _refuse_other_data(plan: Plan, folder: Folder) -> None:
+    """Runs that are complete, of files that have changed since, are not these runs."""
+    if not folder.counts().get("complete"):
+        return
+    from prunekit.errors import ResultsError
+    from prunekit.sweeps.work import of_other_data
+
+    stale = of_other_data(plan, folder)
+    if stale:
+        raise ResultsError(
+            f"{folder.path}: {len(stale)} run{'s' if len(stale) > 1 else ''} ({', '.join(stale[:3])}"
+            f"{', …' if len(stale) > 3 else ''}) read files that have changed since; give another --out, or delete those "
+            "results"
+        )
+
+
+def inspect(folder: Path, as_json: bool, plot: Path | None, columns: int | None) -> None:
+    """Print a sweep's table or JSON, or draw it."""
+    from prunekit.errors import SpecError
+    from prunekit.sweeps.opened import Sweep
+
+    if columns is not None and plot is None:
+        raise SpecError("--columns: says how wide the picture is, and --plot where it goes; give both")
+    found = Sweep(folder)
+    if plot is not None:
+        found.plot(plot, columns)
+    if as_json:
+        console.print_json(found.rows())
+        return
+    show(found)
+    if plot is not None:
+        console.stdout().print(f"Drawn into {plot}")
+
+
 def show(found: Sweep) -> None:
     """Print a sweep's table."""
     screen = console.stdout()
@@ -90,95 +171,143 @@ def show(found: Sweep) -> None:
     if found.protocols > 1:
         screen.print(f"made under {found.protocols} protocols, so not all rows compare; see prunekit compare")
     runs = [run for run in found.runs if run.status != "foreign"]
-    names = list(dict.fromkeys(name for run in runs for name in run.parameters))
-    rows = [
-        [
-            *(run.key[:8], run.status, *(shown(run.parameters.get(name)) for name in names)),
-            *(percent(run.row.get("sparsity"), 2), number(run.row.get("train_delta_loss"))),
-            *(percent(run.row.get("pruned_test_error")), percent(run.row.get("finetuned_test_error"))),
-        ]
-        for run in runs[:_SHOWN]
-    ]
-    columns = ["run", "status", *names, "sparsity", "train Δloss", "test error", "fine-tuned"]
-    more = f" (the first {_SHOWN} of {len(runs)}; all with --json)" if len(runs) > _SHOWN else ""
-    screen.print(table(f"Runs{more}", columns, rows, left=2 + len(names)))
+    rows = found.over_seeds()
+    screen.print(_by_run(runs) if len(rows) == len(runs) else _by_combination(rows))
     for run in runs:
         if run.failure:
             screen.print(f"{run.key} failed: {run.failure.strip().splitlines()[-1]}")
 
 
+def _by_run(runs: Sequence[Found]) -> RenderableType:
+    names = varying(run.parameters for run in runs)
+    rows = [
+        [
+            *(run.key[:8], run.status, *(_value(run.parameters.get(name)) for name in names)),
+            *(percent(run.row.get("sparsity"), 2), number(run.row.get("train_delta_loss"))),
+            *(percent(run.row.get("pruned_test_error")), percent(run.row.get("finetuned_test_error"))),
+        ]
+        for run in runs[:_SHOWN]
+    ]
+    return table(_titled("Runs", len(runs)), ["run", "status", *names, *_COLUMNS], rows, left=2 + len(names))
+
+
+def _by_combination(rows: Sequence[Mapping[str, Plain]]) -> RenderableType:
+    """Means over seeds, and standard deviations."""
+    parameters = list(rows[0])[: list(rows[0]).index("runs")]
+    names = varying({name: row[name] for name in parameters} for row in rows)
+
+    def cell(row: Mapping[str, Plain], name: str, scale: float, unit: str) -> str:
+        mean, deviation = row.get(name), row.get(f"{name}_sd")
+        if mean is None:
+            return "–"
+        spread = "" if deviation is None else f" ± {scale * deviation:.2g}"
+        return f"{scale * mean:.{4 if scale == 1 else 2}f}{spread}{unit}"
+
+    lines = [
+        [
+            *(_value(row.get(name)) for name in names),
+            f"{row['complete']} of {row['runs']}",
+            percent(row.get("sparsity"), 2),
+            cell(row, "train_delta_loss", 1, ""),
+            *(cell(row, name, 100, " %") for name in ("pruned_test_error", "finetuned_test_error")),
+        ]
+        for row in rows[:_SHOWN]
+    ]
+    title = _titled("Means over seeds, and standard deviations", len(rows))
+    return table(title, [*names, "complete", *_COLUMNS], lines, left=1 + len(names))
+
+
+def _titled(what: str, count: int) -> str:
+    return f"{what} (the first {_SHOWN} of {count}; all with --json)" if count > _SHOWN else what
+
+
+def _value(value: Plain) -> str:
+    """A parameter as a sweep's file would have it."""
+    return f"{value:g}" if isinstance(value, float) else shown(value)
+
+
+def varying(parameters: Iterable[Mapping[str, Plain]]) -> list[str]:
+    """Names of the parameters that have several values."""
+    values: dict[str, set[str]] = {}
+    for one in parameters:
+        for name, value in one.items():
+            values.setdefault(name, set()).add(json.dumps(value, sort_keys=True))
+    return [name for name, different in values.items() if len(different) > 1]
+
+
 def _list(plan: Plan, place: Path, as_json: bool) -> None:
+    from prunekit.sweeps.estimate import estimate
     from prunekit.sweeps.folder import Folder
 
-    folder = Folder(place)
-    there = {run.key: run for run in folder.found()} if (place / "sweep.json").exists() else {}
+    there = {run.key: run for run in Folder(place).found()} if (place / "sweep.json").exists() else {}
     status = {one.key: there[one.key].status if one.key in there else "missing" for one in plan.runs}
     if as_json:
         console.print_json(
             [{"key": one.key, "status": status[one.key], "parameters": one.parameters} for one in plan.runs]
         )
         return
-    names = list(dict.fromkeys(name for one in plan.runs for name in one.parameters))
+    names = varying(one.parameters for one in plan.runs)
     rows = [
-        [one.key, status[one.key], *(shown(one.parameters.get(n)) for n in names)]
+        [one.key, status[one.key], *(_value(one.parameters.get(n)) for n in names)]
         for one in plan.runs[:_SHOWN]
     ]
     screen = console.stdout()
     more = f" (the first {_SHOWN})" if len(plan.runs) > _SHOWN else ""
     screen.print(table(f"{len(plan.runs)} runs{more}", ["run", "status", *names], rows, left=2 + len(names)))
-    seconds = [
-        run.row["seconds"] for run in there.values() if isinstance(run.row.get("seconds"), int | float)
-    ]
-    left = sum(s != "complete" for s in status.values())
-    if seconds and left:
-        mean = sum(seconds) / len(seconds)
+    waiting = [one for one in plan.runs if status[one.key] not in ("complete", "failed")]
+    cost = estimate(waiting, there.values())
+    if cost is not None and waiting:
+        seconds, memory, of = cost
         screen.print(
-            f"{left} are left: about {left * mean:.0f} s of pruning, by the {len(seconds)} that are done"
+            f"{len(waiting)} are left: about {duration(seconds)} of one worker, and {readable_bytes(memory)} of memory for "
+            f"each, by the {of} that are done"
         )
-
-
-def _alone(plan: Plan, folder: Folder, manager: PluginManager, retry: bool, quiet: bool) -> None:
-    from prunekit.sweeps.work import work
-
-    progress = _Progress(plan, folder)
-
-    def told(one: Planned, what: str) -> None:
-        signals.check()
-        if not quiet:
-            progress.tell(one, what)
-
-    with console.only_results():
-        work(plan, folder, manager, told, retry=retry)
 
 
 class _Progress:
     """Lines on stderr: what was done, and how long the rest will take at that pace."""
 
-    def __init__(self, plan: Plan, folder: Folder) -> None:
-        self._plan, self._folder = plan, folder
-        self._started, self._done, self._last = time.monotonic(), 0, 0.0
+    def __init__(self, plan: Plan, folder: Folder, quiet: bool) -> None:
+        self._plan, self._folder, self._quiet = plan, folder, quiet
+        self._names = varying(one.parameters for one in plan.runs)
+        self._started, self._last = time.monotonic(), 0.0
+        self._before = self._done = 0
+
+    def begin(self, text: str) -> None:
+        """Say who does the work."""
+        counts = self._folder.counts()
+        self._before = self._done = counts.get("complete", 0) + counts.get("failed", 0)
+        self._last = time.monotonic()
+        self._print(text)
+
+    def end(self) -> None:
+        """Say how it stands."""
+        self._last = 0.0
+        self.look()
 
     def tell(self, one: Planned, what: str) -> None:
         """A run has been started, is complete, or has failed."""
-        if what != "started":
+        signals.check()
+        if what != "started" and not self._quiet:
             self._done += 1
-            words = ", ".join(f"{name}={shown(value)}" for name, value in one.parameters.items())
+            words = ", ".join(f"{name}={_value(one.parameters[name])}" for name in self._names)
             self._print(f"{one.key[:8]} {what}  {words}")
 
     def look(self) -> None:
         """Count what workers have done, now and then."""
         signals.check()
         now = time.monotonic()
-        if now - self._last < _EVERY:
+        if now - self._last < _EVERY or self._quiet:
             return
         self._last = now
-        counts: dict[str, int] = {}
-        for run in self._folder.found():
-            counts[run.status] = counts.get(run.status, 0) + 1
+        counts = self._folder.counts()
         self._done = counts.get("complete", 0) + counts.get("failed", 0)
         self._print(", ".join(f"{count} {status}" for status, count in counts.items() if status != "foreign"))
 
     def _print(self, text: str) -> None:
         total, spent = len(self._plan.runs), time.monotonic() - self._started
-        left = f"  {spent / self._done * (total - self._done):.0f} s left" if self._done else ""
+        made = self._done - self._before
+        left = (
+            f"  {duration(spent / made * (total - self._done))} left" if made and self._done < total else ""
+        )
         console.stderr().print(f"sweep {self._done}/{total}  {text}{left}")

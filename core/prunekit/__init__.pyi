@@ -30,6 +30,9 @@ from .errors import ResultsError as ResultsError
 from .errors import RunError as RunError
 from .errors import SpecError as SpecError
 from .errors import UnsupportedError as UnsupportedError
+from .executor import Executor as Executor
+from .executor import Job as Job
+from .executor import Worker as Worker
 from .losses.base import Loss as Loss
 from .losses.callable import CallableLoss as CallableLoss
 from .masks.items import Items as Items

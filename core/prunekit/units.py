@@ -1,4 +1,4 @@
-"""Numbers of bytes, for readers."""
+"""Numbers of bytes and seconds, for readers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ def readable_bytes(size: float) -> str:
         if size >= bytes_ / 10:
             return f"{size / bytes_:,.1f} {unit}"
     return f"{size / 2**10:,.1f} KiB"
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    Example:
+        >>> duration(0.4), duration(75), duration(600), duration(9000), duration(400_000)
+        ('0 s', '75 s', '10 min', '2.5 h', '4.6 days')
+    """
+    for unit, length, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def memory_option(size: float) -> str:

@@ -19,7 +19,9 @@ WITHOUT_TORCH = (
     "prunekit.results, prunekit.plugins.host, prunekit.plugins.build, prunekit.spec, prunekit.distributed",
     "prunekit.training.settings, prunekit.testing, prunekit_cli.main",
 )
-PLUGINS = "models, datasets, losses, criteria, schedulers, selectors, statistics, probes, recorders"
+PLUGINS = (
+    "models, datasets, losses, criteria, schedulers, selectors, statistics, probes, recorders, executors"
+)
 
 
 @pytest.mark.parametrize(

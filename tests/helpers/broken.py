@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -831,6 +832,69 @@ RECORDERS: dict[str, Case] = {
 }
 
 
+# -- executors --------------------------------------------------------------------------------------------------
+
+
+class Running(pk.Worker):
+    """A process."""
+
+    def __init__(self, command: tuple[str, ...]) -> None:
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.communicate()
+
+    def said(self) -> str:
+        return self.process.communicate()[1]
+
+
+class Executor(pk.Executor):
+    """Starts processes."""
+
+    name = "good"
+
+    def start(self, job: Any, index: int) -> pk.Worker:
+        return Running(job.command)
+
+
+def starting(worker: type[Running]) -> Any:
+    return variant(Executor, start=lambda self, job, index: worker(job.command))
+
+
+class Twice(Running):
+    def __init__(self, command: tuple[str, ...]) -> None:
+        subprocess.run(command, check=False)
+        super().__init__(command)
+
+
+class Content(Running):
+    def poll(self) -> int | None:
+        return None if self.process.poll() is None else 0
+
+
+class Positive(Running):
+    def poll(self) -> int | None:
+        code = self.process.poll()
+        return code if code is None else abs(code)
+
+
+class Deaf(Running):
+    def stop(self) -> None:
+        pass
+
+
+EXECUTORS: dict[str, Case] = {
+    "starts two": (starting(Twice), "runs a worker to its end"),
+    "is content": (starting(Content), "tells a failure from an end"),
+    "counts a kill as a failure": (starting(Positive), "tells that a worker was killed"),
+    "does not stop": (starting(Deaf), "stops a worker"),
+}
+
+
 # -- models -----------------------------------------------------------------------------------------------------
 
 
@@ -998,6 +1062,7 @@ BROKEN: dict[str, dict[str, Case]] = {
     "recorder": RECORDERS,
     "model": MODELS,
     "dataset": DATASETS,
+    "executor": EXECUTORS,
 }
 
 GOOD: list[tuple[str, Any]] = [
@@ -1012,4 +1077,5 @@ GOOD: list[tuple[str, Any]] = [
     ("recorder", Recorder),
     ("model", Model),
     ("dataset", Dataset),
+    ("executor", Executor),
 ]

@@ -149,6 +149,19 @@ def cli(*arguments: Any) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+def alone(*arguments: Any) -> tuple[int, str, str]:
+    """Run the command line in a process of its own; exit code, stdout, stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "prunekit_cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
 def refused(*arguments: Any, code: int = 2) -> str:
     """Run the command line, which must end with ``code``, a message on stderr and no traceback."""
     found, out, err = cli(*arguments)

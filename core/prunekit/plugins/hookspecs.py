@@ -21,6 +21,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from prunekit.data import Dataset, Model
+    from prunekit.executor import Executor
     from prunekit.losses.base import Loss
     from prunekit.observing.probe import Probe
     from prunekit.observing.recorder import Recorder
@@ -262,6 +263,42 @@ def prunekit_register_recorders() -> list[type[Recorder]]:
         @pk.hookimpl
         def prunekit_register_recorders():
             return [Lines]
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def prunekit_register_executors() -> list[type[Executor]]:
+    """Called once at load; return executors, which start the workers of a sweep. Since 0.2.
+
+    Example::
+
+        import subprocess
+        import prunekit as pk
+
+        class Running(pk.Worker):
+            def __init__(self, command):
+                self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+            def poll(self):
+                return self.process.poll()
+
+            def stop(self):
+                self.process.terminate()
+                self.process.wait()
+
+            def said(self):
+                return self.process.communicate()[1]
+
+        class Nice(pk.Executor):
+            name = "nice"
+
+            def start(self, job, index):
+                return Running(["nice", *job.command])
+
+        @pk.hookimpl
+        def prunekit_register_executors():
+            return [Nice]
     """
     raise NotImplementedError
 

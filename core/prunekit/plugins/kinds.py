@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from prunekit.component import Component
 from prunekit.data import Dataset, Model
+from prunekit.executor import Executor
 from prunekit.losses.base import Loss
 from prunekit.observing.probe import MOMENTS, Probe
 from prunekit.observing.recorder import Recorder
@@ -106,6 +107,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "selector": Kind(Selector, "selectors", ("prune", "selector"), default=("global",)),
         "probe": Kind(Probe, "probes", ("probes",), many=True, keys={"label": _LABEL, "moments": _MOMENTS}),
         "recorder": Kind(Recorder, "recorders", ("recorders",), many=True, default=("hdf5",)),
+        "executor": Kind(Executor, "executors"),
     }
 )
 """Singular name of each kind to what is to be known of it."""

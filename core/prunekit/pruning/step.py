@@ -356,7 +356,9 @@ class Pruner:
         estimated = sample.has_loss
         before = sample.loss(self._model, self._loss)
         if not self._guarded and math.isfinite(before):
-            refuse_several_functions(self._model, sample.batches, self._loss, before, estimated)
+            if not sample.agreed:
+                refuse_several_functions(self._model, sample.batches, self._loss, before, estimated)
+                sample.agree()
             self._guarded = True
         return statistics, before
 

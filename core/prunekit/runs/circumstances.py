@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,21 @@ from prunekit.records import Plain, Row
 from prunekit.runs.plan import Plan
 from prunekit.version import __version__
 
-_OF_NO_CONSEQUENCE = ("date", "folder", "platform", "cores", "error")
+try:
+    import resource
+except ModuleNotFoundError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+_OF_NO_CONSEQUENCE = (
+    "date",
+    "folder",
+    "platform",
+    "cores",
+    "error",
+    "seconds",
+    "peak_memory",
+    "peak_gpu_memory",
+)
 """What may be another for a run that goes on without any number becoming another."""
 
 
@@ -56,6 +71,17 @@ def circumstances(plan: Plan, folder: Path) -> dict[str, Plain]:
             key: getattr(backends.cudnn, key) for key in ("enabled", "benchmark", "deterministic")
         }
     return facts
+
+
+def costs(device: torch.device, seconds: float) -> dict[str, Plain]:
+    """What a run has taken so far: seconds, and the most bytes that its process has held, on the device too."""
+    taken: dict[str, Plain] = {"seconds": round(seconds, 3)}
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        taken["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if device.type == "cuda":
+        taken["peak_gpu_memory"] = torch.cuda.max_memory_allocated(device)
+    return taken
 
 
 _BEST_EPOCH = "lowest validation error, or loss where there is none; of equal ones the first; without validation the last"

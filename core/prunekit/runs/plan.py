@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from prunekit.pruning.scheduler import Scheduler
 from prunekit.pruning.selector import Selector
 from prunekit.pruning.until import Until, limited
 from prunekit.records import Plain
-from prunekit.runs.identity import fingerprint, inputs, spec_hash
+from prunekit.runs.identity import digest, fingerprint, inputs, spec_hash
+from prunekit.runs.shared import Shared
 from prunekit.seeds import derived
 from prunekit.spec.resolve import Part, Spec
 
@@ -108,8 +110,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def bind(spec: Spec, manager: PluginManager) -> Plan:
+def bind(spec: Spec, manager: PluginManager, shared: Shared | None = None) -> Plan:
     """Load the data, decide what the spec leaves to them, build the network, read its checkpoint.
+
+    Args:
+        spec: Resolved.
+        manager: What plugins there are.
+        shared: May have the data already.
 
     Raises:
         DataError, CheckpointError, DeviceError, SpecError: If something is missing or does not fit.
@@ -123,8 +130,9 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
     device, dtype = choose_device(spec.settings.device), getattr(torch, spec.settings.dtype)
     if device.type == "cuda" and distributed.world() > 1:
         torch.cuda.set_device(device)
-    loaded, examples = load_data(spec)
-    splits = loaded.to(device, dtype)
+    splits, examples = (shared or Shared()).once(
+        "data", _data_key(spec, device, dtype), lambda: _on(device, dtype, *load_data(spec))
+    )
     _check_data(splits, str(spec.data["dataset"]["name"]))
     loss = choose_loss(spec, splits, manager)
     for _, split in _there(splits):
@@ -172,6 +180,18 @@ def bind(spec: Spec, manager: PluginManager) -> Plan:
         ),
         examples,
     )
+
+
+def _on(
+    device: torch.device, dtype: torch.dtype, loaded: Splits, examples: str | None
+) -> tuple[Splits, str | None]:
+    return loaded.to(device, dtype), examples
+
+
+def _data_key(spec: Spec, device: torch.device, dtype: torch.dtype) -> str:
+    """What decides the examples: the data set, its files' contents, and what they become."""
+    files = {str(file): digest(file) for file in _part(spec, "dataset").build().files()}
+    return json.dumps([spec.data["dataset"], str(spec.base), files, str(device), str(dtype)], sort_keys=True)
 
 
 def load_data(spec: Spec) -> tuple[Splits, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -29,15 +30,17 @@ from prunekit.observing.probe import Moments, Probe, asked
 from prunekit.observing.recorder import Recorder
 from prunekit.plugins.build import estimators, measures, ranking
 from prunekit.plugins.host import PluginManager
+from prunekit.pruning.first import FirstSteps
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.step import Measure, Outcome, Pruner
 from prunekit.pruning.until import KEY, watch
 from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, RunView, StepRecord
 from prunekit.runs import plan as setup
-from prunekit.runs.circumstances import changes, circumstances
+from prunekit.runs.circumstances import changes, circumstances, costs
 from prunekit.runs.circumstances import described as described_changes
 from prunekit.runs.pieces import noted
 from prunekit.runs.resume import refuse_another_run
+from prunekit.runs.shared import Shared, dense_key
 from prunekit.runs.state import State, plain, state_path
 from prunekit.runs.trained import Source
 from prunekit.runs.view import refreshed
@@ -58,6 +61,7 @@ def execute(
     manager: PluginManager,
     listener: Listener | None = None,
     source: Source | None = None,
+    shared: Shared | None = None,
 ) -> None:
     """Run a spec, or what is left of it.
 
@@ -68,14 +72,16 @@ def execute(
         manager: Plugins, for statistics and observing hooks.
         listener: Follows the progress.
         source: May have the dense network already.
+        shared: What other runs of this process have made may be taken from there, and kept there.
 
     Raises:
         PrunekitError: Recorded as ``failed`` (or ``interrupted`` for a keyboard interrupt), then raised.
     """
-    plan = setup.bind(spec, manager)
+    shared = None if distributed.world() > 1 else shared  # processes must wait for each other alike
+    plan = setup.bind(spec, manager, shared)
     if state is not None:
         refuse_another_run(state_path(out), state, plan.bound, plan.inputs, plan.examples)
-    execution = _Execution(spec, plan, out, state, manager, listener or Listener(), source)
+    execution = _Execution(spec, plan, out, state, manager, listener or Listener(), source, shared)
     distributed.gather(None)  # what is there may go once every process has got this far
     if state is None and execution.first:
         # Whoever calls has made sure that what is there may go. The state first: alone it would look resumable.
@@ -97,8 +103,10 @@ class _Execution:
         manager: PluginManager,
         listener: Listener,
         source: Source | None,
+        shared: Shared | None,
     ) -> None:
-        self.source = source
+        self.source, self.shared = source, shared
+        self._began = time.monotonic()
         self.spec, self.plan, self.manager, self.listener = spec, plan, manager, listener
         self.settings, self.seeds = spec.settings, spec.data["seeds"]
         self.model, self.splits, self.loss = plan.model, plan.splits, plan.loss
@@ -131,6 +139,7 @@ class _Execution:
         )
         if self.pruner is not None:
             self.pruner.warnings = self.state.warnings
+        self._earlier = float(self.state.environment.get("seconds", 0.0))
         if not fresh:
             self._restore()
             self._note_changes(now)
@@ -266,6 +275,7 @@ class _Execution:
             self.state_file.unlink(missing_ok=True)
 
     def _finish(self) -> None:
+        self.view.environment |= self._costs()
         self._tell("finished")
         self._call("prunekit_run_finished", refreshed(self.view, self.state))
 
@@ -279,7 +289,7 @@ class _Execution:
             self._begin("train", settings.epochs)
             trainer = Trainer(self.model, self.splits, self.loss, settings, self.seeds["order"], "dense")
             self._epochs("dense", trainer)
-        self._close_phase("dense", self._metrics(), "prune")
+        self._close_phase("dense", self._dense_metrics(), "prune")
 
     def _taken(self) -> bool:
         """Begin with a network that another run has trained, if there is one and nothing has been trained yet."""
@@ -300,7 +310,7 @@ class _Execution:
             state.history["dense"], state.done = rows[:count], count
             self._save()
             self._tell("epoch_finished", "dense")
-        self._close_phase("dense", self._metrics(), "prune")
+        self._close_phase("dense", self._dense_metrics(), "prune")
         return True
 
     def _prune(self) -> None:
@@ -423,7 +433,14 @@ class _Execution:
             [(chosen.x, chosen.y)],
             generator(self.seeds["sample"], "statistics", index),
             partial(self._others, self._examples, index),
+            self._known() if not index else None,
         )
+
+    def _known(self) -> FirstSteps | None:
+        """First steps of other runs from the same network."""
+        if self.shared is None:
+            return None
+        return self.shared.first_steps(self._dense_key(self.state.weights["dense"]))
 
     def _others(self, examples: Tensor, index: int) -> list[Batch] | None:
         """As many training examples as a step's, none of them among these, as far as there are; ``None``: none."""
@@ -505,6 +522,15 @@ class _Execution:
             return torch.arange(total, device="cpu")
         return torch.randperm(total, generator=generator(self.seeds["sample"], *labels), device="cpu")[:count]
 
+    def _dense_metrics(self) -> Metrics:
+        if self.shared is None:
+            return self._metrics()
+        return dict(self.shared.once("metrics", self._dense_key(setup.tensors(self.model)), self._metrics))
+
+    def _dense_key(self, weights: Mapping[str, Tensor]) -> str:
+        plan = self.plan
+        return dense_key(plan.bound, [plan.inputs, plan.examples, str(plan.device)], weights)
+
     def _metrics(self) -> Metrics:
         return metrics(self.model, self.splits, self.loss, self.settings.evaluate.train_examples)
 
@@ -527,8 +553,12 @@ class _Execution:
         state.current = weights
         self._save()
 
+    def _costs(self) -> dict[str, Plain]:
+        return costs(self.plan.device, self._earlier + time.monotonic() - self._began)
+
     def _save(self) -> None:
         if self.first:
+            self.state.environment |= self._costs()
             self.state.save(self.state_file)
 
     def _same_weights(self) -> None:

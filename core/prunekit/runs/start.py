@@ -11,6 +11,7 @@ from prunekit.plugins.host import PluginManager
 from prunekit.results.claim import claimed
 from prunekit.runs.resume import admit, check_place
 from prunekit.runs.run import execute
+from prunekit.runs.shared import Shared
 from prunekit.runs.trained import Source
 from prunekit.spec.resolve import Spec
 
@@ -24,6 +25,7 @@ def start(
     resume: bool = False,
     overwrite: bool = False,
     source: Source | None = None,
+    shared: Shared | None = None,
 ) -> None:
     """Run a spec into an output, or go on with what is there.
 
@@ -35,6 +37,7 @@ def start(
         resume: Go on with an unfinished output; start an absent one; leave a complete one alone.
         overwrite: Replace an output that is there.
         source: May have the dense network already.
+        shared: What runs of this process have in common.
 
     Raises:
         ResultsError: If the output exists, cannot be resumed, or another process is writing it.
@@ -45,4 +48,4 @@ def start(
     with claimed(out) if rank() == 0 else nullcontext():
         state, complete = from_first(admit(spec, out, resume, overwrite) if rank() == 0 else (None, False))
         if not complete:
-            execute(spec, out, state, manager, listener, source)
+            execute(spec, out, state, manager, listener, source, shared)

@@ -68,21 +68,22 @@ class Detailed(dict[str, "Tensor"]):
 
     def map(self, function: Function) -> Self:
         """The same with the function applied to every tensor."""
-        mapped = copy(self)
+        other = copy(self)
         for key, tensor in self.items():
-            mapped[key] = function(tensor)
+            other[key] = function(tensor)
         for name, value in vars(self).items():
-            setattr(mapped, name, _mapped(value, function))
-        return mapped
+            setattr(other, name, mapped(value, function))
+        return other
 
 
-def _mapped(value: object, function: Function) -> object:
-    if isinstance(value, Mapping):
-        return {key: _mapped(item, function) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(item, function) for item in value)
-    if isinstance(value, Mappable):
+def mapped(value: object, function: Function) -> object:
+    """A statistic or a part of one with the function applied to every tensor in it."""
+    if isinstance(value, Mappable):  # before mappings, of which some are
         return value.map(function)
+    if isinstance(value, Mapping):
+        return {key: mapped(item, function) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(item, function) for item in value)
     return function(value) if hasattr(value, "device") else value
 
 

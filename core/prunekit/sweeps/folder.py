@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,14 @@ from prunekit.sweeps.plan import Plan
 RECORD = "sweep.json"
 """What the folder is: the runs, and the text of the sweep."""
 _FORMAT = "prunekit-sweep"
-_INDEX = "index.json"
-"""What the files said when they were last looked at; may be deleted at any time."""
+_INDEX = "index.jsonl"
+"""What complete files say, a line each; may be deleted at any time."""
+_SPARE = 100  # lines that say nothing new, before the index is written anew
 _FAILURE = ".failure.txt"
+_STARTS = ".starts"
+"""How far a run was, whenever a worker began with it; goes once the run is over."""
+TRIES = 3
+"""Workers that may die at the same place of a run."""
 
 STATUSES = ("complete", "running", "unfinished", "failed", "missing", "foreign")
 
@@ -53,15 +60,16 @@ class Folder:
         self.path = path
 
     def begin(self, plan: Plan) -> None:
-        """Make the folder, or add the sweep's runs to those that are there.
+        """Make the folder, or say which runs it is of now: results of others stay, and are foreign.
 
         Raises:
             ResultsError: If the folder is something else's, or cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            runs = self._runs() if (self.path / RECORD).exists() else {}
-            runs |= {one.key: one.parameters for one in plan.runs}
+            if (self.path / RECORD).exists():
+                self._runs()
+            runs = {one.key: one.parameters for one in plan.runs}
             record = {"format": _FORMAT, "sweep": str(plan.source), "text": plan.text, "runs": runs}
             self._write(RECORD, record)
         except OSError as error:
@@ -78,7 +86,22 @@ class Folder:
 
     def forgive(self, key: str) -> None:
         """Forget a failure."""
-        (self.path / f"{key}{_FAILURE}").unlink(missing_ok=True)
+        for suffix in (_FAILURE, _STARTS):
+            (self.path / f"{key}{suffix}").unlink(missing_ok=True)
+
+    def starting(self, key: str, place: str) -> bool:
+        """Note that a worker begins with a run, and how far that is; whether earlier ones have not all died there."""
+        file = self.path / f"{key}{_STARTS}"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        if lines[-TRIES:] == [place] * TRIES:
+            return False
+        with open(file, "a", encoding="utf-8") as stream:
+            print(place, file=stream)
+        return True
+
+    def over(self, key: str) -> None:
+        """Forget who has begun with a run."""
+        (self.path / f"{key}{_STARTS}").unlink(missing_ok=True)
 
     def failure(self, key: str) -> str:
         """The traceback of a failure, if there was one."""
@@ -93,25 +116,45 @@ class Folder:
         Raises:
             ResultsError: If it is not the folder of a sweep.
         """
-        runs, index = self._runs(), self._read(_INDEX)
+        runs, index, lines = self._runs(), *self._index()
         files = {p.stem: p for p in sorted(self.path.glob("*.h5"))}
         rows: dict[str, Row] = {}
         for key, file in files.items():
-            stamp = _stamp(file)
-            known = index.get(key)
-            if (
-                isinstance(known, dict)
-                and known.get("stamp") == stamp
-                and known["row"]["status"] == "complete"
-            ):
-                rows[key] = known["row"]
-            else:
-                rows[key] = _row(file)
-        fresh = {key: {"stamp": _stamp(files[key]), "row": dict(row)} for key, row in rows.items()}
-        if fresh != index:
-            self._write(_INDEX, fresh)
+            stamp, (known, row) = _stamp(file), index.get(key, (None, {}))
+            rows[key] = row if known == stamp else self.note(key)
+        if lines > 2 * len(files) + _SPARE:
+            with replacing(self.path / _INDEX) as temporary:
+                entries = (_entry(key, _stamp(files[key]), row) for key, row in rows.items() if _lasts(row))
+                temporary.write_text("".join(entries), encoding="utf-8")
         every = [*runs, *(key for key in files if key not in runs)]
         return [self._one(key, runs.get(key), rows.get(key, {})) for key in every]
+
+    def note(self, key: str) -> Row:
+        """Read a run's results file, and add what it says to the index."""
+        file = self.output(key)
+        stamp = _stamp(file)
+        row = _row(file)
+        if _lasts(row):
+            with suppress(OSError), open(self.path / _INDEX, "a", encoding="utf-8") as stream:
+                stream.write(_entry(key, stamp, row))
+        return row
+
+    def _index(self) -> tuple[dict[str, tuple[list[int], Row]], int]:
+        """What each file said when it had its stamp, and how many lines say so; half a line is of a killed writer."""
+        known: dict[str, tuple[list[int], Row]] = {}
+        try:
+            lines = (self.path / _INDEX).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return {}, 0
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                known[entry["key"]] = entry["stamp"], entry["row"]
+        return known, len(lines)
+
+    def counts(self) -> dict[str, int]:
+        """How many runs there are of each status, results that the sweep does not name left out."""
+        return dict(Counter(run.status for run in self.found() if run.status != "foreign"))
 
     def _one(self, key: str, parameters: Mapping[str, Plain] | None, row: Row) -> Found:
         failure = self.failure(key)
@@ -145,6 +188,15 @@ class Folder:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
+def _lasts(row: Row) -> bool:
+    """Whether a file will go on saying so."""
+    return bool(row["status"] == "complete")
+
+
+def _entry(key: str, stamp: list[int], row: Row) -> str:
+    return json.dumps({"key": key, "stamp": stamp, "row": dict(row)}) + "\n"
+
+
 def _stamp(file: Path) -> list[int]:
     found = os.stat(file)
     return [found.st_mtime_ns, found.st_size]
@@ -165,9 +217,15 @@ def _numbers(summary: Row) -> Iterator[tuple[str, Plain]]:
         ("spec_hash", summary["spec_hash"]),
         ("steps", len(summary["steps"])),
     )
+    prune = summary["spec"].get("prune")
+    if prune:
+        yield from (("criterion", prune["criterion"]["name"]), ("lambda", prune["criterion"]["lambda"]))
     if summary["steps"]:
         last = summary["steps"][-1]
-        yield from (("sparsity", last["sparsity"]), ("seconds", sum(s["seconds"] for s in summary["steps"])))
+        yield from (
+            ("sparsity", last["sparsity"]),
+            ("step_seconds", sum(s["seconds"] for s in summary["steps"])),
+        )
         for key in ("predicted_delta_loss", "delta_loss"):
             values = [s[key] for s in summary["steps"]]
             yield key, None if None in values else sum(values)
@@ -177,4 +235,7 @@ def _numbers(summary: Row) -> Iterator[tuple[str, Plain]]:
     if summary["dense"] and summary["pruned"]:
         yield "train_delta_loss", summary["pruned"]["train_loss"] - summary["dense"]["train_loss"]
     yield "protocol", json.dumps(summary["protocol"], sort_keys=True)
-    yield "threads", summary["environment"].get("threads")
+    yield "inputs", json.dumps(summary["inputs"], sort_keys=True)
+    for name in ("threads", "seconds", "peak_memory", "peak_gpu_memory"):
+        if name in summary["environment"]:
+            yield name, summary["environment"][name]

@@ -10,6 +10,7 @@ from typing import Any
 from prunekit.errors import ResultsError
 from prunekit.records import Plain
 from prunekit.sweeps.folder import Folder, Found
+from prunekit.sweeps.seeds import over_seeds
 
 
 class Sweep:
@@ -38,7 +39,7 @@ class Sweep:
 
     def rows(self) -> list[dict[str, Plain]]:
         """A row for each run of the sweep: its ``key``, ``status``, parameters, and numbers of its results file."""
-        hidden = ("status", "protocol")
+        hidden = ("status", "protocol", "inputs")
         return [
             {
                 "key": r.key,
@@ -50,8 +51,15 @@ class Sweep:
             if r.status != "foreign"
         ]
 
-    def frame(self) -> Any:
+    def over_seeds(self) -> list[dict[str, Plain]]:
+        """A row for each combination of parameters but seeds: ``runs``, ``complete``, means, deviations (``…_sd``)."""
+        return over_seeds([run for run in self.runs if run.status != "foreign"])
+
+    def frame(self, seeds: bool = True) -> Any:
         """The rows as a pandas ``DataFrame``.
+
+        Args:
+            seeds: A row for each run; else those of :meth:`over_seeds`.
 
         Raises:
             ResultsError: If pandas is not installed.
@@ -60,7 +68,7 @@ class Sweep:
             pandas = import_module("pandas")
         except ModuleNotFoundError:
             raise ResultsError("frame: pandas is not installed; pip install pandas, or take rows()") from None
-        rows = self.rows()
+        rows = self.rows() if seeds else self.over_seeds()
         columns = list(dict.fromkeys(name for row in rows for name in row))
         cells = {name: [row.get(name) for row in rows] for name in columns}
         # A list or a mapping in a cell is one value.
@@ -70,6 +78,25 @@ class Sweep:
     def files(self) -> list[Path]:
         """Results files of the runs that are complete."""
         return [self.path / f"{run.key}.h5" for run in self.runs if run.status == "complete"]
+
+    def plot(self, path: str | Path, columns: int | None = None) -> None:
+        """Draw the change of the loss over λ (or what else varies), a curve for each criterion, means over seeds.
+
+        Args:
+            path: Ends in ``.png``, ``.pdf`` or ``.svg``.
+            columns: As wide as one or two columns of a paper; default for a screen.
+
+        Raises:
+            SpecError: If the file name is not one of a picture.
+            ResultsError: If there is nothing to draw, or the file cannot be written.
+        """
+        from prunekit.reports.picture import picture
+        from prunekit.sweeps.figure import check, fill
+
+        rows = self.rows()
+        check(rows)
+        names = list(dict.fromkeys(name for run in self.runs for name in run.parameters))
+        picture(Path(path).expanduser(), lambda figure: fill(rows, names, figure), self.path.name, columns)
 
     def __repr__(self) -> str:
         return f"<sweep {self.path}: {', '.join(f'{n} {status}' for status, n in self.counts.items())}>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from prunekit.component import Options
-from prunekit.errors import SpecError
+from prunekit.component import Component, Options
+from prunekit.errors import PluginError, SpecError
+from prunekit.executor import Executor
 from prunekit.plugins.host import PluginManager, default_manager
 from prunekit.records import Plain, Row
 from prunekit.spec import Spec
@@ -71,6 +72,12 @@ class SweepSettings(Options):
     seeds: Annotated[int, Field(ge=1)] | list[int] | None = Field(
         None, description="Every combination with each of these seeds, or with 0, 1, … so many."
     )
+    threads: Annotated[int, Field(ge=1)] = Field(
+        1, description="Of torch in each worker; decides the last bits of float32, and so stands here."
+    )
+    executor: str | dict[str, Any] | None = Field(
+        None, description="Starts the workers: a name, or a mapping with a name and options."
+    )
 
 
 @dataclass(frozen=True)
@@ -96,11 +103,19 @@ class Plan:
         source: The sweep's file.
         text: Its text.
         runs: In their order.
+        threads: Of torch in each worker.
+        executor: What starts the workers, if the file says so.
     """
 
     source: Path
     text: str
     runs: tuple[Planned, ...]
+    threads: int
+    executor: Executor | None
+
+
+Told = Callable[[Planned, str], None]
+"""Called with a run and what became of it: ``started``, ``complete``, ``failed``."""
 
 
 def load(path: Path, manager: PluginManager | None = None) -> Plan:
@@ -114,17 +129,58 @@ def load(path: Path, manager: PluginManager | None = None) -> Plan:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file; a sweep is YAML in UTF-8"
         raise SpecError(f"{path}: cannot be read: {reason}") from None
+    manager = manager or default_manager()
     document = parse(text, str(path))
     settings = _settings(document)
+    executor = _executor(settings, document, manager)
     base, folder = _base(settings, path)
     runs: dict[str, Planned] = {}
     for combination in _combinations(settings, path):
-        spec = _resolved(base, combination, folder, manager or default_manager())
+        spec = _resolved(base, combination, folder, manager)
         key = _key(spec)
         runs.setdefault(key, Planned(key, combination, spec))
     if not runs:
         raise SpecError(f"{path}: no combination is left; loosen exclude and only")
-    return Plan(path, text, tuple(runs.values()))
+    return Plan(path, text, tuple(runs.values()), settings.threads, executor)
+
+
+def executor_of(name: str, manager: PluginManager) -> Executor:
+    """An executor with its options' defaults.
+
+    Raises:
+        SpecError, PluginError: If there is none of that name, or it has an option without a default.
+    """
+    found = manager.get("executor", name)
+    try:
+        return _built(found, found.Options())
+    except ValidationError as error:
+        missing = ", ".join(str(item["loc"][0]) for item in error.errors())
+        raise SpecError(f"executor {name}: needs {missing}; give them in the sweep, under executor") from None
+
+
+def _built(cls: type[Component], options: Options) -> Executor:
+    executor = cls.from_options(options)
+    assert isinstance(executor, Executor)  # as the host has seen to
+    return executor
+
+
+def _executor(settings: SweepSettings, document: Document, manager: PluginManager) -> Executor | None:
+    given = settings.executor
+    if given is None:
+        return None
+    options = {"name": given} if isinstance(given, str) else dict(given)
+    problems, name = Problems(document, document.data, []), options.pop("name", None)
+    if not isinstance(name, str):
+        problems.say(("executor",), f"needs a name; there are {', '.join(manager.names('executor'))}")
+        raise SpecError(problems.in_order())
+    try:
+        found = manager.get("executor", name)
+        return _built(found, found.Options.model_validate_json(json.dumps(options)))
+    except PluginError as error:
+        problems.say(("executor",), str(error))
+    except ValidationError as error:
+        problems.add(error, ("executor",), found.Options, extra=("name",))
+    raise SpecError(problems.in_order()) from None
 
 
 def _settings(document: Document) -> SweepSettings:

@@ -4,6 +4,7 @@ from .judging import CHECKS as CHECKS
 from .judging import judge as judge
 from .pytest_classes import CriterionContract as CriterionContract
 from .pytest_classes import DatasetContract as DatasetContract
+from .pytest_classes import ExecutorContract as ExecutorContract
 from .pytest_classes import LossContract as LossContract
 from .pytest_classes import ModelContract as ModelContract
 from .pytest_classes import ProbeContract as ProbeContract

@@ -13,6 +13,7 @@ from prunekit.plugins.kinds import KINDS
 from prunekit.testing import (
     criterion,
     dataset,
+    executor,
     loss,
     model,
     probe,
@@ -36,6 +37,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
     "selector": selector.CHECKS,
     "probe": probe.CHECKS,
     "recorder": recorder.CHECKS,
+    "executor": executor.CHECKS,
 }
 """What a component of each kind promises."""
 

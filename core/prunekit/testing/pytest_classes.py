@@ -18,6 +18,7 @@ import pytest
 
 from prunekit.component import Component
 from prunekit.data import Dataset, Model
+from prunekit.executor import Executor
 from prunekit.losses.base import Loss
 from prunekit.observing.probe import Probe
 from prunekit.observing.recorder import Recorder
@@ -169,3 +170,16 @@ class DatasetContract(Contract):
     @pytest.mark.parametrize("check", CHECKS["dataset"], ids=sentence)
     def test_promise(self, dataset: Dataset, manager: PluginManager, check: Check) -> None:
         keep(check, dataset, manager)
+
+
+class ExecutorContract(Contract):
+    """What every executor promises. Subclass it, and supply one ``executor`` fixture."""
+
+    @pytest.fixture
+    def executor(self) -> Executor:
+        """The executor under test."""
+        raise missing(self, "executor")
+
+    @pytest.mark.parametrize("check", CHECKS["executor"], ids=sentence)
+    def test_promise(self, executor: Executor, manager: PluginManager, check: Check) -> None:
+        keep(check, executor, manager)
