@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import running
 import torch
 
 import prunekit as pk
@@ -192,3 +194,18 @@ def test_an_exception_in_an_observing_hook_fails_the_run(
     with pk.open(tmp_path / "run.h5") as results:
         assert results.summary["status"] == "failed"
         assert len(results.summary["steps"]) == 1
+
+
+def test_prunekit_register_executors_starts_the_workers_of_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(os.path.abspath, sys.path)))
+    running.write_spec(tmp_path)
+    sweep = tmp_path / "grid.yaml"
+    sweep.write_text("base: small.yaml\nexecutor: nice\nseeds: 2\n")
+    code, out, err = running.cli("sweep", sweep, "--workers", "2")
+    assert code == 0, err
+    assert "nice, 2 workers" in err
+    assert "2 complete" in out
+    assert [log.read_text() for log in sorted((tmp_path / "grid").glob("worker-*.log"))] == ["", ""]
+    assert example("prunekit_register_executors").name == "nice"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -838,18 +839,20 @@ RECORDERS: dict[str, Case] = {
 class Running(pk.Worker):
     """A process."""
 
-    def __init__(self, command: tuple[str, ...]) -> None:
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    def __init__(self, command: tuple[str, ...], log: Path) -> None:
+        self.log = log
+        with open(log, "w") as errors:
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
 
     def poll(self) -> int | None:
         return self.process.poll()
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.communicate()
+        self.process.wait()
 
     def said(self) -> str:
-        return self.process.communicate()[1]
+        return self.log.read_text()
 
 
 class Executor(pk.Executor):
@@ -858,33 +861,35 @@ class Executor(pk.Executor):
     name = "good"
 
     def start(self, job: Any, index: int) -> pk.Worker:
-        return Running(job.command)
+        return Running(job.command, job.folder / "log.txt")
 
 
 def starting(worker: type[Running]) -> Any:
-    return variant(Executor, start=lambda self, job, index: worker(job.command))
+    return variant(Executor, start=lambda self, job, index: worker(job.command, job.folder / "log.txt"))
 
 
 class Twice(Running):
-    def __init__(self, command: tuple[str, ...]) -> None:
+    def __init__(self, command: tuple[str, ...], log: Path) -> None:
         subprocess.run(command, check=False)
-        super().__init__(command)
+        super().__init__(command, log)
 
 
 class Content(Running):
     def poll(self) -> int | None:
-        return None if self.process.poll() is None else 0
+        return None if super().poll() is None else 0
 
 
 class Positive(Running):
     def poll(self) -> int | None:
-        code = self.process.poll()
+        code = super().poll()
         return code if code is None else abs(code)
 
 
 class Deaf(Running):
     def stop(self) -> None:
-        pass
+        type(self).left = self.process
+
+    left: Any = None
 
 
 EXECUTORS: dict[str, Case] = {

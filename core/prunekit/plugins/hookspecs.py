@@ -277,8 +277,10 @@ def prunekit_register_executors() -> list[type[Executor]]:
         import prunekit as pk
 
         class Running(pk.Worker):
-            def __init__(self, command):
-                self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            def __init__(self, command, log):
+                self.log = log
+                with open(log, "w") as errors:
+                    self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
 
             def poll(self):
                 return self.process.poll()
@@ -288,13 +290,13 @@ def prunekit_register_executors() -> list[type[Executor]]:
                 self.process.wait()
 
             def said(self):
-                return self.process.communicate()[1]
+                return self.log.read_text()
 
         class Nice(pk.Executor):
             name = "nice"
 
             def start(self, job, index):
-                return Running(["nice", *job.command])
+                return Running(["nice", *job.command], job.folder / f"worker-{index}.log")
 
         @pk.hookimpl
         def prunekit_register_executors():

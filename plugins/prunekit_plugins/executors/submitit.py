@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from prunekit import Executor, Job, Options, SpecError, Worker
 
 _FAILED, _KILLED = 1, -9
+_PATIENCE, _PERIOD = 10.0, 0.1  # seconds that a job may take to end; between two looks
 
 
 class SubmititOptions(Options):
@@ -45,6 +47,9 @@ class _Submitted(Worker):
     def stop(self) -> None:
         if not self._job.done():
             self._job.cancel()
+        until = time.monotonic() + _PATIENCE
+        while not self._job.done() and time.monotonic() < until:
+            time.sleep(_PERIOD)
 
     def said(self) -> str:
         return self._said
