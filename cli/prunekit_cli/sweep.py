@@ -168,8 +168,15 @@ def show(found: Sweep) -> None:
     screen = console.stdout()
     counts = ", ".join(f"{count} {status}" for status, count in found.counts.items())
     screen.print(f"{found.path}: {counts}")
-    if found.protocols > 1:
-        screen.print(f"made under {found.protocols} protocols, so not all rows compare; see prunekit compare")
+    marks = found.protocols
+    if len(marks) > 1:
+        some = ", ".join(f"{mark} ({count})" for mark, count in list(marks.items())[:4])
+        more = ", …" if len(marks) > 4 else ""
+        screen.print(
+            f"made under {len(marks)} protocols, so not all rows compare: {some}{more}; prunekit compare says what differs"
+        )
+    elif marks:
+        screen.print(f"under one protocol, {next(iter(marks))}")
     runs = [run for run in found.runs if run.status != "foreign"]
     rows = found.over_seeds()
     screen.print(_by_run(runs) if len(rows) == len(runs) else _by_combination(rows))

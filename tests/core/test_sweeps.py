@@ -164,7 +164,8 @@ def test_a_sweep_is_run_listed_and_read_as_one_table(folder: Path) -> None:
     assert "sweep 8/8" in err
     sweep = pk.open_sweep(folder / "grid")
     assert sweep.counts == {"complete": 8}
-    assert sweep.protocols == 1
+    assert list(sweep.protocols.values()) == [8]
+    assert next(iter(sweep.protocols)) in out
     for row in sweep.rows():
         with pk.open(folder / "grid" / f"{row['key']}.h5") as results:
             assert row["pruned_test_loss"] == results.summary["pruned"]["test_loss"]
@@ -413,6 +414,18 @@ def test_runs_that_differ_in_their_seeds_are_one_row_with_mean_and_deviation(fol
     assert again[0]["complete"] == 2
     assert again[0]["train_delta_loss"] != rows[0]["train_delta_loss"]
     assert again[1:] == rows[1:]
+
+
+def test_rows_of_several_protocols_are_told_with_their_marks(folder: Path) -> None:
+    path = written(
+        folder, "base: small.yaml\nparameters: {evaluate.train_examples: {values: [null, 50]}}\nseeds: 2\n"
+    )
+    code, out, _ = running.cli("sweep", path, "--workers", "1")
+    assert code == 0
+    marks = pk.open_sweep(folder / "grid").protocols
+    assert list(marks.values()) == [2, 2]
+    assert "under 2 protocols" in out
+    assert all(f"{mark} (2)" in out for mark in marks)
 
 
 def begun(path: Path, folder: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 
 from prunekit.records import Plain, Row
@@ -26,9 +28,21 @@ def protocol(spec: Row, inputs: Mapping[str, str] | None, environment: Row) -> d
     pruning = _mapping(spec.get("prune"))
     found |= {f"prune.{key}": pruning.get(key) for key in _OF_PRUNING}
     found["prune.scheduler.sparsity"] = _end(_mapping(pruning.get("scheduler")))
+    found["splits"] = environment.get("splits")
     found["inputs"] = sorted(set((inputs or {}).values()))
     found["best_epoch"] = environment.get("best_epoch")
     return found
+
+
+def mark(protocol: Row) -> str:
+    """Twelve hexadecimal digits that tell protocols apart.
+
+    Example:
+        >>> mark({"dtype": "float32"}), mark({"dtype": "float64"})
+        ('4215d1418295', '170c4a4e13d0')
+    """
+    text = json.dumps(protocol, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _placeless(value: Plain) -> Plain:

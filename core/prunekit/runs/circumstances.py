@@ -62,6 +62,7 @@ def circumstances(plan: Plan, folder: Path) -> dict[str, Plain]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "world": distributed.world(),
         "best_epoch": _BEST_EPOCH,
+        "splits": {name: len(getattr(plan.splits, name) or ()) for name in ("train", "valid", "test")},
     }
     if plan.examples is not None:
         facts["examples"] = plan.examples

@@ -15,6 +15,7 @@ from prunekit.errors import ResultsError
 from prunekit.records import Plain, Row
 from prunekit.results import open_results
 from prunekit.results.claim import written
+from prunekit.results.protocol import mark
 from prunekit.results.replacing import replacing
 from prunekit.sweeps.plan import Plan
 
@@ -234,7 +235,7 @@ def _numbers(summary: Row) -> Iterator[tuple[str, Plain]]:
             yield f"{phase}_{name}", value
     if summary["dense"] and summary["pruned"]:
         yield "train_delta_loss", summary["pruned"]["train_loss"] - summary["dense"]["train_loss"]
-    yield "protocol", json.dumps(summary["protocol"], sort_keys=True)
+    yield "protocol", mark(summary["protocol"])
     yield "inputs", json.dumps(summary["inputs"], sort_keys=True)
     for name in ("threads", "seconds", "peak_memory", "peak_gpu_memory"):
         if name in summary["environment"]:

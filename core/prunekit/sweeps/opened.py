@@ -31,15 +31,16 @@ class Sweep:
         return dict(Counter(run.status for run in self.runs))
 
     @property
-    def protocols(self) -> int:
-        """How many protocols the runs were made under; rows of several do not compare."""
-        return len(
-            {run.row["protocol"] for run in self.runs if run.status != "foreign" and "protocol" in run.row}
-        )
+    def protocols(self) -> dict[str, int]:
+        """The marks of the protocols that runs were made under, to how many; rows of several do not compare."""
+        found = [
+            run.row["protocol"] for run in self.runs if run.status != "foreign" and "protocol" in run.row
+        ]
+        return dict(Counter(found).most_common())
 
     def rows(self) -> list[dict[str, Plain]]:
         """A row for each run of the sweep: its ``key``, ``status``, parameters, and numbers of its results file."""
-        hidden = ("status", "protocol", "inputs")
+        hidden = ("status", "inputs")
         return [
             {
                 "key": r.key,
