@@ -165,6 +165,31 @@ def sweep(
 
 
 @app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(metavar="ID", help="The paper: 2006.12279.")],
+    tier: Annotated[
+        str,
+        typer.Option(
+            "--tier", metavar="T", help="smoke: digits, two minutes; cpu: MNIST, hours; gpu: all in full."
+        ),
+    ],
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where the data lie.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Default: ID-TIER, here.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="As of sweep.")] = None,
+    executor: Annotated[str | None, typer.Option("--executor", metavar="NAME", help="As of sweep.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Run a paper's grid; its tables beside the published ones, each claim pass, fail or undecided."""
+    from prunekit_cli.reproduce import reproduce as command
+
+    if not command(paper, tier, data, out, resume, workers, executor, as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Results files, or folders of sweeps.")

@@ -41,7 +41,8 @@ def sweep(
     as_json: bool,
     block: Sequence[str],
     code: bool,
-    quiet: bool,
+    quiet: bool = False,
+    shows: bool = True,
 ) -> bool:
     """Do what is left of a sweep, or list it.
 
@@ -71,7 +72,7 @@ def sweep(
             folder.forgive(one.key)
         _refuse_other_data(plan, folder)
         _run(plan, file, folder, workers, executor, block, code, quiet, manager)
-    if quiet:
+    if quiet or not shows:
         return True
     found = Sweep(place)
     if as_json:

@@ -16,9 +16,9 @@ import prunekit as pk
 from prunekit.data import Split, Splits
 from prunekit.observing.moment import Moment, Surroundings
 from prunekit.plugins.build import as_loss, component, estimators, ranking
+from prunekit.ranks import MOST_PAIRED, kendall, spearman
 from prunekit.seeds import generator
 from prunekit.testing import ProbeContract
-from prunekit_plugins._landscape.ranks import MOST_PAIRED, kendall, spearman
 from prunekit_plugins.probes.oracle import Oracle
 
 

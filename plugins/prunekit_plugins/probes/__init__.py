@@ -4,6 +4,7 @@ from prunekit import Probe, hookimpl
 from prunekit_plugins.probes.certificate import Certificate
 from prunekit_plugins.probes.error_budget import ErrorBudget
 from prunekit_plugins.probes.fresh import Fresh
+from prunekit_plugins.probes.gradient import Gradient
 from prunekit_plugins.probes.layers import Layers
 from prunekit_plugins.probes.line import Line
 from prunekit_plugins.probes.oracle import Oracle
@@ -16,4 +17,16 @@ from prunekit_plugins.probes.stability import Stability
 @hookimpl
 def prunekit_register_probes() -> list[type[Probe]]:
     """Return the classes of the built-in probes, to be registered when plugins are loaded."""
-    return [Certificate, ErrorBudget, Fresh, Layers, Line, Oracle, Plane, Radius, Spectrum, Stability]
+    return [
+        Certificate,
+        ErrorBudget,
+        Fresh,
+        Gradient,
+        Layers,
+        Line,
+        Oracle,
+        Plane,
+        Radius,
+        Spectrum,
+        Stability,
+    ]

@@ -186,7 +186,7 @@ def _correlations(
 ) -> dict[str, float]:
     import numpy as np
 
-    from prunekit_plugins._landscape.ranks import kendall, spearman
+    from prunekit.ranks import kendall, spearman
 
     true = np.abs(truth) if absolute else truth
     if saliency is None or len(true) < 2 or not (np.isfinite(saliency) & np.isfinite(true)).all():

@@ -189,7 +189,7 @@ class Stability(Probe):
         import torch
 
         from prunekit.masks import smallest
-        from prunekit_plugins._landscape.ranks import ranks
+        from prunekit.ranks import ranks
 
         order = torch.randperm(len(split), generator=generator, device="cpu")
         masks, ranked = [], []
