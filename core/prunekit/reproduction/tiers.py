@@ -180,7 +180,7 @@ _DIGITS = Network(
 )
 TIERS: Mapping[str, tuple[Network, ...]] = {
     "smoke": (_DIGITS,),
-    "cpu": (Network(**{**vars(_MLP), "finetune": 10}),),
+    "cpu": (Network(**{**vars(_MLP), "finetune": 5}),),
     "gpu": (_MLP, _VGG, _RESNET),
 }
 """Tier to its networks."""
