@@ -32,6 +32,7 @@ class Context:
         layers: The prunable tensors, in the order of all these mappings.
         dtypes: Parameter to the type that the model holds it in; left out, that of ``weights``.
         watch: Told of each choice of the selector: what it chose among, and what stays.
+        spared: Parameter to weights of which nothing is known, so that the selector takes all others before.
     """
 
     weights: Tensors
@@ -43,6 +44,7 @@ class Context:
     layers: Sequence[Layer]
     dtypes: Mapping[str, dtype] = field(default_factory=dict)
     watch: Callable[[Items, Tensor], None] | None = None
+    spared: Tensors = field(default_factory=dict)
 
     def rounded(self, values: Tensors) -> dict[str, Tensor]:
         """New values as the model will hold them, so that what is predicted is the change that is made."""
@@ -52,6 +54,8 @@ class Context:
         """Let the selector choose the masks, from a finite tensor per parameter; higher = keep."""
         from prunekit.masks.items import Items
 
+        if self.spared:
+            saliency = {name: self._raised(name, value) for name, value in saliency.items()}
         items = Items.of(saliency, self.masks, self.layers)
         del saliency  # which nobody may need any more: of a large network, that is much
         lent = Lent({"the saliencies": items.saliency, "what is open": items.open})
@@ -60,6 +64,13 @@ class Context:
         if self.watch is not None:
             self.watch(items, kept)
         return items.masks(kept)
+
+    def _raised(self, name: str, saliency: Tensor) -> Tensor:
+        """A saliency that is as high as can be where a weight is spared."""
+        import torch
+
+        spared = self.spared.get(name)
+        return saliency if spared is None else saliency.masked_fill(spared, torch.finfo(saliency.dtype).max)
 
 
 @dataclass(frozen=True)

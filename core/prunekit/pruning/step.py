@@ -18,6 +18,7 @@ from prunekit.lending import Lent, changed
 from prunekit.masks.apply import zero
 from prunekit.masks.apportion import pruned_count
 from prunekit.masks.axes import layers_of
+from prunekit.masks.experts import experts, named, spread, unreached
 from prunekit.masks.items import Items
 from prunekit.masks.prunable import described, left_out, notable, prunable_parameters, shortened
 from prunekit.masks.settings import Prunable
@@ -119,6 +120,7 @@ class Pruner:
         self._least = 0  # weights that are pruned before the first step
         self._measures = measures or {}
         self._guarded = False
+        self._experts = experts(model, self.parameters)
         self._planned = _levels(scheduler)
         self.levels = None if scheduler.adapts else self._planned
         """The whole schedule, where it is fixed."""
@@ -374,7 +376,21 @@ class Pruner:
             self.layers,
             {name: p.dtype for name, p in self.parameters.items()},
             self._watch,
+            self._spared(statistics),
         )
+
+    def _spared(self, statistics: Estimates) -> dict[str, Tensor]:
+        """Weights of experts that no example of the step has reached."""
+        if not self._experts or not self.criterion.uses_selector:  # one that chooses by itself does not ask
+            return {}
+        silent = unreached(self._experts, statistics.values(), self.masks)
+        if silent:
+            self._warn(
+                "experts",
+                f"no example of the step has reached {shortened(named(silent))}, so nothing is known of their weights: "
+                "they are left as they are. Take more examples, or others",
+            )
+        return {name: spread(which, self.masks[name]) for name, which in silent.items()}
 
     def _proposed(self, criterion: Criterion, context: Context, kept: Kept) -> Proposal:
         """What the criterion proposes; whatever it does, the model is as before.
