@@ -142,7 +142,7 @@ def test_the_first_and_second_order_family_has_its_formulas() -> None:
     )
     statistics = {
         "gradient": {"w": g},
-        Statistic("ggn_diagonal"): {"w": d},
+        Statistic("ggn_diagonal", most=256): {"w": d},
         Statistic("empirical_fisher_diagonal"): {"w": d},
     }
     expected = {

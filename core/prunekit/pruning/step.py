@@ -266,6 +266,9 @@ class Pruner:
             )
             for name, reason in silent.items():
                 self._warn(f"statistic {name}", reason)
+            for request, tensors in statistics.items():
+                if remark := getattr(tensors, "remark", ""):
+                    self._warn(f"statistic {Statistic.of(request).name}", remark)
         return statistics
 
     def _watch(self, items: Items, kept: Tensor) -> None:

@@ -64,7 +64,13 @@ class Mappable(Protocol):
 
 
 class Detailed(dict[str, "Tensor"]):
-    """A statistic that has more beside its tensor per parameter, as attributes: tensors or mappings of them."""
+    """A statistic that has more beside its tensor per parameter, as attributes: tensors or mappings of them.
+
+    Attributes:
+        remark: What a user should know of how it came about; empty for nothing.
+    """
+
+    remark: str = ""
 
     def map(self, function: Function) -> Self:
         """The same with the function applied to every tensor."""

@@ -8,20 +8,23 @@ from pydantic import Field, model_validator
 
 from prunekit import Options, Statistic
 
-_DRAWN = ("ggn_mc", "hutchinson")
+_DRAWN = ("auto", "ggn_mc", "hutchinson")
+_MOST = 256
+"""Columns per example: of a classification one less than classes; of text that times its length."""
 
 
 class CurvatureOptions(Options):
     """Options of the criteria that use a curvature diagonal.
 
     Attributes:
-        curvature: ``ggn``, the generalised Gauss-Newton matrix, exact over classes; ``ggn_mc``, the same from
+        curvature: ``auto``, ``ggn`` where it takes at most 256 passes for each example, else ``ggn_mc``, which is then
+            told; ``ggn``, the generalised Gauss-Newton matrix, exact over classes; ``ggn_mc``, the same from
             labels that the model draws; ``empirical_fisher``, squared gradients with the given labels;
             ``hessian``, exact where feasible; ``hutchinson``, the Hessian by random probes.
-        draws: Labels or probes, for ``ggn_mc`` (default 1) and ``hutchinson`` (default 10).
+        draws: Labels or probes, for ``ggn_mc`` (default 1), also as ``auto`` has it, and ``hutchinson`` (default 10).
     """
 
-    curvature: Literal["ggn", "ggn_mc", "empirical_fisher", "hessian", "hutchinson"] = "ggn"
+    curvature: Literal["auto", "ggn", "ggn_mc", "empirical_fisher", "hessian", "hutchinson"] = "auto"
     draws: int | None = Field(default=None, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
@@ -36,4 +39,6 @@ class CurvatureOptions(Options):
     def statistic(self) -> Statistic:
         """The statistic that supplies the diagonal."""
         options = {} if self.draws is None else {"draws": self.draws}
+        if self.curvature == "auto":
+            return Statistic("ggn_diagonal", most=_MOST, **options)
         return Statistic(f"{self.curvature}_diagonal", **options)

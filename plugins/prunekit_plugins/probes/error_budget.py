@@ -197,9 +197,9 @@ class _Step:
 
 
 def _had(moment: StepMoment, name: str) -> Tensors | None:
-    """A statistic of the step, without options."""
-    same = [value for key, value in moment.statistics.items() if Statistic.of(key) == Statistic(name)]
-    return same[0] if same else None
+    """A statistic of the step, if it was not estimated from draws."""
+    named = [value for key, value in moment.statistics.items() if Statistic.of(key).name == name]
+    return next((value for value in named if not getattr(value, "remark", "")), None)
 
 
 def _dot(left: Tensor, right: Tensor) -> float:
