@@ -2,6 +2,7 @@
 
 from prunekit import Loss, hookimpl
 from prunekit_plugins.losses.bce_with_logits import BinaryCrossEntropy
+from prunekit_plugins.losses.causal_lm import CausalLanguageModel
 from prunekit_plugins.losses.cross_entropy import CrossEntropy
 from prunekit_plugins.losses.mse import MeanSquaredError
 from prunekit_plugins.losses.token_cross_entropy import TokenCrossEntropy
@@ -10,4 +11,4 @@ from prunekit_plugins.losses.token_cross_entropy import TokenCrossEntropy
 @hookimpl
 def prunekit_register_losses() -> list[type[Loss]]:
     """Return the classes of the built-in losses, to be registered when plugins are loaded."""
-    return [CrossEntropy, TokenCrossEntropy, MeanSquaredError, BinaryCrossEntropy]
+    return [CrossEntropy, TokenCrossEntropy, CausalLanguageModel, MeanSquaredError, BinaryCrossEntropy]

@@ -34,6 +34,10 @@ class TokenCrossEntropy(Loss):
         """Refuse the targets that ``cross_entropy`` refuses."""
         self._loss.check(targets)
 
+    def counted(self, targets: Tensor) -> Tensor:
+        """Those that ``cross_entropy`` counts."""
+        return self._loss.counted(targets)
+
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the cross-entropy over the batch's tokens that count."""
         return self._loss.total(outputs.movedim(-1, 1), _first(outputs, targets))
