@@ -231,7 +231,12 @@ def _titled(what: str, count: int) -> str:
 
 def _value(value: Plain) -> str:
     """A parameter as a sweep's file would have it."""
-    return f"{value:g}" if isinstance(value, float) else shown(value)
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        options = ", ".join(f"{key}={_value(item)}" for key, item in value.items() if key != "name")
+        return f"{value['name']} ({options})" if options else str(value["name"])
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return shown(value)
 
 
 def varying(parameters: Iterable[Mapping[str, Plain]]) -> list[str]:

@@ -52,7 +52,7 @@ def statistics(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
     requests: Iterable[str | Statistic],
-    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
+    loss: Given | Loss | Callable[..., Tensor] | None = None,
     parameters: str | Sequence[str] | None = None,
     *,
     seed: int = 0,
@@ -69,7 +69,9 @@ def statistics(
             initialised, each process gives its own part of the examples, maybe none; all call this together and
             get the same result.
         requests: Names or :class:`prunekit.Statistic` with options.
-        loss: A name, a mapping, an object, or a function that returns the mean over a batch's examples.
+        loss: A name, a mapping, an object, or a function that returns the mean over a batch's examples. ``None``:
+            ``cross_entropy`` where targets are class indices of the outputs' shape, ``causal_lm`` for a decoder-only
+            language model whose labels are its tokens; what is ambiguous is refused.
         parameters: ``None`` for the prunable weights, ``"all"`` for every parameter, or name patterns.
         seed: For statistics that draw.
         memory: Bytes for activations and products; larger batches are cut.
@@ -80,13 +82,14 @@ def statistics(
     Raises:
         PrunekitError: If something is unknown or cannot be computed, by name.
     """
-    from prunekit.plugins.build import as_loss, estimators
+    from prunekit.plugins.build import estimators
     from prunekit.seeds import generator
     from prunekit.statistics.estimate import estimate
 
     wanted = [requests] if isinstance(requests, str | Statistic) else list(requests)
-    selected, task, built = _parameters(model, parameters), as_loss(loss), estimators(wanted)
+    selected, built = _parameters(model, parameters), estimators(wanted)
     held = _looked_at(model, selected, _fresh(batches))
+    task = _task(loss, model, held)
     estimated = estimate(model, held, built, task, selected, generator(seed, "statistics", 0), memory)
     _warn_of_vanished(model, task, held, built, estimated.statistics, only_by_the_loss=True)
     return estimated.statistics
@@ -96,7 +99,7 @@ def operator(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
     kind: str,
-    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
+    loss: Given | Loss | Callable[..., Tensor] | None = None,
     parameters: str | Sequence[str] | None = None,
     *,
     memory: int | None = None,
@@ -122,7 +125,6 @@ def operator(
         >>> (hessian @ {"weight": torch.tensor([[1.0, 0.0]])})["weight"]  # of 2 xxᵀ, averaged
         tensor([[10., 14.]], dtype=torch.float64)
     """
-    from prunekit.plugins.build import as_loss
     from prunekit.statistics.estimate import DEFAULT_MEMORY
     from prunekit.statistics.operator import Operator
 
@@ -131,7 +133,7 @@ def operator(
         model,
         lambda: _fresh(again),
         kind,
-        as_loss(loss),
+        _task(loss, model, again),
         _parameters(model, parameters),
         memory or DEFAULT_MEMORY,
     )
@@ -145,7 +147,7 @@ def saliency(
     batches: Batches | Callable[[], Batches],
     criterion: Given | Criterion = "qm",
     lam: float | None = None,
-    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
+    loss: Given | Loss | Callable[..., Tensor] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     parameters: str | Sequence[str] | None = None,
     *,
@@ -173,12 +175,12 @@ def saliency(
     from prunekit.masks.apply import checked
     from prunekit.masks.axes import layers_of
     from prunekit.network.restore import holding
-    from prunekit.plugins.build import as_loss, component, criterion_with_lambda, estimators
+    from prunekit.plugins.build import component, criterion_with_lambda, estimators
     from prunekit.pruning.proposal import Context
     from prunekit.seeds import generator
     from prunekit.statistics.estimate import estimate
 
-    (chosen, strength), task = criterion_with_lambda(criterion, lam), as_loss(loss)
+    chosen, strength = criterion_with_lambda(criterion, lam)
     selected = _parameters(model, parameters)
     given = {name: torch.as_tensor(mask) for name, mask in (masks or {}).items()}
     masked = {
@@ -188,6 +190,7 @@ def saliency(
     built, kept_now = estimators(chosen.required(strength)), _complete(given, selected)
     with holding(model, masked):
         held = _looked_at(model, selected, _fresh(batches))
+        task = _task(loss, model, held)
         estimated = estimate(
             model, held, built, task, selected, generator(seed, "statistics", 0), memory, kept_now
         )
@@ -261,7 +264,7 @@ def prune(
     scheduler: Given | Scheduler = "exponential",
     selector: Given | Selector = "global",
     lam: float | None = None,
-    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
+    loss: Given | Loss | Callable[..., Tensor] | None = None,
     prunable: Mapping[str, object] | Prunable | None = None,
     *,
     masks: Mapping[str, Tensor] | None = None,
@@ -313,7 +316,6 @@ def prune(
     from prunekit.observing.moment import Surroundings
     from prunekit.observing.probe import asked as answer
     from prunekit.plugins.build import (
-        as_loss,
         component,
         criterion_with_lambda,
         estimators,
@@ -350,10 +352,11 @@ def prune(
     first: list[Sample] = []
 
     def first_batches() -> Sequence[Batch]:
-        first.append(drawn(0))
+        if not first:
+            first.append(drawn(0))
         return first[0].batches
 
-    task = as_loss(loss)
+    task = _task(loss, model, first_batches)
     measured = measures_of(chosen.needed(ranked, fresh=callable(batches)), seed)
     if limit is not None:
         measured[KEY] = watched(model, task, limit.metric, valid)
@@ -403,7 +406,7 @@ def probe(
     masks: Mapping[str, Tensor] | None = None,
     *,
     networks: Mapping[str, Mapping[str, Tensor | np.ndarray]] | None = None,
-    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
+    loss: Given | Loss | Callable[..., Tensor] | None = None,
     prunable: Mapping[str, object] | Prunable | None = None,
     seed: int = 0,
     memory: int | None = None,
@@ -435,7 +438,7 @@ def probe(
     from prunekit.observing.alone import MomentAlone, arrays, refuse_nothing, whole, whole_network
     from prunekit.observing.moment import Surroundings
     from prunekit.observing.probe import asked
-    from prunekit.plugins.build import as_loss, component, estimators, options_of, ranking
+    from prunekit.plugins.build import component, estimators, options_of, ranking
     from prunekit.pruning.start import fitting
     from prunekit.seeds import generator
 
@@ -448,7 +451,7 @@ def probe(
     held = [unpack(batch) for batch in _looked_at(model, parameters, _fresh(batches))]
     phases = {name: whole_network(model, name, weights) for name, weights in (networks or {}).items()}
     surroundings = Surroundings(
-        model, as_loss(loss), estimators, phases=phases, memory=memory, ranking=ranking
+        model, _task(loss, model, held), estimators, phases=phases, memory=memory, ranking=ranking
     )
     kept = fitting(model, parameters, masks)
     with holding(model, {name: parameters[name].detach() * kept[name] for name in kept if masks}):
@@ -470,7 +473,7 @@ def certificate(
     curvature: Literal["ggn", "ggn_mc", "empirical_fisher"] = "ggn",
     gradient: bool = True,
     before: Mapping[str, Tensor] | None = None,
-    loss: Given | Loss | Callable[..., Tensor] = "cross_entropy",
+    loss: Given | Loss | Callable[..., Tensor] | None = None,
     prunable: Mapping[str, object] | Prunable | None = None,
     exact: bool = False,
     evaluations: int = 400,
@@ -515,7 +518,7 @@ def certificate(
     from prunekit.network.call import unpack
     from prunekit.observing.moment import StepMoment, Surroundings
     from prunekit.observing.probe import asked
-    from prunekit.plugins.build import as_loss, component, estimators, options_of
+    from prunekit.plugins.build import component, estimators, options_of
     from prunekit.pruning.start import fitting
     from prunekit.seeds import generator
     from prunekit.statistics.joint import Certificate
@@ -545,7 +548,7 @@ def certificate(
     probe: Probe = component("probe", {"name": "certificate", "store": True, **options, **limits})
     moment = StepMoment(
         "proposal",
-        Surroundings(model, as_loss(loss), estimators, memory=memory),
+        Surroundings(model, _task(loss, model, held), estimators, memory=memory),
         kept,
         1,
         held,
@@ -698,6 +701,24 @@ def _looked_at(model: nn.Module, parameters: Mapping[str, Tensor], batches: Batc
     held = list(batches)  # read once: a loader may draw others at another reading
     observe_axes(model, parameters, lambda: held)
     return held
+
+
+def _task(
+    loss: Given | Loss | Callable[..., Tensor] | None,
+    model: nn.Module,
+    batches: Batches | Callable[[], Batches],
+) -> Loss:
+    """The loss that is given, or the one that the first batch calls for."""
+    if loss is not None:
+        from prunekit.plugins.build import as_loss
+
+        return as_loss(loss)
+    from prunekit.network.restore import preserved_rng
+    from prunekit.plugins.task import suited
+
+    with preserved_rng():  # a loader that draws its order draws the same one when it is read for good
+        first = next(iter(_fresh(batches)), None)
+    return suited(model, first)
 
 
 def _warn_of_vanished(

@@ -12,7 +12,7 @@ Component = Mapping[str, Plain]
 
 MAGNITUDE, OTHERS = "magnitude", ("obd", "lm", "qm")
 _GRADIENT: Component = {"name": "gradient", "moments": "pruned"}
-_BUDGET: Component = {"name": "error_budget"}
+_BUDGET: Component = {"name": "error_budget", "splits": False}
 _LAMBDAS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 _SEEDS = (1111, 1112, 1113, 1114, 1115)
 
@@ -48,6 +48,7 @@ class Network:
         lambdas: λ, for all criteria but the magnitude.
         finetune: Epochs; the paper's are those of training.
         examples: Of a step.
+        measured: Training examples that losses are measured on, after every step; default all.
         beyond: More rows.
     """
 
@@ -60,6 +61,7 @@ class Network:
     lambdas: tuple[float, ...] = _LAMBDAS
     finetune: int | None = None
     examples: int = 1000
+    measured: int | None = None
     beyond: tuple[Beyond, ...] = field(default=())
 
     def dense(self, root: str | None) -> dict[str, Plain]:
@@ -107,6 +109,7 @@ class Network:
             **self._spec(root),
             "prune": prune,
             "finetune": finetune,
+            "evaluate": {"train_examples": self.measured},
             "probes": [*probes, _GRADIENT],
         }
         seeds = self._by_seed()
@@ -180,7 +183,7 @@ _DIGITS = Network(
 )
 TIERS: Mapping[str, tuple[Network, ...]] = {
     "smoke": (_DIGITS,),
-    "cpu": (Network(**{**vars(_MLP), "finetune": 5}),),
+    "cpu": (Network(**{**vars(_MLP), "finetune": 5, "measured": 10_000}),),
     "gpu": (_MLP, _VGG, _RESNET),
 }
 """Tier to its networks."""
