@@ -188,6 +188,7 @@ CHANGES: dict[str, Any] = {
     "finetune.lr_scheduler": {"name": "cosine"},
     "finetune.augment": False,
     "evaluate.train_examples": 30,
+    "evaluate.every": 2,
     "memory": 2**30,
     "probes": [],
     "probes.0.label": "along",

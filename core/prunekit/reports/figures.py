@@ -149,7 +149,8 @@ def _losses(axis: Axes, summary: Row, what: str = "loss", scale: float = 1) -> N
         if not any(map(isfinite, y)):
             continue
         dense, tuned = (scale * numbers([summary[phase]], key)[0] for phase in ("dense", "finetuned"))
-        axis.plot([0, *x], [dense, *y], **style(i), label=word)
+        at = [i for i, step in enumerate(summary["steps"]) if step.get(key) is not None]
+        axis.plot([0, *(x[i] for i in at)], [dense, *(y[i] for i in at)], **style(i), label=word)
         if isfinite(tuned):
             colour = style(i)["color"]
             axis.plot(x[-1], tuned, "*", color=colour, markersize=11, label=f"{word}, fine-tuned")

@@ -27,8 +27,6 @@ def loss_change(network: Network, grid: Grid, further: Mapping[str, Sequence[Mea
             rows.append([name, lam, *_spread(found[1]), _published(published, name)])
     rows += [[name, "", *_spread(runs), ""] for name, runs in further.items()]
     title = f"Table 1: change of the loss by pruning, in nats; π = {most}, the best λ by validation loss"
-    if network.measured is not None:
-        title += f"; the training loss on {network.measured:,} examples"
     columns = ["criterion", "", "training", "95 %, bootstrap", "test", "seconds"]
     return _beside(title, columns, rows, published)
 

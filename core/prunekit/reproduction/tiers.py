@@ -48,7 +48,7 @@ class Network:
         lambdas: λ, for all criteria but the magnitude.
         finetune: Epochs; the paper's are those of training.
         examples: Of a step.
-        measured: Training examples that losses are measured on, after every step; default all.
+        every: Steps between two measurements of all splits; the last is always measured.
         beyond: More rows.
     """
 
@@ -61,7 +61,7 @@ class Network:
     lambdas: tuple[float, ...] = _LAMBDAS
     finetune: int | None = None
     examples: int = 1000
-    measured: int | None = None
+    every: int = 1
     beyond: tuple[Beyond, ...] = field(default=())
 
     def dense(self, root: str | None) -> dict[str, Plain]:
@@ -109,7 +109,7 @@ class Network:
             **self._spec(root),
             "prune": prune,
             "finetune": finetune,
-            "evaluate": {"train_examples": self.measured},
+            "evaluate": {"every": self.every},
             "probes": [*probes, _GRADIENT],
         }
         seeds = self._by_seed()
@@ -183,7 +183,7 @@ _DIGITS = Network(
 )
 TIERS: Mapping[str, tuple[Network, ...]] = {
     "smoke": (_DIGITS,),
-    "cpu": (Network(**{**vars(_MLP), "finetune": 5, "measured": 10_000}),),
+    "cpu": (Network(**{**vars(_MLP), "finetune": 5, "every": 20}),),
     "gpu": (_MLP, _VGG, _RESNET),
 }
 """Tier to its networks."""

@@ -38,6 +38,8 @@ def spec_hash(spec: Spec, bound: Row, device: str) -> str:
     """
     values = {key: deepcopy(value) for key, value in bound.items() if key not in _WITHOUT_EFFECT}
     values["device"] = device
+    if values.get("evaluate", {}).get("every") == 1:  # which the first release did for want of a key
+        del values["evaluate"]["every"]
     for place, part in spec.parts.items():
         if place[0] not in _WITHOUT_EFFECT:
             here: Any = values

@@ -461,9 +461,11 @@ class _Execution:
         self._tell("attempt_finished", attempt)
         self.listener.attempt(attempt)
 
-    def _step(self, outcome: Outcome, record: StepRecord, settings: Prune) -> Metrics:
-        state = self.state
-        measured = self._metrics()
+    def _step(self, outcome: Outcome, record: StepRecord, settings: Prune) -> Metrics | None:
+        """Record a step; what was measured after it, if anything was."""
+        state, every, total = self.state, self.settings.evaluate.every, self.view.total_steps
+        due = record.step % every == 0 or record.step == total
+        measured = self._metrics() if due else {}
         record = replace(
             record,
             train_loss=measured.get("train_loss"),
@@ -502,7 +504,7 @@ class _Execution:
         view = self._tell("step_finished", record)
         self._call("prunekit_step_finished", view, step=record)
         self.listener.step(record)
-        return measured
+        return measured or None
 
     def _whole_losses(self, record: StepRecord, settings: Prune) -> dict[str, tuple[float, float]]:
         """Losses before and after a step, of splits that are measured as a whole, while steps alone change them."""

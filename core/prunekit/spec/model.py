@@ -75,6 +75,8 @@ class Evaluate(Options):
 
     train_examples: int | None = Field(default=None, ge=1)
     """How many training examples, the first of the split; null = all."""
+    every: int = Field(default=1, ge=1)
+    """After every so many pruning steps, and after the last; losses of steps between are left out of the results."""
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
