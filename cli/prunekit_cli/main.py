@@ -231,11 +231,20 @@ def verify(
 
 
 @app.command()
-def validate(spec: Spec, set_: Set = None, block: Block = None, no_code: NoCode = False) -> None:
+def validate(
+    spec: Spec,
+    set_: Set = None,
+    build: Annotated[
+        bool,
+        typer.Option("--build", help="Build the network too, load the data, and show what would be pruned."),
+    ] = False,
+    block: Block = None,
+    no_code: NoCode = False,
+) -> None:
     """Check a spec and report every problem with its place."""
     from prunekit_cli.spec import validate as command
 
-    command(spec, set_ or [], block or [], not no_code)
+    command(spec, set_ or [], block or [], not no_code, build)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from .api import apply_masks as apply_masks
 from .api import attach as attach
 from .api import certificate as certificate
 from .api import compare as compare
+from .api import coverage as coverage
 from .api import open as open
 from .api import open_sweep as open_sweep
 from .api import operator as operator

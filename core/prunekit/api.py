@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from prunekit.network.call import Batch, Inputs
     from prunekit.observing.listener import Listener
     from prunekit.observing.probe import Probe
+    from prunekit.pruning.coverage import Coverage
     from prunekit.pruning.criterion import Criterion
     from prunekit.pruning.scheduler import Scheduler
     from prunekit.pruning.selector import Selector
@@ -93,6 +94,38 @@ def statistics(
     estimated = estimate(model, held, built, task, selected, generator(seed, "statistics", 0), memory)
     _warn_of_vanished(model, task, held, built, estimated.statistics, only_by_the_loss=True)
     return estimated.statistics
+
+
+@device_errors()
+@ordinary_tensors()
+def coverage(
+    model: nn.Module,
+    batches: Batches | Callable[[], Batches] | None = None,
+    prunable: Mapping[str, object] | Prunable | None = None,
+) -> Coverage:
+    """Say what of a model is pruned, what is not and why, by class of module; printed, it is a table.
+
+    Args:
+        model: Left as it was found, also on error.
+        batches: As for :func:`statistics`, targets aside. With them it also says which weights no example uses, and
+            which rule serves the others: ``fast``, one capture for all examples, or the exact ``fallback``, example by
+            example.
+        prunable: As for :func:`prune`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
+        >>> print(coverage(model))
+        module     pruned  not pruned  tied
+        Linear         12           3     –
+        LayerNorm       –           6     –
+    """
+    from prunekit.plugins.build import options_of
+    from prunekit.pruning.coverage import coverage as covered
+
+    if isinstance(prunable, Mapping):
+        prunable = options_of(Prunable, prunable, "prunable")
+    return covered(model, None if batches is None else _fresh(batches), prunable)
 
 
 def operator(
