@@ -198,6 +198,7 @@ CHANGES: dict[str, Any] = {
 }
 CHECKPOINT_AND_DATA = {"model.checkpoint", "dataset.name", "dataset.path"}
 DRAWS = {"prune.criterion.draws"}  # has a meaning for other curvatures only
+BLOCKS = {"prune.prunable.preset"}  # for transformers only
 WITHOUT_EFFECT = {"version", "name", "folder", "device"} | {
     f"recorders.0.{key}" for key in ("name", "saliencies", "saliency_dtype")
 }
@@ -206,7 +207,7 @@ WITHOUT_EFFECT = {"version", "name", "folder", "device"} | {
 def test_every_value_that_determines_the_results_changes_the_hash(tmp_path: Path) -> None:
     spec = running.write_spec(tmp_path)
     base = load(spec)
-    covered = set(CHANGES) | CHECKPOINT_AND_DATA | DRAWS | WITHOUT_EFFECT
+    covered = set(CHANGES) | CHECKPOINT_AND_DATA | DRAWS | BLOCKS | WITHOUT_EFFECT
     covered |= {f"{key}.name" for key in CHANGES} | {"probes.0.name"}
     assert set(base.origins) - covered == set()
     found = {

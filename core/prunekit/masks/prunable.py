@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from prunekit.errors import SpecError
+from prunekit.masks.blocks import block_names
 from prunekit.masks.memory import parameters_once, refuse_overlaps
 from prunekit.masks.roles import NEVER, Role, roles_of
 from prunekit.masks.settings import Prunable
@@ -26,7 +27,8 @@ def prunable_parameters(model: nn.Module, prunable: Prunable | None = None) -> d
     options = prunable or Prunable()
     roles = roles_of(model)
     _refuse_idle_patterns("prune.prunable", [*(options.include or ()), *options.exclude], list(roles))
-    chosen = {name: p for name, (p, role) in roles.items() if _wanted(name, role, options)}
+    blocks = _blocks(model, options)
+    chosen = {name: p for name, (p, role) in roles.items() if _wanted(name, role, options, blocks)}
     if not chosen:
         by_role: dict[Role, list[str]] = {}
         for name, (_, role) in roles.items():
@@ -43,9 +45,11 @@ def left_out(model: nn.Module, prunable: Prunable | None = None) -> dict[Role, l
     """What is not prunable because of what it is, by role: not what the options exclude or do not include."""
     options = prunable or Prunable()
     out: dict[Role, list[str]] = {}
+    blocks = _blocks(model, options)
     for name, (_, role) in roles_of(model).items():
         asked = options.include is None or matches(name, options.include)
-        if asked and not matches(name, options.exclude) and not _wanted(name, role, options):
+        asked = asked and (blocks is None or name.startswith(blocks))
+        if asked and not matches(name, options.exclude) and not _wanted(name, role, options, blocks):
             out.setdefault(role, []).append(name)
     return dict(sorted(out.items()))
 
@@ -92,10 +96,21 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _wanted(name: str, role: Role, options: Prunable) -> bool:
+def _blocks(model: nn.Module, options: Prunable) -> tuple[str, ...] | None:
+    """What names have to begin with, if a preset says so."""
+    if options.preset is None:
+        return None
+    return tuple(f"{name}." for name in block_names(model))
+
+
+def _wanted(name: str, role: Role, options: Prunable, blocks: tuple[str, ...] | None) -> bool:
     """Whether a parameter is prunable under these options."""
     if role in NEVER or matches(name, options.exclude):
         return False
+    if blocks is not None and not name.startswith(blocks):
+        return False
+    if blocks is not None and role is Role.MATRIX:
+        return True
     if role is Role.NORM and not options.norms:
         return False
     if role is Role.BIAS and not options.biases:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal, Self
+
+from pydantic import model_validator
+
 from prunekit.component import Options
 
 
@@ -15,6 +19,8 @@ class Prunable(Options):
         exclude: Name patterns of parameters that are not prunable.
         biases: Count biases in.
         norms: Count the parameters of norms in, of whatever class; ``include`` alone does not.
+        preset: ``transformer_blocks``: all matrices of a transformer's blocks, and nothing outside them: no embedding, no
+            head; no router or adapter either.
 
     Never prunable: what a weight is computed from at every pass (``weight_norm``, parametrised layers), complex numbers,
     integers, and what has no elements.
@@ -24,3 +30,10 @@ class Prunable(Options):
     exclude: tuple[str, ...] = ()
     biases: bool = False
     norms: bool = False
+    preset: Literal["transformer_blocks"] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.preset is not None and self.include is not None:
+            raise ValueError("include and preset both say what is prunable; give one of them")
+        return self

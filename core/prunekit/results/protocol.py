@@ -25,8 +25,12 @@ def protocol(spec: Row, inputs: Mapping[str, str] | None, environment: Row) -> d
         environment: Of the run.
     """
     found: dict[str, Plain] = {key: _placeless(spec.get(key)) for key in _OF_THE_SPEC}
+    found["evaluate"] = {k: v for k, v in _mapping(spec.get("evaluate")).items() if k != "every"}
     pruning = _mapping(spec.get("prune"))
     found |= {f"prune.{key}": pruning.get(key) for key in _OF_PRUNING}
+    prunable = _mapping(found["prune.prunable"])
+    if "preset" in prunable and prunable["preset"] is None:  # which earlier files do not have
+        found["prune.prunable"] = {k: v for k, v in prunable.items() if k != "preset"}
     found["prune.scheduler.sparsity"] = _end(_mapping(pruning.get("scheduler")))
     found["splits"] = environment.get("splits")
     found["inputs"] = sorted(set((inputs or {}).values()))

@@ -40,6 +40,9 @@ def spec_hash(spec: Spec, bound: Row, device: str) -> str:
     values["device"] = device
     if values.get("evaluate", {}).get("every") == 1:  # which the first release did for want of a key
         del values["evaluate"]["every"]
+    prunable = (values.get("prune") or {}).get("prunable", {})
+    if prunable.get("preset", ...) is None:
+        del prunable["preset"]
     for place, part in spec.parts.items():
         if place[0] not in _WITHOUT_EFFECT:
             here: Any = values
