@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from prunekit.component import Options
 from prunekit.data import Split, Splits
 from prunekit.errors import DataError
 from prunekit.records import Plain, Row
+from prunekit.spec.later import without_later
 from prunekit.spec.resolve import Part, Spec
 
 _WITHOUT_EFFECT = ("name", "recorders", "folder")
@@ -36,13 +36,8 @@ def spec_hash(spec: Spec, bound: Row, device: str) -> str:
         bound: The spec's data, with what the run's data decided.
         device: The type of the run's device, such as ``cuda``, whatever ``auto`` was or its number.
     """
-    values = {key: deepcopy(value) for key, value in bound.items() if key not in _WITHOUT_EFFECT}
+    values = without_later({key: value for key, value in bound.items() if key not in _WITHOUT_EFFECT})
     values["device"] = device
-    if values.get("evaluate", {}).get("every") == 1:  # which the first release did for want of a key
-        del values["evaluate"]["every"]
-    prunable = (values.get("prune") or {}).get("prunable", {})
-    if prunable.get("preset", ...) is None:
-        del prunable["preset"]
     for place, part in spec.parts.items():
         if place[0] not in _WITHOUT_EFFECT:
             here: Any = values

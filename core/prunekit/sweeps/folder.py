@@ -189,6 +189,11 @@ class Folder:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
+def digests(inputs: Mapping[str, str]) -> str:
+    """Of a run's files, wherever they lie."""
+    return " ".join(sorted(set(inputs.values())))
+
+
 def _lasts(row: Row) -> bool:
     """Whether a file will go on saying so."""
     return bool(row["status"] == "complete")
@@ -236,7 +241,7 @@ def _numbers(summary: Row) -> Iterator[tuple[str, Plain]]:
     if summary["dense"] and summary["pruned"]:
         yield "train_delta_loss", summary["pruned"]["train_loss"] - summary["dense"]["train_loss"]
     yield "protocol", mark(summary["protocol"])
-    yield "inputs", json.dumps(summary["inputs"], sort_keys=True)
+    yield "inputs", digests(summary["inputs"] or {})
     for name in ("threads", "seconds", "peak_memory", "peak_gpu_memory"):
         if name in summary["environment"]:
             yield name, summary["environment"][name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,7 @@ from prunekit.executor import Executor
 from prunekit.plugins.host import PluginManager, default_manager
 from prunekit.records import Plain, Row
 from prunekit.spec import Spec
+from prunekit.spec.later import without_later
 from prunekit.spec.problems import Problems
 from prunekit.spec.resolve import resolve
 from prunekit.spec.text import Document, parse
@@ -272,6 +273,6 @@ def _resolved(base: Document, combination: Combination, folder: Path, manager: P
 
 
 def _key(spec: Spec) -> str:
-    values: Mapping[str, Plain] = {k: v for k, v in spec.data.items() if k not in _WITHOUT_EFFECT}
+    values = without_later({k: v for k, v in spec.data.items() if k not in _WITHOUT_EFFECT})
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY]

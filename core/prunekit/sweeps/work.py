@@ -21,7 +21,7 @@ from prunekit.runs.start import start
 from prunekit.runs.state import state_path
 from prunekit.sweeps.dense import has_one, trained
 from prunekit.sweeps.dense import key as dense_key
-from prunekit.sweeps.folder import TRIES, Folder
+from prunekit.sweeps.folder import TRIES, Folder, digests
 from prunekit.sweeps.plan import Plan, Planned, Told
 
 _PERIOD = 0.5
@@ -67,8 +67,7 @@ def of_other_data(plan: Plan, folder: Folder) -> list[str]:
     """Keys of runs that are complete and have read other files than there are now."""
     specs = {one.key: one.spec for one in plan.runs}
     complete = [run for run in folder.found() if run.status == "complete" and run.key in specs]
-    now = {run.key: json.dumps(inputs(specs[run.key]), sort_keys=True) for run in complete}
-    return [run.key for run in complete if run.row.get("inputs") != now[run.key]]
+    return [run.key for run in complete if run.row.get("inputs") != digests(inputs(specs[run.key]))]
 
 
 def _alike(plan: Plan, folder: Folder) -> dict[str, list[Path]]:
