@@ -343,6 +343,7 @@ def prune(
         >>> int((model.weight == 0).sum()), pruning.steps[-1].pruned
         (12, 12)
     """
+    from prunekit.masks.axes import layers_of, unknown_axes
     from prunekit.masks.prunable import prunable_parameters
     from prunekit.network.axes import observe_axes
     from prunekit.network.call import unpack
@@ -363,6 +364,7 @@ def prune(
     from prunekit.pruning.step import Pruner
     from prunekit.pruning.until import KEY, limited
     from prunekit.seeds import generator
+    from prunekit.statistics.estimate import DEFAULT_MEMORY
 
     unlimited, limit = scheduler_with_until(scheduler, until)
     chosen: Scheduler = component("scheduler", unlimited, given={"sparsity": sparsity, "steps": steps})
@@ -389,6 +391,10 @@ def prune(
             first.append(drawn(0))
         return first[0].batches
 
+    parameters = prunable_parameters(model, prunable)
+    if not unknown_axes(model, parameters):  # what does not fit is refused before anything is read
+        for estimator in estimators(ranked.required(strength)).values():
+            estimator.check(layers_of(model, parameters), memory or DEFAULT_MEMORY)
     task = _task(loss, model, first_batches)
     measured = measures_of(chosen.needed(ranked, fresh=callable(batches)), seed)
     if limit is not None:
@@ -396,7 +402,7 @@ def prune(
         chosen = limited(chosen, limit)
     elif valid is not None:
         raise SpecError("valid: is for `until`, which is not given")
-    observe_axes(model, prunable_parameters(model, prunable), first_batches)
+    observe_axes(model, parameters, first_batches)
     pruner = Pruner(
         Surroundings(model, task, estimators, memory=memory, ranking=ranking),
         ranked,

@@ -144,7 +144,7 @@ def test_show_gives_required_options_and_statistics() -> None:
         ("path", "path", "required"),
     ]
     (qm,) = json.loads(prunekit("plugins", "show", "qm", "--json").stdout)
-    assert {"gradient", "ggn_diagonal"} == set(qm["requires"])
+    assert {"gradient", "ggn_diagonal most=256"} == set(qm["requires"])
     assert prunekit("plugins", "show", "jsonl").stdout.endswith("\nNo options.\n")
 
 

@@ -177,7 +177,7 @@ def test_a_sweep_is_run_listed_and_read_as_one_table(folder: Path) -> None:
     assert before == {file: file.stat().st_mtime_ns for file in (folder / "grid").glob("*.h5")}  # none again
     code, out, _ = running.cli("inspect", folder / "grid")
     assert code == 0
-    assert "lm (lambda=0.1000)" in out
+    assert "lm (lambda=0.1)" in out
     assert "about" not in running.cli("sweep", path, "--dry-run")[1]
 
 

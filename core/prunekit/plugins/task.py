@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from prunekit import distributed
 from prunekit.errors import SpecError
 from prunekit.losses.base import Loss
-from prunekit.network.call import Batch, Inputs, call, few_examples, unpack
+from prunekit.network.call import Batch, Inputs, call, unpack
 from prunekit.network.restore import evaluating, preserved_rng
 from prunekit.plugins.build import component
 from prunekit.plugins.host import PluginManager
 
+_DEFAULT = "cross_entropy"
 _DECODERS = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
 """How classes of decoder-only language models are called."""
 
@@ -22,42 +24,47 @@ def suited(model: nn.Module, batch: Batch | None, manager: PluginManager | None 
     """The loss that a first batch calls for: ``cross_entropy`` or ``causal_lm``.
 
     Args:
-        model: Run once on a few examples, in eval mode, and left as it was.
-        batch: ``None`` if there is none.
+        model: Run once on the batch where its targets do not tell by themselves, in eval mode, and left as it was.
+        batch: ``None`` if there is none. Of several processes, the first's counts.
         manager: Where losses are found.
 
     Raises:
         SpecError: If it may as well be another, with the choices.
     """
-    name = "cross_entropy" if batch is None else _named(model, *unpack(batch))
-    found: Loss = component("loss", name, manager)
+    name = _DEFAULT
+    if batch is not None and distributed.rank() == 0:
+        name = _named(model, *unpack(batch))
+    found: Loss = component("loss", distributed.from_first(name), manager)
     return found
 
 
 def _named(model: nn.Module, inputs: Inputs, targets: object) -> str:
-    if not isinstance(targets, Tensor) or not targets.ndim:
-        return "cross_entropy"  # which says what is wrong with them
-    few, some = few_examples(inputs), few_examples(targets)
-    with preserved_rng(), evaluating(model), torch.no_grad():
-        outputs = call(model, few)
-    shape = tuple(outputs.shape)
+    if not isinstance(targets, Tensor) or not targets.ndim or not len(targets):
+        return _DEFAULT  # which says what is wrong with them
+    if targets.ndim == 1 and not targets.is_floating_point():
+        return _DEFAULT
+    try:
+        with preserved_rng(), evaluating(model), torch.no_grad():
+            shape = tuple(call(model, inputs).shape)
+    except Exception:  # of the user's network, which fails again where that is told properly
+        return _DEFAULT
     if targets.is_floating_point():
-        if tuple(some.shape) == shape:
+        if tuple(targets.shape) == shape:
             raise _ambiguous(
-                shape, some, "mse, bce_with_logits, or cross_entropy (where they are probabilities)"
+                shape, targets, "mse, bce_with_logits, or cross_entropy (where they are probabilities)"
             )
-        return "cross_entropy"
-    classes_second = len(shape) > 1 and tuple(some.shape) == shape[:1] + shape[2:]
-    classes_last = len(shape) > 2 and tuple(some.shape) == shape[:-1]
+        return _DEFAULT
+    classes_second = len(shape) > 1 and tuple(targets.shape) == shape[:1] + shape[2:]
+    classes_last = len(shape) > 2 and tuple(targets.shape) == shape[:-1]
     if not classes_last:
-        return "cross_entropy"
-    if not classes_second and _is_decoder(model) and _labels_are_tokens(few, some):
+        return _DEFAULT
+    if not classes_second and _is_decoder(model) and _labels_are_tokens(inputs, targets):
         return "causal_lm"
     choices = "token_cross_entropy (a label is that of its own logits) or causal_lm (labels are tokens, each "
     choices += "compared with the logits before it)"
     if classes_second:
         choices = f"cross_entropy (classes on the second axis), {choices}"
-    raise _ambiguous(shape, some, choices)
+    raise _ambiguous(shape, targets, choices)
 
 
 def _is_decoder(model: nn.Module) -> bool:

@@ -22,16 +22,9 @@ try:
 except ModuleNotFoundError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-_OF_NO_CONSEQUENCE = (
-    "date",
-    "folder",
-    "platform",
-    "cores",
-    "error",
-    "seconds",
-    "peak_memory",
-    "peak_gpu_memory",
-)
+COSTS = ("seconds", "peak_memory", "peak_gpu_memory")
+"""What a run has taken so far."""
+_OF_NO_CONSEQUENCE = ("date", "folder", "platform", "cores", "error", *COSTS)
 """What may be another for a run that goes on without any number becoming another."""
 
 

@@ -36,7 +36,7 @@ from prunekit.pruning.step import Measure, Outcome, Pruner
 from prunekit.pruning.until import KEY, watch
 from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, RunView, StepRecord
 from prunekit.runs import plan as setup
-from prunekit.runs.circumstances import changes, circumstances, costs
+from prunekit.runs.circumstances import COSTS, changes, circumstances, costs
 from prunekit.runs.circumstances import described as described_changes
 from prunekit.runs.pieces import noted
 from prunekit.runs.resume import refuse_another_run
@@ -148,7 +148,7 @@ class _Execution:
             spec=deepcopy(plan.bound),
             origins=dict(spec.origins),
             spec_text=spec.text,
-            environment=dict(self.state.environment or now),
+            environment={k: v for k, v in (self.state.environment or now).items() if k not in COSTS},
             shapes={layer.name: layer.shape for layer in self.pruner.layers} if self.pruner else {},
             metric_names=metric_names(plan.splits),
             total_steps=self._total_steps,

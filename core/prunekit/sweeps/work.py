@@ -51,11 +51,8 @@ def work(
     """
     # By the index: opening each file of a sweep that is nearly done would take longer than what is left of it.
     complete = {run.key for run in folder.found() if run.status == "complete"}
-    waiting, alike, shared = (
-        [one for one in plan.runs if one.key not in complete],
-        _alike(plan, folder),
-        Shared(),
-    )
+    waiting = [one for one in plan.runs if one.key not in complete]
+    alike, shared = _alike(plan, folder), Shared()
     while waiting:
         left = [one for one in waiting if not _done(one, folder, manager, told, listener, alike, shared)]
         if len(left) == len(waiting):
@@ -109,6 +106,9 @@ def _done(
             return False
         folder.fail(one.key, "".join(traceback.format_exception(error)))
         told(one, "failed")
+    except BaseException:  # an interruption, which is no death
+        folder.over(one.key)
+        raise
     else:
         folder.note(one.key)
         told(one, "complete")
