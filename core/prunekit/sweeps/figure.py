@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS = 6
+_UPRIGHT = 6  # values whose labels find room side by side
 _CRITERION, _LAMBDA = "criterion", "lambda"
 
 
@@ -67,7 +68,8 @@ def fill(rows: Sequence[Row], parameters: Sequence[str], figure: Figure) -> None
             _curve(axis, [row for row in here if row[_CRITERION] == name], along, name, *style)
         if panels is not None:
             axis.set_title(drawn(f"{panels.name} = {_text(value)}"))
-        axis.set_xticks(range(len(along.values)), [drawn(_text(v)) for v in along.values])
+        turned = {"rotation": 45, "ha": "right"} if len(along.values) > _UPRIGHT else {}
+        axis.set_xticks(range(len(along.values)), [drawn(_text(v)) for v in along.values], **turned)
         axis.set_xlabel(drawn(along.name))
         axis.grid(alpha=0.3)
         if not place:
