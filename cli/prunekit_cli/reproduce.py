@@ -41,22 +41,52 @@ def reproduce(
     if tier not in TIERS:
         raise SpecError(f"--tier {tier}: accepted are {', '.join(TIERS)}")
     folder = Path(os.path.expanduser(out)) if out is not None else Path(f"{paper}-{tier}")
+    networks = TIERS[tier]
+    root = None if data is None else Path(os.path.expanduser(data)).absolute()
+    for network in networks:
+        if network.files and (root is None or not root.is_dir()):
+            found = "is not given" if root is None else f"{root} is no folder"
+            raise SpecError(
+                f"--data: {found}, and {network.name} needs the one of its data ({network.spec['dataset']['name']}); "
+                "prunekit downloads nothing"
+            )
     if folder.exists() and not resume:
         raise ResultsError(f"{folder}: exists; --resume goes on with it")
-    networks = TIERS[tier]
-    for network in networks:
-        if network.files and data is None:
-            raise SpecError(
-                f"--data: {network.name} needs the folder of its data ({network.spec['dataset']['name']}); prunekit "
-                "downloads nothing"
-            )
-    root = None if data is None else str(Path(os.path.expanduser(data)).absolute())
+    _begin(folder, {"paper": paper, "tier": tier})
     whole = True
     for network in networks:
-        whole = _run(network, root, folder / network.name, workers, executor) and whole
-    if not whole:
-        console.stderr().print(f"some runs have failed; prunekit inspect {folder}/NETWORK/STAGE says which")
+        place = folder / network.name
+        if not _run(network, None if root is None else str(root), place, workers, executor):
+            console.stderr().print(
+                f"runs of {network.name} have failed; prunekit inspect {place}/STAGE says which and why"
+            )
+            whole = False
+    if not all((folder / network.name / "paper").is_dir() for network in networks):
+        return False  # there is nothing to report of
     return _report(networks, folder, tier, as_json) and whole
+
+
+def _begin(folder: Path, record: Mapping[str, str]) -> None:
+    """Say whose folder it is, or make sure that it is this reproduction's.
+
+    Raises:
+        ResultsError: If it is something else's.
+    """
+    from prunekit.errors import ResultsError
+    from prunekit.results.replacing import replacing
+
+    file = folder / "reproduction.json"
+    try:
+        there = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    except (OSError, ValueError):
+        there = {}
+    if there is None and folder.exists() and any(folder.iterdir()):
+        raise ResultsError(f"{folder}: is not the folder of a reproduction (no {file.name} in it)")
+    if there is not None and there != record:
+        raise ResultsError(f"{folder}: is of another paper or tier ({there}); give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(dict(record)), encoding="utf-8")
 
 
 def _run(network: Network, root: str | None, folder: Path, workers: int | None, executor: str | None) -> bool:
@@ -88,7 +118,8 @@ def _stage(
     with replacing(file) as temporary:  # JSON is YAML
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     console.stderr().print(f"{folder.name}: {name}")
-    sweep(file, folder / name, False, workers, executor, None, False, [], True, shows=False)
+    # What has failed is tried again: whoever goes on has mended something.
+    sweep(file, folder / name, False, workers, executor, "failed", False, [], True, shows=False)
     counts = Sweep(folder / name).counts
     return set(counts) <= {"complete", "foreign"}
 

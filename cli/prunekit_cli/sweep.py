@@ -46,6 +46,19 @@ def sweep(
 ) -> bool:
     """Do what is left of a sweep, or list it.
 
+    Args:
+        file: The sweep.
+        out: Its folder.
+        dry_run: Only list the runs.
+        workers: At a time.
+        executor: What starts them.
+        retry: ``failed`` to try again what has failed.
+        as_json: Print JSON.
+        block: Plugins to leave out.
+        code: Whether other code than built-in code may run.
+        quiet: This is a worker.
+        shows: Whether to print the table in the end.
+
     Returns:
         Whether all runs are complete; of a worker, that it has ended by itself.
     """
@@ -55,6 +68,7 @@ def sweep(
     from prunekit.sweeps.folder import Folder
     from prunekit.sweeps.opened import Sweep
     from prunekit.sweeps.plan import load
+    from prunekit.sweeps.worker import here
 
     if retry not in (None, "failed"):
         raise SpecError(f"--retry {retry}: accepted is failed")
@@ -70,9 +84,16 @@ def sweep(
         (folder := Folder(place)).begin(plan)
         for one in plan.runs if retry else ():
             folder.forgive(one.key)
-        _refuse_other_data(plan, folder)
-        _run(plan, file, folder, workers, executor, block, code, quiet, manager)
-    if quiet or not shows:
+        if quiet:  # a worker; the command that started it has looked at everything
+            here(plan, folder, manager, lambda one, what: signals.check())
+            return True
+        counts = folder.counts()
+        if counts.get("complete"):
+            _refuse_other_data(plan, folder)
+        left = len(plan.runs) - counts.get("complete", 0) - counts.get("failed", 0)
+        if left:
+            _run(plan, file, folder, left, workers, executor, block, code, manager)
+    if not shows:
         return True
     found = Sweep(place)
     if as_json:
@@ -86,11 +107,11 @@ def _run(
     plan: Plan,
     file: Path,
     folder: Folder,
+    left: int,
     workers: int | None,
     named: str | None,
     block: Sequence[str],
     code: bool,
-    quiet: bool,
     manager: PluginManager,
 ) -> None:
     """Choose an executor, and start the workers."""
@@ -98,12 +119,8 @@ def _run(
     from prunekit.sweeps.machine import cores, gpus
     from prunekit.sweeps.plan import executor_of
     from prunekit.sweeps.supervise import supervise
-    from prunekit.sweeps.worker import worker
+    from prunekit.sweeps.worker import here, worker
 
-    counts = folder.counts()
-    left = len(plan.runs) - counts.get("complete", 0) - counts.get("failed", 0)
-    if not left:
-        return
     executor = plan.executor
     if named is not None and (executor is None or executor.name != named):
         executor = executor_of(named, manager)
@@ -113,27 +130,25 @@ def _run(
         workers = 1 if alone else max(1, min(left, len(cards) or cores() // plan.threads))
     executor = executor or executor_of("process" if workers > 1 else "inline", manager)
     place, target = file.absolute(), folder.path.absolute()
-    again = [str(place), "--out", str(target), "--executor", "inline", "--quiet"]
+    again = [str(place), "--out", str(target), "--quiet"]
     again += [word for name in block for word in ("--block", name)] + ([] if code else ["--no-code"])
-    progress, inline = _Progress(plan, folder, quiet), executor.name == "inline"
+    progress = _Progress(plan, folder, len(plan.runs) - left)
+    inline = partial(here, plan, folder, manager, progress.tell)
     job = Job(
-        partial(worker, place, target, tuple(block), code, progress.tell if inline else None),
+        inline if executor.name == "inline" else partial(worker, place, target, tuple(block), code),
         (sys.executable, "-m", "prunekit_cli", "sweep", *again),
         workers,
         plan.threads,
         target,
         tuple(cards),
     )
-    if not quiet:
-        progress.begin(f"{executor.name}, {workers} worker{'s' if workers > 1 else ''}")
+    progress.begin(f"{executor.name}, {workers} worker{'s' if workers > 1 else ''}")
     supervise(executor, job, progress.look)
     progress.end()
 
 
 def _refuse_other_data(plan: Plan, folder: Folder) -> None:
     """Runs that are complete, of files that have changed since, are not these runs."""
-    if not folder.counts().get("complete"):
-        return
     from prunekit.errors import ResultsError
     from prunekit.sweeps.work import of_other_data
 
@@ -280,17 +295,14 @@ def _list(plan: Plan, place: Path, as_json: bool) -> None:
 class _Progress:
     """Lines on stderr: what was done, and how long the rest will take at that pace."""
 
-    def __init__(self, plan: Plan, folder: Folder, quiet: bool) -> None:
-        self._plan, self._folder, self._quiet = plan, folder, quiet
+    def __init__(self, plan: Plan, folder: Folder, done: int) -> None:
+        self._plan, self._folder = plan, folder
         self._names = varying(one.parameters for one in plan.runs)
-        self._started, self._last = time.monotonic(), 0.0
-        self._before = self._done = 0
+        self._started = self._last = time.monotonic()
+        self._before = self._done = done
 
     def begin(self, text: str) -> None:
         """Say who does the work."""
-        counts = self._folder.counts()
-        self._before = self._done = counts.get("complete", 0) + counts.get("failed", 0)
-        self._last = time.monotonic()
         self._print(text)
 
     def end(self) -> None:
@@ -301,7 +313,7 @@ class _Progress:
     def tell(self, one: Planned, what: str) -> None:
         """A run has been started, is complete, or has failed."""
         signals.check()
-        if what != "started" and not self._quiet:
+        if what != "started":
             self._done += 1
             words = ", ".join(f"{name}={_value(one.parameters[name])}" for name in self._names)
             self._print(f"{one.key[:8]} {what}  {words}")
@@ -310,7 +322,7 @@ class _Progress:
         """Count what workers have done, now and then."""
         signals.check()
         now = time.monotonic()
-        if now - self._last < _EVERY or self._quiet:
+        if now - self._last < _EVERY:
             return
         self._last = now
         counts = self._folder.counts()

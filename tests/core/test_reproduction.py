@@ -250,12 +250,53 @@ def test_the_smoke_tier_runs_reports_and_goes_on(tmp_path: Path) -> None:
     [
         (["2006.1", "--tier", "smoke"], "the only one is 2006.12279"),
         (["2006.12279", "--tier", "small"], "accepted are smoke, cpu, gpu"),
-        (["2006.12279", "--tier", "cpu"], "--data: mlp-mnist needs the folder of its data"),
+        (["2006.12279", "--tier", "cpu"], "--data: is not given, and mlp-mnist needs the one of its data"),
+        (["2006.12279", "--tier", "cpu", "--data", "nowhere"], "nowhere is no folder, and mlp-mnist needs"),
     ],
 )
 def test_what_cannot_be_reproduced_is_refused(arguments: list[Any], said: str, tmp_path: Path) -> None:
     assert said in running.refused("reproduce", *arguments, "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "index.html").write_text("mine")
+    command = ("reproduce", "2006.12279", "--tier", "smoke", "--resume", "--out")
+    assert "is not the folder of a reproduction" in running.refused(*command, mine)
+    assert [p.name for p in mine.iterdir()] == ["index.html"]
+    (mine / "index.html").unlink()
+    (mine / "reproduction.json").write_text(json.dumps({"paper": "2006.12279", "tier": "cpu"}))
+    assert "is of another paper or tier" in running.refused(*command, mine)
+
+
+def test_networks_that_cannot_be_trained_are_told_and_tried_again(tmp_path: Path) -> None:
+    """An empty folder of data: no traceback, nothing to report of; what has failed is tried again."""
+    (tmp_path / "data").mkdir()
+    out = tmp_path / "out"
+    command = (
+        "reproduce",
+        "2006.12279",
+        "--tier",
+        "cpu",
+        "--data",
+        tmp_path / "data",
+        "--out",
+        out,
+        "--workers",
+        1,
+    )
+    code, printed, err = running.cli(*command)
+    assert code == 1
+    assert printed == ""
+    assert "Traceback" not in err
+    assert "runs of mlp-mnist have failed; prunekit inspect" in err
+    failures = sorted((out / "mlp-mnist" / "dense").glob("*.failure.txt"))
+    before = [file.stat().st_mtime_ns for file in failures]
+    assert len(before) == 5
+    assert running.cli(*command, "--resume")[0] == 1
+    assert all(file.stat().st_mtime_ns > then for file, then in zip(failures, before, strict=True))
 
 
 def test_every_criterion_of_the_tiers_is_built_in() -> None:

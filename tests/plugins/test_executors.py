@@ -139,6 +139,14 @@ def test_workers_that_die_again_and_again_end_the_sweep(monkeypatch: pytest.Monk
         supervise(executor, job(1), lambda: None)
 
 
+def test_workers_whose_time_is_over_may_be_as_many_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunekit.sweeps.supervise._PERIOD", 0.0)
+    monkeypatch.setattr("prunekit.sweeps.supervise._YOUNG", 0.0)
+    executor = Scripted([-15] * 100 + [0])
+    supervise(executor, job(1), lambda: None)
+    assert executor.log.count(0) == 101
+
+
 def test_what_looks_at_them_may_stop_them() -> None:
     executor = Scripted([0])
 

@@ -83,7 +83,9 @@ class Sample:
             return
         there, found = Estimates(first.statistics), Estimates()
         for request, estimator in estimators.items():
-            tensors = dict.get(there, request) or estimator.derive(there)
+            # By dict's own: a statistic of another name's options is not this one.
+            tensors = dict.get(there, request)
+            tensors = estimator.derive(there) if tensors is None else tensors
             if tensors is None:
                 return
             found[request] = tensors

@@ -106,6 +106,7 @@ class _Execution:
         shared: Shared | None,
     ) -> None:
         self.source, self.shared = source, shared
+        self._dense_key = ""
         self._began = time.monotonic()
         self.spec, self.plan, self.manager, self.listener = spec, plan, manager, listener
         self.settings, self.seeds = spec.settings, spec.data["seeds"]
@@ -304,9 +305,8 @@ class _Execution:
             return False
         setup.load_state(self.model, dict(found.weights))
         rows = [dict(row) for row in found.history]
-        for count in range(
-            state.done + 1, len(rows) + 1
-        ):  # the state is one epoch ahead of the file, never more
+        # The state is one epoch ahead of the file, never more.
+        for count in range(state.done + 1, len(rows) + 1):
             state.history["dense"], state.done = rows[:count], count
             self._save()
             self._tell("epoch_finished", "dense")
@@ -440,7 +440,8 @@ class _Execution:
         """First steps of other runs from the same network."""
         if self.shared is None:
             return None
-        return self.shared.first_steps(self._dense_key(self.state.weights["dense"]))
+        # A run that goes on has not measured its dense network.
+        return self.shared.first_steps(self._dense_key or self._key(self.state.weights["dense"]))
 
     def _others(self, examples: Tensor, index: int) -> list[Batch] | None:
         """As many training examples as a step's, none of them among these, as far as there are; ``None``: none."""
@@ -527,9 +528,11 @@ class _Execution:
     def _dense_metrics(self) -> Metrics:
         if self.shared is None:
             return self._metrics()
-        return dict(self.shared.once("metrics", self._dense_key(setup.tensors(self.model)), self._metrics))
+        self._dense_key = self._key(setup.tensors(self.model))
+        return dict(self.shared.once("metrics", self._dense_key, self._metrics))
 
-    def _dense_key(self, weights: Mapping[str, Tensor]) -> str:
+    def _key(self, weights: Mapping[str, Tensor]) -> str:
+        """What runs share by that begin with a network of these weights."""
         plan = self.plan
         return dense_key(plan.bound, [plan.inputs, plan.examples, str(plan.device)], weights)
 

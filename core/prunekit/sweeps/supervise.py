@@ -10,7 +10,9 @@ from prunekit.executor import Executor, Job
 
 _PERIOD = 0.2  # seconds between two looks
 _MOST = 20
-"""Times that workers may die, for each of them; more is no accident. A run that kills its worker is given up before."""
+"""Workers that may die young one after another, for each that is wanted. A run that kills its worker is given up before."""
+_YOUNG = 60.0
+"""Seconds; one that lives longer may have come to the end of its time, as jobs of a cluster do."""
 
 
 def supervise(executor: Executor, job: Job, looked: Callable[[], None]) -> None:
@@ -28,10 +30,10 @@ def supervise(executor: Executor, job: Job, looked: Callable[[], None]) -> None:
     died = 0
     try:
         executor.open(job)
-        running = {}
+        running, born = {}, {}
         try:
             for index in range(job.workers):
-                running[index] = executor.start(job, index)
+                running[index], born[index] = executor.start(job, index), time.monotonic()
             while running:
                 looked()
                 for index, worker in list(running.items()):
@@ -42,12 +44,12 @@ def supervise(executor: Executor, job: Job, looked: Callable[[], None]) -> None:
                     if code > 0:
                         raise RunError(f"executor {executor.name!r}: a worker failed: {_last(worker.said())}")
                     if code < 0:
-                        died += 1
+                        died = died + 1 if time.monotonic() - born[index] < _YOUNG else 0
                         if died > _MOST * job.workers:
                             raise RunError(
                                 f"executor {executor.name!r}: {died} workers were killed: {_last(worker.said())}"
                             )
-                        running[index] = executor.start(job, index)
+                        running[index], born[index] = executor.start(job, index), time.monotonic()
                 if running:
                     time.sleep(_PERIOD)
         finally:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from importlib import import_module
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from prunekit import Executor, Job, Options, SpecError, Worker
+from prunekit_plugins.executors._extra import extra
 
 _FAILED, _KILLED = 1, -9
 _PATIENCE, _PERIOD = 10.0, 0.1  # seconds that a job may take to end; between two looks
@@ -72,12 +72,7 @@ class Submitit(Executor):
         Raises:
             SpecError: If submitit is not installed, or does not know a parameter.
         """
-        try:
-            submitit = import_module("submitit")
-        except ModuleNotFoundError:
-            raise SpecError(
-                "executor submitit: the package is not installed; pip install 'prunekit[submitit]'"
-            ) from None
+        submitit = extra(self.name)
         options = self.options
         try:
             self._executor = submitit.AutoExecutor(folder=job.folder / "logs", cluster=options.cluster)

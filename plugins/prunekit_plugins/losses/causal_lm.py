@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prunekit import DataError, Loss
-from prunekit_plugins.losses.cross_entropy import CrossEntropyOptions
+from prunekit import DataError
 from prunekit_plugins.losses.token_cross_entropy import TokenCrossEntropy
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 
-class CausalLanguageModel(Loss):
+class CausalLanguageModel(TokenCrossEntropy):
     """Cross-entropy of each token given those before it, in nats: logits ``[N, T, C]``, labels ``[N, T]``.
 
     Labels are the input's own tokens, as Hugging Face's models take them: the logits at a position are compared with the
@@ -22,14 +21,6 @@ class CausalLanguageModel(Loss):
     """
 
     name = "causal_lm"
-    least = 0.0
-    Options = CrossEntropyOptions
-
-    @property
-    def _loss(self) -> TokenCrossEntropy:
-        loss = TokenCrossEntropy.from_options(self.options)
-        loss.name = self.name  # type: ignore[misc]  # messages are about the task's loss
-        return loss
 
     def check(self, targets: Tensor) -> None:
         """Refuse labels that are no sequences of tokens.
@@ -42,49 +33,49 @@ class CausalLanguageModel(Loss):
                 f"loss {self.name!r}: labels are token indices of shape (sequences, length), of two tokens at least; found "
                 f"{targets.dtype} of shape {tuple(targets.shape)}"
             )
-        self._loss.check(targets[:, 1:])
+        super().check(targets[:, 1:])
 
     def counted(self, targets: Tensor) -> Tensor:
         """All but each sequence's first token, which nothing comes before, and those that are ignored."""
-        counted = self._loss.counted(targets)
+        counted = super().counted(targets)
         counted[:, 0] = False
         return counted
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the cross-entropy over the batch's tokens that count."""
-        return self._loss.total(*self._shifted(outputs, targets))
+        return super().total(*self._shifted(outputs, targets))
 
     def normaliser(self, outputs: Tensor, targets: Tensor) -> float:
         """Number of tokens that count, or the sum of their classes' weights."""
-        return self._loss.normaliser(*self._shifted(outputs, targets))
+        return super().normaliser(*self._shifted(outputs, targets))
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The batch's loss by torch's own mean over its tokens."""
-        return self._loss.mean(*self._shifted(outputs, targets))
+        return super().mean(*self._shifted(outputs, targets))
 
     def ggn_rank(self, outputs: Tensor, targets: Tensor) -> int:
         """Classes − 1 for every token of a sequence but the last."""
-        return self._loss.ggn_rank(*self._shifted(outputs, targets))
+        return super().ggn_rank(*self._shifted(outputs, targets))
 
     def ggn_factor(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """Columns of the Hessian's factor; zero at the last position, whose logits nothing is compared with."""
-        return map(_whole, self._loss.ggn_factor(*self._shifted(outputs, targets)))
+        return map(_whole, super().ggn_factor(*self._shifted(outputs, targets)))
 
     def term_gradients(self, outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """Gradients of the loss terms, each column for one token of every sequence."""
-        return map(_whole, self._loss.term_gradients(*self._shifted(outputs, targets)))
+        return map(_whole, super().term_gradients(*self._shifted(outputs, targets)))
 
     def term_count(self, outputs: Tensor, targets: Tensor) -> int:
         """Tokens of a sequence but one."""
-        return self._loss.term_count(*self._shifted(outputs, targets))
+        return super().term_count(*self._shifted(outputs, targets))
 
     def draw(self, outputs: Tensor, targets: Tensor, generator: Generator) -> Tensor:
         """A label for every token but the first."""
-        return _whole(self._loss.draw(*self._shifted(outputs, targets), generator))
+        return _whole(super().draw(*self._shifted(outputs, targets), generator))
 
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Wrong and all tokens that count."""
-        return self._loss.errors(*self._shifted(outputs, targets))
+        return super().errors(*self._shifted(outputs, targets))
 
     def _shifted(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the labels that they are compared with.
