@@ -384,6 +384,11 @@ def test_a_sweep_is_drawn_and_its_runs_compared(folder: Path) -> None:
     code, out, _ = running.cli("compare", folder / "grid", "--json")
     assert code == 0
     assert len(json.loads(out)["runs"]) == 8
+    lines = running.cli("compare", folder / "grid", folder / "grid")[
+        1
+    ].splitlines()  # too many to stand side by side
+    assert lines[2].split()[:2] == ["run", "seed"]
+    assert sum(load(path).runs[0].key in line for line in lines) >= 4  # twice there, in two tables
     said = running.refused("inspect", folder / "grid", "--layers", "--verify")
     assert "is a folder, of a sweep maybe; --layers, --verify: is for a results file" in said
     assert "--plot where it goes" in running.refused("inspect", folder / "grid", "--columns", "1")

@@ -11,6 +11,7 @@ from prunekit.reports.overlap import Overlap
 from prunekit.reports.words import number, percent
 
 _SHOWN_LAYERS = 12
+_BESIDE = 8  # runs that find room beside each other; more stand one below the other
 _PARTS = {
     "linear": "linear",
     "diagonal": "diagonal",
@@ -61,7 +62,11 @@ def tables(comparison: Comparison) -> Iterator[PlainTable]:
         ("What differs", comparison.differences),
     ):
         if differing:
-            yield PlainTable(title, ["value", *names], list(_values(differing)), left=1 + len(names))
+            lines = [["value", *names], *_values(differing)]
+            if len(names) > _BESIDE:
+                lines[0][0] = "run"
+                lines = [list(line) for line in zip(*lines, strict=True)]
+            yield PlainTable(title, lines[0], lines[1:], left=len(lines[0]))
     yield PlainTable(
         "Runs", _COLUMNS, [_row(row) for row in runs], less=("seconds", "R²", "slope", "steps", "train Δloss")
     )
