@@ -33,7 +33,7 @@ class Bilinear(nn.Module):
         self.mix = nn.Parameter(torch.randn(6, 6))
 
     def forward(self, x: Any) -> Any:
-        return (x @ self.mix) * x
+        return (x @ self.mix.exp()) * x
 
 
 class Text(nn.Module):

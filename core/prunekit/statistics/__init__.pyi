@@ -1,12 +1,12 @@
 """What authors of statistics may use."""
 
 from .base import Estimator as Estimator
-from .capture import Geometry as Geometry
 from .capture import Use as Use
 from .contraction import as_parameter as as_parameter
 from .contraction import inward as inward
 from .contraction import joined as joined
 from .contraction import outward as outward
+from .contraction import placed as placed
 from .hessian import add_hessian_diagonal as add_hessian_diagonal
 from .jacobian_rows import example_rows as example_rows
 from .jacobian_rows import rows_by_parameter as rows_by_parameter
@@ -14,8 +14,11 @@ from .operator import Operator as Operator
 from .per_example import example_gradients as example_gradients
 from .problem import ForwardPass as ForwardPass
 from .problem import Problem as Problem
+from .products import Geometry as Geometry
 from .request import Detailed as Detailed
 from .request import Estimates as Estimates
 from .request import Sampled as Sampled
 from .request import Statistic as Statistic
+from .rows import Part as Part
+from .rows import Rows as Rows
 from .squared_columns import SquaredColumns as SquaredColumns

@@ -22,6 +22,9 @@ class Estimator(Component, ABC):
     kind = "statistic"
     captures: ClassVar[bool] = False
     """True if :attr:`ForwardPass.uses` is needed: what entered and left every use of a weight."""
+    by_example: ClassVar[bool] = True
+    """False if it does not matter which position belongs to which example: then :attr:`ForwardPass.seen` is needed,
+    which has more layers."""
     needs_data: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     """True if what several processes find, each on its examples and over everyone's normaliser, may be summed.

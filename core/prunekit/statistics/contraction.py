@@ -10,12 +10,16 @@ there is one set of rules for all layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunekit.statistics.capture import Geometry, Use
+from prunekit.statistics.capture import Use
+from prunekit.statistics.products import Geometry
+
+_PIECE = 64 << 20  # bytes
 
 
 def windows(x: Tensor, geometry: Geometry, positions: Sequence[int]) -> Tensor:
@@ -69,11 +73,13 @@ def grouped(view: Tensor, geometry: Geometry) -> Tensor:
 
 
 def inward(use: Use) -> Tensor:
-    """The factor that is the same for every vector sent back, ``[N, groups, ·, T]``."""
+    """The factor that is the same for every vector sent back, ``[N, groups, ·, T]``; N is 1 for a batch of maps."""
     x, geometry = use.input, use.geometry
     if geometry.bias:
         positions = use.output_shape[1:].numel() // _bias_size(use)
         return x.new_ones(1, 1, 1, 1).expand(x.shape[0], 1, 1, positions)
+    if geometry.batched:
+        return x.transpose(1, 2).unsqueeze(0)
     if geometry.dims == 0:
         return x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2).unsqueeze(1)
     if geometry.transposed:
@@ -84,6 +90,8 @@ def inward(use: Use) -> Tensor:
 def outward(use: Use, returned: Tensor) -> Tensor:
     """The factor made of a gradient with respect to the use's output, ``[N, groups, ·, T]``."""
     geometry = use.geometry
+    if geometry.batched:
+        return returned.transpose(1, 2).unsqueeze(0)
     if geometry.dims == 0:
         return returned.reshape(returned.shape[0], -1, returned.shape[-1]).transpose(1, 2).unsqueeze(1)
     if geometry.bias:
@@ -104,12 +112,35 @@ def as_parameter(use: Use, total: Tensor, shape: torch.Size) -> Tensor:
     return (total.transpose(1, 2) if transposed else total).reshape(shape)
 
 
+def placed(use: Use, total: Tensor, shape: torch.Size) -> Tensor:
+    """Bring ``[groups, outward, inward]`` of a use to where its part lies in the parameter; zeros elsewhere."""
+    if use.whole or use.part is None:
+        return as_parameter(use, total, shape)
+    rows = use.part.rows
+    found = total.new_zeros(rows.count, rows.inputs)
+    use.part.add(found, total)
+    return rows.back(found)
+
+
 def gradient(uses: Sequence[Use], returned: Sequence[Tensor], shape: torch.Size) -> Tensor:
     """Sum over examples of one parameter's gradient, from its uses."""
-    u = joined([inward(use) for use in uses])
-    v = joined([outward(use, g) for use, g in zip(uses, returned, strict=True)])
-    dtype = torch.promote_types(u.dtype, v.dtype)  # autocast gives the two different ones
-    return as_parameter(uses[0], torch.einsum("ngbt,ngat->gba", v.to(dtype), u.to(dtype)), shape)
+    parts = [placed(use, _summed(use, arrived), shape) for use, arrived in zip(uses, returned, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def _summed(use: Use, returned: Tensor) -> Tensor:
+    """``[groups, outward, inward]``, added up some examples at a time where a convolution is unfolded."""
+    step = len(use.input)
+    if use.geometry.dims:
+        unfolded = use.input.nbytes // max(1, step) * torch.Size(use.geometry.kernel).numel()
+        step = max(1, _PIECE // max(1, unfolded))
+    parts = []
+    for start in range(0, len(use.input), max(1, step)):
+        some = replace(use, input=use.input[start : start + step])
+        u, v = inward(some), outward(some, returned[start : start + step])
+        dtype = torch.promote_types(u.dtype, v.dtype)  # autocast gives the two different ones
+        parts.append(torch.einsum("ngbt,ngat->gba", v.to(dtype), u.to(dtype)))
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def _bias_size(use: Use) -> int:

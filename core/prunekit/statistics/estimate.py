@@ -24,6 +24,7 @@ from prunekit.statistics.verification import (
     Graph,
     Layout,
     Shapes,
+    Ways,
     examine_anew,
     in_part,
     input_shapes,
@@ -118,7 +119,9 @@ class _Pass:
         self.problem = problem
         self.working = {key: e for key, e in estimators.items() if e.needs_data}
         self.problems = {key: replace(problem, generator=_copied(problem.generator)) for key in estimators}
-        self.capture = any(e.captures for e in self.working.values())
+        capturing = [e for e in self.working.values() if e.captures]
+        self.ways = Ways(any(e.by_example for e in capturing), any(not e.by_example for e in capturing))
+        self.capture = bool(capturing)
         self.twice = any(e.second_order for e in self.working.values())
         self._masks = Lent({"the mask": problem.masks or {}})
         self._weights: Lent | None = Lent({"the weights": problem.parameters})
@@ -153,9 +156,11 @@ class _Pass:
             if self.capture:
                 graph = Graph(batch.outputs)
                 if graph.shape != layout.shape_of_graph and shapes not in self._fresh:
-                    layout = self._layouts[shapes] = examine_anew(self.problem, shapes, inputs, targets)
+                    layout = self._layouts[shapes] = examine_anew(
+                        self.problem, shapes, inputs, targets, self.ways
+                    )
                     self._fresh.add(shapes)
-                layout.sort(batch, uses, graph)
+                layout.sort(batch, uses, graph, self.ways)
             batch.needed_again = len(self.working) > 1
             lent = Lent({"the inputs": some, "the targets": their_targets, "the outputs": batch.outputs})
             for key, estimator in self.working.items():
@@ -180,7 +185,9 @@ class _Pass:
         """The layout for inputs of a shape that this pass has not met."""
         problem = self.problem
         if self.capture:
-            layout = known_layout(problem, shapes) or examine_anew(problem, shapes, inputs, targets)
+            layout = known_layout(problem, shapes, self.ways) or examine_anew(
+                problem, shapes, inputs, targets, self.ways
+            )
         else:
             layout = weigh_once(problem, shapes, inputs, targets)
         if self.twice:

@@ -114,28 +114,28 @@ def refuse_wrong_second_derivatives(problem: Problem, inputs: Inputs, targets: T
 
 def _plan(batch: ForwardPass) -> tuple[list[_Layer], list[str]]:
     """Which parameters go by their layer's outputs, and which weight by weight."""
-    layers: dict[GradientEdge, _Layer] = {}
+    layers: dict[tuple[GradientEdge, torch.Size], _Layer] = {}
     single = list(batch.others)
     for name, uses in batch.uses.items():
         use = uses[0]
         # A second use may depend on the first, and its derivative on more than the two outputs' Hessian.
         if (
             len(uses) > 1
-            or use.geometry.transposed
+            or (use.geometry.transposed and use.geometry.dims)
             or use.output_shape[1:].numel() > batch.problem.parameters[name].numel()
         ):
             single.append(name)
         else:
-            layers.setdefault(use.edge, _Layer(use.edge)).uses[name] = use
+            layers.setdefault((use.edge, use.output_shape), _Layer(use.edge)).uses[name] = use
     return list(layers.values()), single
 
 
 def _add_layer(layer: _Layer, returned: Tensor, sums: Mapping[str, Tensor]) -> None:
     """``Σ_n Σ_tt' u_nat u_nat' ∂²L_n/∂z_nbt ∂z_nbt'``, with z the layer's outputs."""
-    shape = returned.shape
-    numbers = torch.arange(shape[1:].numel(), device=returned.device).view(1, *shape[1:])
-    flat = returned.flatten(1)
     use = min(layer.uses.values(), key=lambda u: u.geometry.bias)  # the weight's shows the groups
+    shape = use.output_shape
+    numbers = torch.arange(shape[1:].numel(), device=returned.device).view(1, *shape[1:])
+    flat = use.returned(returned).flatten(1)
     factors = {name: inward(u).to(sums[name].dtype) for name, u in layer.uses.items()}
     totals: dict[str, list[Tensor]] = {name: [] for name in layer.uses}
     places = outward(use, numbers)[0]  # group, output, position -> element
@@ -147,7 +147,7 @@ def _add_layer(layer: _Layer, returned: Tensor, sums: Mapping[str, Tensor]) -> N
                 (row,) = torch.autograd.grad(
                     flat[:, element].sum(), layer.edge, retain_graph=True, allow_unused=True
                 )
-                row = torch.zeros(shape, dtype=flat.dtype, device=flat.device) if row is None else row
+                row = flat.new_zeros(shape) if row is None else use.returned(row)
                 rows.append(outward(use, row.detach())[:, group, output])
             second = torch.stack(rows, 1)  # example, position, position
             for name, u in factors.items():

@@ -78,6 +78,9 @@ class ForwardPass:
         normaliser: What the sum of the terms is divided by.
         uses: Parameter to its uses, for parameters whose uses are known to be all and example-first.
         others: Parameters in use that need the general, per-example fallback.
+        seen: Parameter to its uses, for those whose uses are known to be all, whatever the order of the examples; for
+            estimators that are not ``by_example``.
+        unseen: Parameters in use that are also used in some other way.
         bytes_per_example: Memory that an example's activations take, about.
         needed_again: Whether another estimator still needs the graph, so that it must be retained.
     """
@@ -90,23 +93,27 @@ class ForwardPass:
     normaliser: float
     uses: Mapping[str, Sequence[Use]] = field(default_factory=dict)
     others: Sequence[str] = ()
+    seen: Mapping[str, Sequence[Use]] = field(default_factory=dict)
+    unseen: Sequence[str] = ()
     bytes_per_example: int = 0
     needed_again: bool = True
 
     def backward(self, column: Tensor) -> dict[str, list[Tensor]]:
         """Send a vector back from the outputs; return what arrives at each use of each parameter."""
-        edges = {use.edge: use for uses in self.uses.values() for use in uses}
+        edges = dict.fromkeys(use.edge for uses in self.uses.values() for use in uses)
         if not edges:
             return {}
         # A scalar, not the outputs with a vector: for the latter torch first imports its symbolic shapes,
         # and with them sympy, which takes half a second of every process.
         scalar = self.outputs.reshape(-1).dot(column.reshape(-1))
         arrived = torch.autograd.grad(scalar, list(edges), retain_graph=True, allow_unused=True)
-        gradients = {
-            edge: g if g is not None else self.outputs.new_zeros(use.output_shape)
-            for (edge, use), g in zip(edges.items(), arrived, strict=True)
-        }
-        return {name: [gradients[use.edge] for use in uses] for name, uses in self.uses.items()}
+        gradients = dict(zip(edges, arrived, strict=True))
+
+        def at(use: Use) -> Tensor:
+            g = gradients[use.edge]
+            return self.outputs.new_zeros(use.output_shape) if g is None else use.returned(g)
+
+        return {name: [at(use) for use in uses] for name, uses in self.uses.items()}
 
     def hessian_products(
         self, names: Collection[str] | None = None

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunekit.errors import PrunekitError, UnsupportedError
 from prunekit.network.call import Inputs, call, count, few_examples, picked
-from prunekit.statistics.capture import Signature, Use
+from prunekit.statistics.capture import Order, Signature, Use
 from prunekit.statistics.contraction import gradient
 from prunekit.statistics.problem import ForwardPass, Problem, forward
 from prunekit.statistics.square_sums import STACKED, merges_pairs
@@ -39,51 +39,83 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[Any, Layout]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
+class Ways:
+    """What estimators want to know of the uses.
+
+    Attributes:
+        by_example: Those whose examples can be told apart.
+        all_seen: Those that are all uses of their parameter.
+    """
+
+    by_example: bool = True
+    all_seen: bool = False
+
+
+@dataclass(frozen=True)
 class Layout:
     """What was found for inputs of one shape.
 
     Attributes:
-        trusted: Parameter to the signatures of its uses.
+        trusted: Parameter to the order of the examples in its uses, and the uses' signatures.
         bytes_per_example: Activations kept for a backward pass, with room for what is made from them.
         shape_of_graph: Operations of the graph that was examined; see :class:`Graph`.
         takes_few: Whether the network takes a few examples of a batch by themselves.
         in_place: Numbers of examples for which the rows of every use have been found to be the examples.
+        seen: Graphs to the parameters whose uses in such a graph are all seen.
     """
 
-    trusted: Mapping[str, tuple[Signature, ...]]
+    trusted: Mapping[str, tuple[Order, tuple[Signature, ...]]]
     bytes_per_example: int
     shape_of_graph: int = 0
     takes_few: bool = True
     in_place: set[int] = field(default_factory=set, compare=False)
+    seen: dict[int, frozenset[str]] = field(default_factory=dict, compare=False)
 
-    def sort(self, batch: ForwardPass, uses: Sequence[Use], graph: Graph) -> None:
-        """Split the parameters of a real pass into captured ones and ones for the fallback.
+    def sort(self, batch: ForwardPass, uses: Sequence[Use], graph: Graph, ways: Ways) -> None:
+        """Split the parameters of a real pass into captured ones and others.
 
         What three examples do not use, others may (a mixture's experts), so this pass's graph decides
         whether a parameter is in use, and whether all its uses were seen.
         """
         by_name = _by_name(uses)
-        n = len(batch.outputs)
-        captured: dict[str, list[Use]] = {}
-        others: list[str] = []
-        parameters = batch.problem.parameters
-        for name, parameter in parameters.items():
-            its_uses = by_name.get(name, [])
-            known = bool(its_uses) and self.trusted.get(name) == tuple(u.signature for u in its_uses)
-            known = known and graph.edges[id(parameter)] <= len(its_uses)
-            if known and all(u.intact and u.input.shape[0] == u.output_shape[0] == n for u in its_uses):
-                captured[name] = its_uses
-            elif graph.edges[id(parameter)] and parameter.numel():
-                others.append(name)
-        batch.uses, batch.others = captured, others
         batch.bytes_per_example = self.bytes_per_example
+        parameters = batch.problem.parameters
+        used = [name for name, p in parameters.items() if graph.edges[id(p)] and p.numel()]
+        if ways.by_example:
+            self._by_example(batch, by_name, used, graph)
+        if ways.all_seen:
+            if graph.shape not in self.seen:
+                self.seen[graph.shape] = _all_seen(batch, by_name)
+            complete = self.seen[graph.shape]
+            batch.seen = {
+                name: by_name[name]
+                for name in used
+                if name in complete and all(u.intact for u in by_name[name])
+            }
+            batch.unseen = [name for name in used if name not in batch.seen]
+
+    def _by_example(
+        self, batch: ForwardPass, by_name: Mapping[str, Sequence[Use]], used: Sequence[str], graph: Graph
+    ) -> None:
+        """Keep the uses whose first axis is the example, in their known order; the rest goes to the fallback."""
+        n = len(batch.outputs)
+        parameters = batch.problem.parameters
+        captured: dict[str, Sequence[Use]] = {}
+        for name in used:
+            order, signatures = self.trusted.get(name, ("first", ()))
+            its_uses = _in_order(by_name.get(name, ()), order, n)
+            known = bool(its_uses) and signatures == tuple(u.signature for u in its_uses)
+            if known and graph.edges[id(parameters[name])] <= len(its_uses):
+                captured[name] = its_uses
+        batch.uses = captured
+        batch.others = [name for name in used if name not in captured]
         known_way = graph.shape == self.shape_of_graph and not graph.picks_rows
         if known_way and n in self.in_place:
             return
         mixed = _mixed(batch, thorough=not known_way)
         if mixed:
             batch.uses = {name: captured[name] for name in captured if name not in mixed}
-            batch.others = [name for name in parameters if name in mixed or name in others]
+            batch.others = [name for name in used if name not in batch.uses]
         elif known_way:
             self.in_place.add(n)
 
@@ -167,9 +199,9 @@ def _plain(value: object) -> object:
     return value if isinstance(value, int | str) else None
 
 
-def known_layout(problem: Problem, shapes: Shapes) -> Layout | None:
+def known_layout(problem: Problem, shapes: Shapes, ways: Ways) -> Layout | None:
     """The layout found for such inputs earlier in the model's life; good for passes with the same graph."""
-    return _KNOWN.get(problem.model, {}).get((shapes, tuple(problem.parameters)))
+    return _KNOWN.get(problem.model, {}).get((shapes, tuple(problem.parameters), ways))
 
 
 def input_shapes(inputs: Inputs) -> Shapes:
@@ -183,30 +215,28 @@ def weigh_once(problem: Problem, shapes: Shapes, inputs: Inputs, targets: Tensor
     """Only the memory of an example, remembered while the model lives: it decides slices, not results."""
     known = _KNOWN.setdefault(problem.model, {})
     if shapes not in known:
-        known[shapes] = examine(problem, inputs, targets, capture=False)
+        known[shapes] = examine(problem, inputs, targets)
     return known[shapes]
 
 
-def examine_anew(problem: Problem, shapes: Shapes, inputs: Inputs, targets: Tensor) -> Layout:
+def examine_anew(problem: Problem, shapes: Shapes, inputs: Inputs, targets: Tensor, ways: Ways) -> Layout:
     """Find the layout for inputs of this shape, and remember it while the model lives."""
-    layout = examine(problem, inputs, targets, capture=True)
-    _KNOWN.setdefault(problem.model, {})[shapes, tuple(problem.parameters)] = layout
+    layout = examine(problem, inputs, targets, ways)
+    _KNOWN.setdefault(problem.model, {})[shapes, tuple(problem.parameters), ways] = layout
     return layout
 
 
-def examine(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) -> Layout:
+def examine(problem: Problem, inputs: Inputs, targets: Tensor, ways: Ways | None = None) -> Layout:
     """Find the layout for inputs of this shape, with a few of its examples, or all where the network takes no few."""
-    for examples in (_EXAMPLES,) if capture else (1, _EXAMPLES):  # one is enough to be weighed
+    for examples in (1, _EXAMPLES) if ways is None else (_EXAMPLES,):  # one is enough to be weighed
         try:
-            return _examined(
-                problem, few_examples(inputs, examples), few_examples(targets, examples), capture
-            )
+            return _examined(problem, few_examples(inputs, examples), few_examples(targets, examples), ways)
         except Exception:  # a batch size that is fixed inside; other reasons come back below
             continue
-    return replace(_examined(problem, inputs, targets, capture), takes_few=False)
+    return replace(_examined(problem, inputs, targets, ways), takes_few=False)
 
 
-def _examined(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) -> Layout:
+def _examined(problem: Problem, inputs: Inputs, targets: Tensor, ways: Ways | None) -> Layout:
     seen: dict[int, int] = {}
     known = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
 
@@ -219,17 +249,20 @@ def _examined(problem: Problem, inputs: Inputs, targets: Tensor, capture: bool) 
         )  # an output that its own node kept as it is would keep the whole graph alive for ever
 
     with torch.autograd.graph.saved_tensors_hooks(weigh, lambda t: t):
-        batch, uses = forward(problem, inputs, targets, capture)
+        batch, uses = forward(problem, inputs, targets, ways is not None)
     saved = sum(seen.values())
     products = 0
-    if capture:
+    if ways is not None and ways.by_example:
         columns = problem.loss.ggn_rank(batch.outputs, batch.targets)
         products = sum(_room(use, columns) for use in uses if not use.geometry.bias)
     size = (2 * saved + products * batch.outputs.element_size()) // max(1, count(inputs)) + 1
-    if not capture:
+    if ways is None:
         return Layout({}, size)
-    batch.uses = _by_name(uses)
-    return Layout(_trusted(batch), size, Graph(batch.outputs).shape)
+    by_name, graph = _by_name(uses), Graph(batch.outputs)
+    layout = Layout(_trusted(batch, by_name) if ways.by_example else {}, size, graph.shape)
+    if ways.all_seen:
+        layout.seen[graph.shape] = _all_seen(batch, by_name)
+    return layout
 
 
 @contextmanager
@@ -308,22 +341,59 @@ def alike(some: Tensor, others: Tensor, largest: Tensor | None = None) -> bool:
     )
 
 
-def _trusted(batch: ForwardPass) -> dict[str, tuple[Signature, ...]]:
-    """The signatures of the uses of each parameter whose captured products give autograd's own gradient."""
+_ORDERS: tuple[Order, ...] = ("first", "second", "folded", "folded_last")
+
+
+def _in_order(uses: Sequence[Use], order: Order, examples: int) -> list[Use]:
+    """Some uses with the example on the first axis; none where they do not all take this order."""
+    if not all(u.intact and u.whole and order in u.orders(examples) for u in uses):
+        return []
+    found = [u.ordered(order, examples) for u in uses]
+    return found if all(len(u.input) == u.output_shape[0] == examples for u in found) else []
+
+
+def _trusted(
+    batch: ForwardPass, by_name: Mapping[str, Sequence[Use]]
+) -> dict[str, tuple[Order, tuple[Signature, ...]]]:
+    """The order and the signatures of the uses of each parameter whose captured products give autograd's own gradient."""
+    column, n = _random_column(batch), len(batch.outputs)
+    expected = _gradients(batch, column)
+    found: dict[str, tuple[Order, tuple[Signature, ...]]] = {}
+    for order in _ORDERS:
+        tried = {
+            name: _in_order(uses, order, n)
+            for name, uses in by_name.items()
+            if name in expected and name not in found
+        }
+        batch.uses = {name: uses for name, uses in tried.items() if uses}
+        if not batch.uses:
+            continue
+        returned, mixed = batch.backward(column), _mixed(batch, thorough=True)
+        for name, uses in batch.uses.items():
+            same_kind = len({(u.geometry.transposed, u.geometry.groups, u.geometry.bias) for u in uses}) == 1
+            if same_kind and name not in mixed and _agrees(uses, returned[name], expected[name]):
+                found[name] = order, tuple(use.signature for use in uses)
+    return found
+
+
+def _all_seen(batch: ForwardPass, by_name: Mapping[str, Sequence[Use]]) -> frozenset[str]:
+    """The parameters whose captured uses give autograd's own gradient, in whatever order the examples are."""
     column = _random_column(batch)
+    expected = _gradients(batch, column)
+    whole = replace(batch, uses={name: uses for name, uses in by_name.items() if name in expected})
+    returned = whole.backward(column)
+    return frozenset(
+        name for name, uses in whole.uses.items() if _agrees(uses, returned[name], expected[name])
+    )
+
+
+def _gradients(batch: ForwardPass, column: Tensor) -> dict[str, Tensor]:
+    """Autograd's own, of the outputs' product with a column, for the parameters that are in use."""
     parameters = batch.problem.parameters
-    expected = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         (batch.outputs * column).sum(), list(parameters.values()), retain_graph=True, allow_unused=True
     )
-    returned, mixed = batch.backward(column), _mixed(batch, thorough=True)
-    return {
-        name: tuple(use.signature for use in batch.uses[name])
-        for name, truth in zip(parameters, expected, strict=True)
-        if truth is not None
-        and name in batch.uses
-        and name not in mixed
-        and _agrees(batch.uses[name], returned[name], truth)
-    }
+    return {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
 
 
 def _random_column(batch: ForwardPass) -> Tensor:
@@ -379,11 +449,10 @@ def _by_row(factors: Tensor, like: Tensor) -> Tensor:
 
 
 def _agrees(uses: Sequence[Use], returned: Sequence[Tensor], expected: Tensor) -> bool:
-    """Whether a parameter's uses give the gradient that autograd gives, examples on the first axis."""
-    same_kind = len({(u.geometry.transposed, u.geometry.groups, u.geometry.bias) for u in uses}) == 1
+    """Whether a parameter's uses give the gradient that autograd gives."""
     if not expected.numel():  # a layer of width zero: sort leaves it out
         return False
-    if not same_kind or any(len(use.input) != use.output_shape[0] for use in uses):
+    if any(len(use.input) != use.output_shape[0] or not use.intact for use in uses):
         return False
     tolerance: float = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
     return float((gradient(uses, returned, expected.shape) - expected).abs().max()) <= tolerance

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from prunekit.statistics import Rows
 from prunekit_plugins._curvature.blocks import Blocks, Family
 from prunekit_plugins._linalg.inversion import inverse
 
@@ -20,13 +21,13 @@ class LayerGram(Family):
     whose inverse is the same whatever stands there.
 
     Args:
-        layer: The parameter ``[units, ...]``, whose rows are the inputs.
-        index: See :class:`Family`; block r belongs to unit ``units[r]``.
+        layer: The parameter.
+        index: See :class:`Family`; block r belongs to row ``units[r]`` of the parameter.
         there: See :class:`Family`.
         units: ``[R]``.
-        gram: H ``[groups, inputs, inputs]``, float64.
+        gram: H ``[groups, inputs, inputs]``, float64; the parameter's rows belong to the groups in equal parts.
         relative: Damping of its own, in units of ``mean``.
-        shape: The parameter's.
+        rows: How the parameter lies in rows.
         offset: Where the parameter begins among all weights.
     """
 
@@ -38,15 +39,15 @@ class LayerGram(Family):
         units: Tensor,
         gram: Tensor,
         relative: float,
-        shape: Sequence[int],
+        rows: Rows,
         offset: int,
     ) -> None:
         super().__init__(layer, index, there)
-        self.gram, self.shape, self.offset = gram, tuple(shape), offset
+        self.gram, self.rows, self.offset = gram, rows, offset
         self.own = relative * self.mean
         self.units = units[self.order]
-        self.groups = self.units // max(1, shape[0] // len(gram))
-        self.columns = torch.where(self.there, (self.index - offset) % self.inputs, 0)
+        self.groups = self.units // max(1, rows.count // len(gram))
+        self.columns = torch.where(self.there, rows.column(self.index - offset), 0)
         self.whole = sum(size == self.inputs for size in self.sizes)  # blocks with all inputs: the first
         self._inverse: Tensor | None = None
         self._definite: Tensor | None = None
@@ -76,8 +77,8 @@ class LayerGram(Family):
 
     def curved(self, change: Tensor) -> float:
         """``Σ_r Δ_rᵀ H Δ_r``, the layer's error."""
-        size = torch.Size(self.shape).numel()
-        moved = change[self.offset : self.offset + size].view(len(self.gram), -1, self.inputs)
+        size = self.rows.count * self.inputs
+        moved = self.rows.of(change[self.offset : self.offset + size]).view(len(self.gram), -1, self.inputs)
         return float((torch.bmm(moved, self.gram) * moved).sum())
 
     def damped(self, start: int, stop: int, damping: float) -> Tensor:
@@ -145,8 +146,8 @@ class LayerBlocks(Blocks):
         super().__init__(statistic, shapes, families, damping, memory)
         self.live: dict[str, Tensor] = {}
         for name, family in zip(shapes, families, strict=True):
-            live = family.live.unsqueeze(1).expand(-1, shapes[name][0] // len(family.gram), -1)
-            self.live[name] = live.reshape(shapes[name])
+            live = family.live.unsqueeze(1).expand(-1, family.rows.count // len(family.gram), -1)
+            self.live[name] = family.rows.back(live.reshape(family.rows.count, family.inputs))
 
     def family(self, layer: str) -> LayerGram:
         """That of a parameter."""

@@ -113,7 +113,8 @@ class SummedBlocks(Estimator):
 
         entered = {}
         for name, uses in batch.uses.items():
-            if len(uses) == 1 and uses[0].geometry.dims == 0 and not uses[0].geometry.bias:
+            geometry = uses[0].geometry
+            if len(uses) == 1 and not (geometry.dims or geometry.bias or geometry.transposed):
                 u = inward(uses[0])
                 if u.shape[3] == 1:
                     # A copy: what entered may be the caller's own memory, filled again with the next batch.

@@ -87,11 +87,11 @@ class Columns:
     """
 
     def __init__(self, family: LayerGram, weight: Tensor, damping: float, m: int | None) -> None:
-        self._shape = len(family.gram), weight.shape[0] // len(family.gram), family.inputs
+        self._rows = family.rows
+        self._shape = len(family.gram), family.rows.count // len(family.gram), family.inputs
         order = torch.arange(family.inputs, device=weight.device)
         if m is not None:
-            kernel = family.inputs // family.shape[1]
-            order = order.view(-1, m, kernel).transpose(1, 2).flatten()
+            order = order.view(-1, m, family.rows.kernel).transpose(1, 2).flatten()
         self.order = order
         self.values = self.arranged(weight.double())
         self.upper = factor(family.matrix(damping)[:, order][:, :, order])
@@ -99,11 +99,11 @@ class Columns:
 
     def arranged(self, tensor: Tensor) -> Tensor:
         """What has the parameter's shape, as ``[groups, units, columns]``."""
-        return tensor.reshape(self._shape)[:, :, self.order]
+        return self._rows.of(tensor).view(self._shape)[:, :, self.order]
 
-    def undo(self, tensor: Tensor, shape: torch.Size) -> Tensor:
+    def undo(self, tensor: Tensor) -> Tensor:
         """Back to the parameter's shape."""
-        return torch.empty_like(tensor).index_copy_(2, self.order, tensor).view(shape)
+        return self._rows.back(torch.empty_like(tensor).index_copy_(2, self.order, tensor))
 
 
 class Quotas:

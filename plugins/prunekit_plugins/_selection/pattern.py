@@ -113,29 +113,28 @@ def refuse_fuller(gone: Mapping[str, Tensor], n: int, m: int, where: str) -> Non
         )
 
 
-def refuse_more(masks: Mapping[str, Tensor], budget: int, n: int, m: int, where: str) -> None:
+def refuse_more(
+    layers: Sequence[Layer], masks: Mapping[str, Tensor], budget: int, n: int, m: int, where: str
+) -> None:
     """Refuse masks and a budget that the pattern leaves no way to reach, when it comes to selecting.
 
     Raises:
         SpecError: Saying what the pattern allows.
     """
-    refuse_other_layers([Layer(name, tuple(mask.shape)) for name, mask in masks.items()], m, where)
-    refuse_fuller({name: in_groups(~mask, m).sum(-1) for name, mask in masks.items()}, n, m, where)
+    refuse_other_layers(layers, m, where)
+    counts = {layer.name: in_groups(~masks[layer.name], layer, m).sum(-1) for layer in layers}
+    refuse_fuller(counts, n, m, where)
     gone = sum(pruned_counts(masks).values())
-    left = sum(int((m - n - in_groups(~mask, m).sum(-1)).clamp(min=0).sum()) for mask in masks.values())
+    left = sum(int((m - n - count).clamp(min=0).sum()) for count in counts.values())
     if budget - gone > left:
         raise SpecError(f"{where}: {n}:{m} lets {gone + left} weights go, and {budget} are asked for")
 
 
-def in_groups(tensor: Tensor, m: int) -> Tensor:
-    """A layer's tensor ``[units, inputs, *kernel]`` as ``[units, *kernel, inputs / m, m]``."""
-    moved = tensor.movedim(1, -1)
+def in_groups(tensor: Tensor, layer: Layer, m: int) -> Tensor:
+    """A layer's tensor with its inputs as the last axis, in groups: ``[..., inputs / m, m]``."""
+    assert layer.input_axis is not None  # else it has been refused
+    moved = tensor.movedim(layer.input_axis, -1)
     return moved.reshape(*moved.shape[:-1], -1, m)
-
-
-def from_groups(tensor: Tensor) -> Tensor:
-    """Undo :func:`in_groups`: return to a layer's tensor ``[units, inputs, *kernel]``."""
-    return tensor.flatten(-2).movedim(-1, 1)
 
 
 def caps(chunk: Chunk, masks: Mapping[str, Tensor], n: int, m: int) -> Caps:
@@ -147,10 +146,12 @@ def caps(chunk: Chunk, masks: Mapping[str, Tensor], n: int, m: int) -> Caps:
 
     family = chunk.family
     assert isinstance(family, LayerGram)
-    gone = in_groups(~masks[family.layer or ""], m)
-    left = (m - n - gone.sum(-1)).flatten(1)  # [units, groups]
-    number = torch.arange(left.shape[1], device=left.device).view(1, *gone.shape[1:-1], 1)
-    group = from_groups(number.expand(1, *gone.shape[1:])).flatten()  # of each of a unit's weights
+    rows = family.rows
+    # A row is [channels, kernel]; a group is m channels at one place of the kernel.
+    channels, kernel = rows.inputs // rows.kernel, rows.kernel
+    gone = rows.of(~masks[family.layer or ""]).view(rows.count, channels // m, m, kernel).sum(2)
+    left = (m - n - gone).flatten(1)  # [rows, groups]
+    group = torch.arange(left.shape[1], device=left.device).view(channels // m, 1, kernel).expand(-1, m, -1)
     k = chunk.index.shape[1]
-    rows = family.units[chunk.start : chunk.stop]
-    return Caps(group[family.columns[chunk.start : chunk.stop, :k]], left[rows])
+    units = family.units[chunk.start : chunk.stop]
+    return Caps(group.flatten()[family.columns[chunk.start : chunk.stop, :k]], left[units])

@@ -117,7 +117,7 @@ class ExactOBS(Criterion):
         weights, statistics = context.weights, context.statistics
         limits = None
         if options.n is not None and options.m is not None:
-            refuse_more(masks, context.budget, options.n, options.m, "prune.criterion")
+            refuse_more(context.layers, masks, context.budget, options.n, options.m, "prune.criterion")
             limits = partial(caps, masks=masks, n=options.n, m=options.m)
         values = _live(weights, statistics)
         penalty = None if self.damps else locality(weights, context.lam)

@@ -111,11 +111,11 @@ class SparseGPT(Criterion):
     def saliency(self, weights: Tensors, statistics: Statistics) -> dict[str, Tensor]:
         """``w_j² / (2 U_jj²)``: what it costs to remove one weight if the columns to its right make up for it."""
         scores = {}
-        for name, w in weights.items():
+        for name in weights:
             layer = self._layer(name, weights, statistics)
             diagonal = layer.upper.diagonal(dim1=1, dim2=2).unsqueeze(1)
             costs = (layer.values / diagonal).square() / 2 * layer.live.unsqueeze(1)
-            scores[name] = layer.undo(costs, w.shape)
+            scores[name] = layer.undo(costs)
         return scores
 
     def update(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor] | None:
@@ -131,7 +131,7 @@ class SparseGPT(Criterion):
         for name, w in weights.items():
             layer = self._layer(name, weights, statistics)
             after, _ = sweep(layer, self._width, self._width, given(~layer.arranged(masks[name])))
-            values[name] = layer.undo(after, w.shape).to(w.dtype)
+            values[name] = layer.undo(after).to(w.dtype)
         return values
 
     def _sweep(self, context: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -142,7 +142,7 @@ class SparseGPT(Criterion):
         n, m = self.options.n, self.options.m
         pattern = None
         if n is not None and m is not None:
-            refuse_more(context.masks, context.budget, n, m, "prune.criterion")
+            refuse_more(context.layers, context.masks, context.budget, n, m, "prune.criterion")
             pattern = n, m
         masks, values = {}, {}
         for name, budget in self._budgets(context).items():
@@ -150,8 +150,8 @@ class SparseGPT(Criterion):
             layer = self._layer(name, context.weights, context.statistics)
             quotas = Quotas(~layer.arranged(mask), budget, layer.order, self._width, pattern)
             after, gone = sweep(layer, self._width, quotas.step, quotas)
-            masks[name] = ~layer.undo(gone, mask.shape)
-            values[name] = layer.undo(after, mask.shape).to(w.dtype)
+            masks[name] = ~layer.undo(gone)
+            values[name] = layer.undo(after).to(w.dtype)
         return masks, values
 
     def _budgets(self, context: Context) -> dict[str, int]:

@@ -105,20 +105,30 @@ def _by_row(scores: Tensors, context: Context) -> dict[str, Tensor]:
 
 def _rows(tensor: Tensor, layer: Layer) -> Tensor:
     """``[rows, weights of a row]``; a vector is one row."""
-    return tensor.movedim(_outputs(layer), 0).flatten(1) if tensor.ndim > 1 else tensor.reshape(1, -1)
+    if tensor.ndim < 2:
+        return tensor.reshape(1, -1)
+    axis = _inputs(layer)
+    if axis is not None:
+        moved = tensor.movedim(axis, -1)
+        return moved.reshape(-1, moved.shape[-1])
+    return tensor.movedim(layer.output_axis or 0, 0).flatten(1)
 
 
 def _from_rows(rows: Tensor, layer: Layer) -> Tensor:
     """Undo :func:`_rows`."""
-    if len(layer.shape) < 2:
-        return rows.view(layer.shape)
-    axis, rest = _outputs(layer), list(layer.shape)
-    return rows.view(rest.pop(axis), *rest).movedim(0, axis).contiguous()
+    shape, inputs = layer.shape, _inputs(layer)
+    if len(shape) < 2:
+        return rows.view(shape)
+    axis = (layer.output_axis or 0) if inputs is None else inputs
+    others = [n for i, n in enumerate(shape) if i != axis]
+    if inputs is None:
+        return rows.view(shape[axis], *others).movedim(0, axis).contiguous()
+    return rows.view(*others, shape[axis]).movedim(-1, axis).contiguous()
 
 
-def _outputs(layer: Layer) -> int:
-    """The axis of a layer's outputs; whatever is no linear layer or convolution, its statistic has refused."""
-    return 0 if layer.output_axis is None else layer.output_axis
+def _inputs(layer: Layer) -> int | None:
+    """The axis of a row's weights, of stacked matrices; ``None`` where a row is all but the axis of outputs."""
+    return None if {layer.input_axis, layer.output_axis} == {0, 1} else layer.input_axis
 
 
 def _prune_smallest(scores: Tensor, kept: Tensor, counts: Tensor) -> Tensor:

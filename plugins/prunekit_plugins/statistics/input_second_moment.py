@@ -27,6 +27,7 @@ class InputSecondMoment(Estimator):
 
     name = "input_second_moment"
     captures = True
+    by_example = False
 
     def start(self, problem: Problem) -> None:
         """Begin with zeros, to which every batch adds the squares of its inputs."""
@@ -38,8 +39,8 @@ class InputSecondMoment(Estimator):
         Raises:
             UnsupportedError: If a parameter is used in another way than as a layer's weight or bias.
         """
-        refuse_other_uses(self.name, batch)
-        for name, uses in batch.uses.items():
+        refuse_other_uses(self.name, batch, by_example=False)
+        for name, uses in batch.seen.items():
             for use in uses:
                 self._sums[name] += _squares(use, self._sums[name].shape, self._sums[name].dtype)
 
@@ -52,18 +53,22 @@ def _squares(use: Use, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The sum for one use over the batch, in the parameter's shape."""
     import torch
 
-    from prunekit.statistics import as_parameter, inward, outward
+    from prunekit.statistics import inward, outward, placed
 
-    if use.geometry.bias:
+    geometry = use.geometry
+    if geometry.bias:
         squares = inward(use).to(dtype).sum(0)
+    elif geometry.batched:
+        squares = use.input.to(dtype).square().sum(1).unsqueeze(2)
     else:
         # Unfolding only moves numbers, so the examples' squares can be added up before it.
         together = use.input.to(dtype).square().sum(0, keepdim=True)
         squares = inward(replace(use, input=together)).squeeze(0)
     groups, inner, _ = squares.shape  # and positions
-    if use.geometry.transposed and not use.geometry.bias:
+    if use.part is None and geometry.transposed and not geometry.bias:
         one = use.input.new_ones(1, *use.output_shape[1:], dtype=dtype)
         total = torch.einsum("gbt,gat->gba", outward(use, one).squeeze(0), squares)
     else:
-        total = squares.sum(2).unsqueeze(1).expand(groups, shape.numel() // (groups * inner), inner)
-    return as_parameter(use, total, shape)
+        units = shape.numel() // (groups * inner) if use.part is None else use.part.units
+        total = squares.sum(2).unsqueeze(1).expand(groups, units, inner)
+    return placed(use, total, shape)
