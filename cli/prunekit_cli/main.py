@@ -258,6 +258,7 @@ def schema() -> None:
 @app.command()
 def export(
     file: File,
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Of --hf: the folder to write.")] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="F", help="Write weights here.")
     ] = None,
@@ -270,12 +271,24 @@ def export(
     step: Annotated[
         int | None, typer.Option("--step", help="Masks after this step. Default: the last.")
     ] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", metavar="F", help="Of weights: dense, csr, 2:4 or compressed-tensors."),
+    ] = "dense",
+    hf: Annotated[
+        Path | None,
+        typer.Option("--hf", metavar="SOURCE", help="Write OUT as SOURCE, a folder of transformers, is."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write weights and masks of a results file as safetensors."""
+    """Write weights and masks of a results file as safetensors, or the network as a folder of transformers."""
     from prunekit_cli.export import export as command
+    from prunekit_cli.export import pretrained
 
-    command(file, weights, masks, phase, step, overwrite)
+    if hf is not None or out is not None:
+        pretrained(file, hf, out, [weights, masks, step, None if form == "dense" else form], phase, overwrite)
+    else:
+        command(file, weights, masks, phase, step, overwrite, form)
 
 
 @plugins_app.callback()

@@ -13,6 +13,7 @@ from .api import probe as probe
 from .api import prune as prune
 from .api import run as run
 from .api import saliency as saliency
+from .api import save_pretrained as save_pretrained
 from .api import statistics as statistics
 from .component import Options as Options
 from .component import Tensors as Tensors

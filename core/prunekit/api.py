@@ -613,6 +613,38 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     apply(model, masks)
 
 
+def save_pretrained(
+    model: nn.Module,
+    out: str | Path,
+    masks: Mapping[str, Tensor] | None = None,
+    *,
+    provenance: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a network of transformers as a folder that ``from_pretrained`` loads, with its masks beside.
+
+    Names in the files are those that transformers gives, also of experts and of tied heads. What the folder that the
+    network came from holds besides weights and code (a tokenizer) is copied.
+
+    Args:
+        model: Left as it was found. Weights that the masks prune are zero in the folder.
+        out: The new folder; it gets its name when it is whole.
+        masks: Parameter to a bool tensor, ``True`` = kept, written to ``prunekit-masks.safetensors`` by these names.
+        provenance: More to say in ``prunekit.json``, as JSON.
+        overwrite: Replace a folder that was written so earlier; no other is ever replaced.
+
+    Raises:
+        SpecError: If it is no network of transformers, or a mask does not fit.
+        ResultsError: If the folder is there or cannot be written.
+    """
+    import torch
+
+    from prunekit.reports.pretrained import save_pretrained as save
+
+    tensors = None if masks is None else {name: torch.as_tensor(mask) for name, mask in masks.items()}
+    save(model, Path(os.path.expanduser(out)), tensors, dict(provenance or {}), overwrite)
+
+
 def attach(model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor]) -> Attachment:
     """Keep a model's masked weights at zero in your own training loop, for masks from anywhere.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prunekit.component import Component
 from prunekit.errors import DataError
@@ -104,6 +104,7 @@ class Splits:
         valid: For the choice of the best epoch; ``None`` if there is none.
         test: Held out; ``None`` if there is none.
         task: Decides the default loss.
+        loss: The name of the loss that the targets call for, where the task does not tell.
         outputs: Classes, or target values per example; found from the targets when ``None``.
         augment: Batched augmentation ``(x, generator) -> x`` for training only; x is the tensor or the mapping
             of a batch's inputs, and new tensors are returned.
@@ -115,6 +116,7 @@ class Splits:
     task: Task = "classification"
     outputs: int | None = None
     augment: Callable[[Any, Generator], Any] | None = None
+    loss: str | None = None
 
     @property
     def info(self) -> DataInfo:
@@ -167,6 +169,8 @@ class Model(Component, ABC):
     """Builds a network. ``build`` runs under a seeded torch random state."""
 
     kind = "model"
+    sets_dtype: ClassVar[bool] = False
+    """Whether an option ``dtype`` says in which type the run computes, where its own is left out."""
 
     @abstractmethod
     def build(self, data: DataInfo) -> nn.Module:

@@ -8,15 +8,22 @@ from typing import Any
 from prunekit import SpecError
 
 
-def extra(name: str) -> Any:
-    """A package that the extra of its name brings.
+def extra(package: str, brought_by: str, where: str) -> Any:
+    """A package that an extra brings.
+
+    Args:
+        package: To be imported.
+        brought_by: The extra's name.
+        where: What needs it, for the message.
 
     Raises:
         SpecError: Saying what to install.
     """
     try:
-        return import_module(name)
-    except ModuleNotFoundError:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package.partition(".")[0]:
+            raise  # the package is there, and lacks something itself
         raise SpecError(
-            f"executor {name}: the package is not installed; pip install 'prunekit[{name}]'"
+            f"{where}: the package {package} is not installed; pip install 'prunekit[{brought_by}]'"
         ) from None

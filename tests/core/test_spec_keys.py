@@ -38,6 +38,7 @@ NEEDED = {
     "levels": [0.5],
     "factory": "module:function",
     "path": "data.npz",
+    "train": "text.txt",
     "epochs": 1,
     "every": 1,
     "milestones": [1],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.errors import ResultsError, SpecError
+from prunekit.reports.packing import FORMATS, packed
 from prunekit.results.ours import EXPORT, is_export
 from prunekit.results.replacing import replacing
 
@@ -40,6 +41,7 @@ def export(
     phase: str | None,
     step: int | None,
     overwrite: bool,
+    form: str = "dense",
 ) -> Exported:
     """Write what was asked for; see :meth:`prunekit.reports.opened.RunResults.export`."""
     if weights is None and masks is None:
@@ -51,14 +53,24 @@ def export(
             raise SpecError(f"{path}: is the results file itself; choose another name")
         if path is not None:
             _check_replaceable(path, overwrite)
-    there = [p for p in _PHASES if results.summary[p]]
-    chosen = phase or (there[-1] if there else _PHASES[0])
+    if form not in FORMATS:
+        raise SpecError(f"--format {form}: accepted are {', '.join(FORMATS)}")
+    if form != "dense" and weights is None:
+        raise SpecError(f"--format {form} is a form of weights; give them a file (--weights)")
+    chosen = phase or last_phase(results)
     last = len(results.summary["steps"]) if step is None else step
     if weights is not None:
-        _save(weights, results.weights(chosen))
+        values = results.weights(chosen)
+        _save(weights, packed(values, results.masks(last), form) if form != "dense" else values, form)
     if masks is not None:
         _save(masks, results.masks(last))
     return Exported(chosen, last)
+
+
+def last_phase(results: Results) -> str:
+    """The fine-tuned, pruned or dense network, whichever was the last."""
+    there = [p for p in _PHASES if results.summary[p]]
+    return there[-1] if there else _PHASES[0]
 
 
 def _check_replaceable(path: Path, overwrite: bool) -> None:
@@ -73,11 +85,13 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
         )
 
 
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _save(path: Path, arrays: Mapping[str, np.ndarray], form: str = "dense") -> None:
     import numpy as np
     from safetensors.numpy import save
 
-    content = save({name: np.asarray(a, order="C") for name, a in arrays.items()}, {"writer": EXPORT})
+    content = save(
+        {name: np.asarray(a, order="C") for name, a in arrays.items()}, {"writer": EXPORT, "form": form}
+    )
     try:
         # A link stays, and what it leads to is written.
         with replacing(Path(os.path.realpath(path))) as temporary:

@@ -73,6 +73,7 @@ class RunResults(Results):
         phase: str | None = None,
         step: int | None = None,
         overwrite: bool = False,
+        form: str = "dense",
     ) -> Exported:
         """Write weights, masks or both as safetensors; needs no torch.
 
@@ -82,12 +83,14 @@ class RunResults(Results):
             phase: Of the weights: ``dense``, ``pruned`` or ``finetuned``. By default the last that there is.
             step: Of the masks: after it; 0 is before the first. By default the last.
             overwrite: Replace a file that was exported earlier; no other is ever replaced.
+            form: Of pruned matrices: ``dense``; ``csr``, by rows; ``2:4``, the two values of every four and their places;
+                ``compressed-tensors``, values and a bitmask as that package has them.
 
         Returns:
             Which phase and which step were written.
 
         Raises:
-            SpecError: If neither file is named, or both are one.
+            SpecError: If neither file is named, both are one, or a matrix does not have the form.
             ResultsError: If there is no such phase or step, or a file is there or cannot be written.
         """
         from prunekit.reports.exporting import export
@@ -95,7 +98,38 @@ class RunResults(Results):
         def at(path: str | Path | None) -> Path | None:
             return None if path is None else Path(os.path.expanduser(path))
 
-        return export(self, at(weights), at(masks), phase, step, overwrite)
+        return export(self, at(weights), at(masks), phase, step, overwrite, form)
+
+    def export_pretrained(
+        self,
+        source: str | Path,
+        out: str | Path,
+        phase: str | None = None,
+        overwrite: bool = False,
+    ) -> str:
+        """Write the network as a folder that ``from_pretrained`` of transformers loads; needs transformers.
+
+        Args:
+            source: The folder that the dense network came from: architecture, tokenizer and the like are taken from there.
+            out: The new folder; masks and where they come from lie in it too.
+            phase: ``dense``, ``pruned`` or ``finetuned``. By default the last that there is.
+            overwrite: Replace a folder that was written so earlier; no other is ever replaced.
+
+        Returns:
+            The phase that was written.
+
+        Raises:
+            SpecError: If the source holds no network, or transformers is not installed.
+            CheckpointError: If the network is another.
+            ResultsError: If there is no such phase, or the folder is there or cannot be written.
+        """
+        from prunekit.reports.exporting import last_phase
+        from prunekit.reports.pretrained import export_pretrained
+
+        chosen = phase or last_phase(self)
+        home, target = (Path(os.path.expanduser(path)) for path in (source, out))
+        export_pretrained(self, home, target, chosen, overwrite)
+        return chosen
 
     def verify(
         self,

@@ -274,7 +274,8 @@ def choose_loss(spec: Spec, splits: Splits, manager: PluginManager) -> Loss:
         return chosen
     # A classification whose targets are numbers between 0 and 1 for a single output.
     one = splits.task == "classification" and splits.train.y.is_floating_point() and splits.outputs == 1
-    default: Loss = component("loss", "bce_with_logits" if one else _DEFAULT_LOSS[splits.task], manager)
+    name = splits.loss or ("bce_with_logits" if one else _DEFAULT_LOSS[splits.task])
+    default: Loss = component("loss", name, manager)
     return default
 
 

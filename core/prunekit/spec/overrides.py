@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from prunekit.component import scalar
-from prunekit.errors import SpecError
+from prunekit.errors import PluginError, SpecError
+from prunekit.plugins.host import PluginManager
 from prunekit.records import Plain
 from prunekit.spec.problems import shown
 from prunekit.spec.text import Document, Key, dotted, number
@@ -114,6 +115,20 @@ def inherit_seeds(data: Plain, names: Iterable[str]) -> list[str]:
     missing = [name for name in names if seeds.get(name) is None]
     seeds.update(dict.fromkeys(missing, data.get("seed", 0)))
     return missing
+
+
+def inherit_dtype(data: Plain, manager: PluginManager) -> bool:
+    """Fill ``dtype`` from a model that says in which type it is loaded, where it is left out; whether it came from there."""
+    model = data.get("model")
+    if "dtype" in data or not isinstance(model, dict) or not isinstance(model.get("dtype"), str):
+        return False
+    try:
+        sets = getattr(manager.get("model", str(model.get("name"))), "sets_dtype", False)
+    except PluginError:  # said elsewhere
+        return False
+    if sets:
+        data["dtype"] = model["dtype"]
+    return bool(sets)
 
 
 def origins_of(

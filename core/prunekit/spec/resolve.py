@@ -26,6 +26,7 @@ from prunekit.records import Plain, Row
 from prunekit.spec import text as yaml_text
 from prunekit.spec.model import Seeds, Settings
 from prunekit.spec.overrides import (
+    inherit_dtype,
     inherit_seeds,
     inherit_training,
     origins_of,
@@ -178,6 +179,8 @@ def resolve(document: Document, overrides: Row, base: Path, manager: PluginManag
     problems = Problems(document, data, flags)
     inherited: dict[Key, Key] = {("finetune", key): ("train", key) for key in inherit_training(data)}
     inherited |= {("seeds", name): ("seed",) for name in inherit_seeds(data, Seeds.model_fields)}
+    if inherit_dtype(data, manager):
+        inherited["dtype",] = ("model", "dtype")
     problems.elsewhere = list(inherited)
     settings: Settings | None = None
     try:
@@ -188,6 +191,7 @@ def resolve(document: Document, overrides: Row, base: Path, manager: PluginManag
         base = base / os.path.expanduser(settings.folder)
     parts = dict(_parts(data, base, manager, problems))
     _check_schedule(parts, problems)
+    _check_dtype(data, parts, problems)
     if data.get("prune") is None and data.get("finetune") is not None:
         problems.say(
             ("finetune",),
@@ -298,6 +302,18 @@ def _check_schedule(parts: Mapping[Key, Part], problems: Problems) -> None:
                 check_levels(scheduler.levels())
         except ValueError as error:
             problems.say(("prune", "scheduler"), str(error))
+
+
+def _check_dtype(data: Plain, parts: Mapping[Key, Part], problems: Problems) -> None:
+    """Refuse a network that is loaded in one type for a run in another."""
+    part = parts.get(("model",))
+    own = (
+        getattr(part.options, "dtype", None)
+        if part is not None and getattr(part.cls, "sets_dtype", False)
+        else None
+    )
+    if own is not None and data.get("dtype", own) != own:
+        problems.say(("model", "dtype"), f"is {own}, and the run's dtype {data['dtype']}; give one of them")
 
 
 def _filled(settings: Settings, parts: Mapping[Key, Part]) -> dict[str, Plain]:

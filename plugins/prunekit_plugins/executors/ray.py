@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from prunekit import Executor, Job, Options, SpecError, Worker
-from prunekit_plugins.executors._extra import extra
+from prunekit_plugins._extra import extra
 
 _FAILED, _KILLED = 1, -9
 _STORE = 200 << 20
@@ -68,7 +68,7 @@ class Ray(Executor):
         # Else a driver that uv started makes every worker resolve and install the whole environment again.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        self._ray = extra(self.name)
+        self._ray = extra(self.name, self.name, f"executor {self.name}")
         own: dict[str, Any] = {
             "num_cpus": job.workers * job.threads,
             "object_store_memory": _STORE,

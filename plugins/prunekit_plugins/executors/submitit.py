@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from prunekit import Executor, Job, Options, SpecError, Worker
-from prunekit_plugins.executors._extra import extra
+from prunekit_plugins._extra import extra
 
 _FAILED, _KILLED = 1, -9
 _PATIENCE, _PERIOD = 10.0, 0.1  # seconds that a job may take to end; between two looks
@@ -72,7 +72,7 @@ class Submitit(Executor):
         Raises:
             SpecError: If submitit is not installed, or does not know a parameter.
         """
-        submitit = extra(self.name)
+        submitit = extra(self.name, self.name, f"executor {self.name}")
         options = self.options
         try:
             self._executor = submitit.AutoExecutor(folder=job.folder / "logs", cluster=options.cluster)
