@@ -37,6 +37,7 @@ from .executor import Job as Job
 from .executor import Worker as Worker
 from .losses.base import Loss as Loss
 from .losses.callable import CallableLoss as CallableLoss
+from .losses.metric import Metric as Metric
 from .masks.items import Items as Items
 from .masks.weights import Layer as Layer
 from .observing.moment import Moment as Moment

@@ -71,6 +71,7 @@ class StepRecord(Mapping[str, Plain]):
             ``None`` where not measured.
         layers: Parameter to its sparsity.
         seconds: Wall time of the step, measuring included.
+        metrics: Further metrics by split and label, such as ``valid_perplexity``; by key they stand beside the others.
     """
 
     step: int
@@ -88,8 +89,19 @@ class StepRecord(Mapping[str, Plain]):
     valid_error: float | None = None
     test_error: float | None = None
     seconds: float = 0.0
+    metrics: Metrics = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Row) -> StepRecord:
+        """From a mapping in which further metrics stand beside the others."""
+        own = {f.name for f in fields(cls)}
+        further = {key: value for key, value in row.items() if key not in own}
+        known = {key: value for key, value in row.items() if key in own}
+        return cls(**{**known, "metrics": {**known.get("metrics", {}), **further}})
 
     def __getitem__(self, key: str) -> Any:
+        if key in self.metrics:
+            return self.metrics[key]
         if key not in self._keys():
             raise KeyError(key)
         return getattr(self, key)
@@ -100,9 +112,8 @@ class StepRecord(Mapping[str, Plain]):
     def __len__(self) -> int:
         return len(self._keys())
 
-    @classmethod
-    def _keys(cls) -> list[str]:
-        return [f.name for f in fields(cls)]
+    def _keys(self) -> list[str]:
+        return [*(f.name for f in fields(self) if f.name != "metrics"), *self.metrics]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import running
 import torch
 
 import prunekit as pk
+from prunekit.plugins.build import component
 from prunekit.plugins.host import default_manager, hookspecs
 from prunekit.testing import CriterionContract
 
@@ -194,6 +195,13 @@ def test_an_exception_in_an_observing_hook_fails_the_run(
     with pk.open(tmp_path / "run.h5") as results:
         assert results.summary["status"] == "failed"
         assert len(results.summary["steps"]) == 1
+
+
+def test_prunekit_register_metrics_measures_beside_loss_and_error() -> None:
+    metric = example("prunekit_register_metrics")()
+    scores, labels = torch.tensor([[0.0, 0.0], [9.0, -9.0]]), torch.tensor([0, 1])
+    sums = metric.sums(scores, labels, component("loss", "cross_entropy"))
+    assert metric.value(sums.tolist()) == pytest.approx(0.75, abs=1e-6)
 
 
 def test_prunekit_register_executors_starts_the_workers_of_a_sweep(

@@ -189,6 +189,7 @@ CHANGES: dict[str, Any] = {
     "finetune.augment": False,
     "evaluate.train_examples": 30,
     "evaluate.every": 2,
+    "evaluate.metrics": ["accuracy"],
     "memory": 2**30,
     "probes": [],
     "probes.0.label": "along",

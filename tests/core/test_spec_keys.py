@@ -16,11 +16,13 @@ import pytest
 
 from prunekit.errors import SpecError
 from prunekit.plugins.host import default_manager
-from prunekit.plugins.kinds import KINDS
+from prunekit.plugins.kinds import KINDS, METRIC_LABEL
 from prunekit.spec import json_schema, load
 from prunekit.spec.text import parse_value
 
 Place = tuple[str | int, ...]
+WORDS = {r"^[\w.]+:[\w.]+$": "module:function", f"^{METRIC_LABEL}$": "a_word"}
+"""Texts of a form."""
 
 SCHEMA = json_schema()
 DEFINITIONS = SCHEMA["$defs"]
@@ -141,7 +143,11 @@ def valid(schema: dict[str, Any]) -> list[Any]:
         "boolean": [True, False],
         "null": [None],
         "object": [{}],
-        "string": ["module:function"] if "pattern" in schema else ["a word"],
+        "string": ["a_word"]
+        if "[a-z]" in schema.get("pattern", "")
+        else ["module:function"]
+        if "pattern" in schema
+        else ["a word"],
     }
     return values[kind]
 
@@ -188,6 +194,7 @@ def type_of(value: object) -> str:
 def with_key(place: Place, mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     whole = deepcopy(BASE)
     whole["probes"] = [{"name": "line"}]
+    whole["evaluate"] = {"metrics": [{"name": "accuracy"}]}
     here: Any = whole
     for part in place[:-1]:
         here = here[part]

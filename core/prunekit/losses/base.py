@@ -125,6 +125,10 @@ class Loss(Component, ABC):
             total += column * sign.view(-1, *(1,) * (outputs.ndim - 1))
         return total
 
+    def predictions(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Scores ``[predictions, classes]`` and labels ``[predictions]`` of all that counts; ``None``: there are none."""
+        return None
+
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int] | None:
         """Number of wrong predictions and of predictions, or ``None`` for a regression task."""
         return None

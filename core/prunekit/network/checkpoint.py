@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunekit.errors import CheckpointError, ResultsError, pass_interruption
 from prunekit.foreign import damage_of_archive, read_start, unreadable
 from prunekit.network.fitting import misfit, unusual
+from prunekit.network.shards import weight_files
 from prunekit.results import open_results
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights")
@@ -23,9 +24,22 @@ _DEPTH = 3
 def read(path: Path) -> dict[str, Tensor]:
     """Read a ``.safetensors`` or torch (``.pt``, ``.pth``) checkpoint, or the last network of a results file (``.h5``).
 
+    A folder, or an index of several files, is read as what its files hold together.
+
     Raises:
-        CheckpointError: If the file is missing, damaged, or not a mapping of names to tensors.
+        CheckpointError: If a file is missing, damaged, or not a mapping of names to tensors, or two hold one name.
     """
+    together: dict[str, Tensor] = {}
+    for file in weight_files(path):
+        part = _read(file)
+        twice = sorted(together.keys() & part.keys())
+        if twice:
+            raise CheckpointError(f"checkpoint {path}: {', '.join(twice[:4])} in more than one of its files")
+        together |= part
+    return together
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     if why := unreadable(path):
         raise CheckpointError(f"checkpoint {path}: {why}")
     if path.suffix == ".safetensors":

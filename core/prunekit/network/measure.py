@@ -11,6 +11,7 @@ from prunekit.data import Split, Splits
 from prunekit.errors import DataError
 from prunekit.lending import Lent
 from prunekit.losses.base import Loss
+from prunekit.losses.metric import Metric
 from prunekit.network.call import Batch, Inputs, call, count, pieces, rows, unpack
 from prunekit.network.restore import evaluating
 from prunekit.records import Metrics
@@ -55,11 +56,14 @@ def _measured(
     loss: Loss,
     weights: Mapping[str, Tensor] | None = None,
     at_once: int | None = None,
+    further: Mapping[str, Metric] | None = None,
+    found: dict[str, float | None] | None = None,
 ) -> tuple[float, float | None]:
-    """The same inside :func:`~prunekit.network.restore.evaluating`."""
+    """The same inside :func:`~prunekit.network.restore.evaluating`; values of further metrics go into ``found``."""
     total: Tensor | float = 0.0
     wrong: Tensor | float = 0.0
     normaliser, predictions = 0.0, 0
+    sums: dict[str, Tensor] = {}
     for batch in batches:
         batch_inputs, batch_targets = unpack(batch)
         if count(batch_inputs) == 0:
@@ -70,6 +74,9 @@ def _measured(
             total = total + loss.total(outputs, targets).double()
             normaliser += loss.normaliser(outputs, targets)
             errors = loss.errors(outputs, targets)
+            for name, metric in (further or {}).items():
+                part = metric.sums(outputs, targets, loss).double().cpu()
+                sums[name] = sums[name] + part if name in sums else part
             lent.check(f"loss {loss.name!r}")
             if errors is not None:
                 wrong = wrong + errors[0]
@@ -77,9 +84,18 @@ def _measured(
     loss_sum, wrong_sum, normaliser, predictions_sum = distributed.sums(
         float(total), float(wrong), normaliser, predictions
     )
+    if found is not None:
+        for name, metric in (further or {}).items():
+            found[name] = metric.value(_everyones(sums.get(name)))
     if normaliser == 0:
         raise DataError("nothing to measure: the batches hold no examples that count for the loss")
     return loss_sum / normaliser, wrong_sum / predictions_sum if predictions_sum else None
+
+
+def _everyones(sums: Tensor | None) -> list[float]:
+    """Over all processes, in the order of their ranks; one may have no examples."""
+    parts = [part for part in distributed.gather(None if sums is None else sums.tolist()) if part is not None]
+    return [sum(values) for values in zip(*parts, strict=True)]
 
 
 def slice_size(inputs: Inputs) -> int:
@@ -96,22 +112,31 @@ def own_part(split: Split) -> list[tuple[Inputs, Tensor]]:
     return [(rows(split.x, part.start, part.stop), split.y[part])]
 
 
-def metric_names(splits: Splits) -> tuple[str, ...]:
-    """The metrics of a task: losses, and errors for classification."""
+def metric_names(splits: Splits, further: Iterable[str] = ()) -> tuple[str, ...]:
+    """The metrics of a task: losses, errors for classification, and further ones by their labels."""
     kinds = ("loss", "error") if splits.task == "classification" else ("loss",)
+    kinds = (*kinds, *further)
     return tuple(f"{split}_{kind}" for kind in kinds for split in ("train", "valid", "test"))
 
 
-def metrics(model: nn.Module, splits: Splits, loss: Loss, train_examples: int | None) -> Metrics:
-    """Loss and, for classification, error on every split; ``None`` for a split that is not there."""
-    measured: Metrics = dict.fromkeys(metric_names(splits))
+def metrics(
+    model: nn.Module,
+    splits: Splits,
+    loss: Loss,
+    train_examples: int | None,
+    further: Mapping[str, Metric] | None = None,
+) -> Metrics:
+    """Loss and, for classification, error on every split, and further metrics; ``None`` for a split that is not there."""
+    measured: Metrics = dict.fromkeys(metric_names(splits, further or ()))
     with evaluating(model):
         for name, split in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
             if split is None or not len(split):
                 continue
             if name == "train" and train_examples is not None:
                 split = split.first(train_examples)
-            value, error = _measured(model, own_part(split), loss)
+            more: dict[str, float | None] = {}
+            value, error = _measured(model, own_part(split), loss, further=further, found=more)
+            measured |= {f"{name}_{key}": number for key, number in more.items()}
             measured[f"{name}_loss"] = value
             if f"{name}_error" in measured:
                 measured[f"{name}_error"] = error

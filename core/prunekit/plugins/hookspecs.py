@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prunekit.data import Dataset, Model
     from prunekit.executor import Executor
     from prunekit.losses.base import Loss
+    from prunekit.losses.metric import Metric
     from prunekit.observing.probe import Probe
     from prunekit.observing.recorder import Recorder
     from prunekit.pruning.criterion import Criterion
@@ -263,6 +264,32 @@ def prunekit_register_recorders() -> list[type[Recorder]]:
         @pk.hookimpl
         def prunekit_register_recorders():
             return [Lines]
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def prunekit_register_metrics() -> list[type[Metric]]:
+    """Called once at load; return metrics, which are measured beside loss and error. Since 0.2.
+
+    Example::
+
+        import torch
+        import prunekit as pk
+
+        class Confidence(pk.Metric):
+            name = "confidence"
+
+            def sums(self, outputs, targets, loss):
+                scores, labels = loss.predictions(outputs, targets)
+                return torch.stack([scores.softmax(1).amax(1).sum().double(), torch.tensor(float(len(labels)))])
+
+            def value(self, sums):
+                return sums[0] / sums[1]
+
+        @pk.hookimpl
+        def prunekit_register_metrics():
+            return [Confidence]
     """
     raise NotImplementedError
 

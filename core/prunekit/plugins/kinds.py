@@ -10,6 +10,7 @@ from prunekit.component import Component
 from prunekit.data import Dataset, Model
 from prunekit.executor import Executor
 from prunekit.losses.base import Loss
+from prunekit.losses.metric import Metric
 from prunekit.observing.probe import MOMENTS, Probe
 from prunekit.observing.recorder import Recorder
 from prunekit.pruning.criterion import Criterion
@@ -57,7 +58,8 @@ _LAMBDA: Schema = {
 _CHECKPOINT: Schema = {
     "type": ["string", "null"],
     "default": None,
-    "description": "Trained weights, .safetensors, .pt or a complete results file (.h5); training is then skipped.",
+    "description": "Trained weights: .safetensors, .pt, a complete results file (.h5), a folder or an index of several "
+    "files; training is then skipped.",
 }
 _SPLIT_SEED: Schema = {
     "type": "integer",
@@ -80,6 +82,16 @@ _LABEL: Schema = {
     "maxLength": 100,
     "default": None,
     "description": "Names it in the results; default its name. A probe may be listed twice under two labels.",
+}
+METRIC_LABEL = r"[a-z][a-z0-9_]{0,40}"
+"""What a metric's label may be: with a split before it, it is a column."""
+
+_METRIC_LABEL: Schema = {
+    "type": ["string", "null"],
+    "pattern": f"^{METRIC_LABEL}$",
+    "default": None,
+    "description": "Names it in the results, behind the split; default its name. A metric may be listed twice under two "
+    "labels.",
 }
 _MOMENT: list[Schema] = [
     {"type": "string", "enum": list(MOMENTS)},
@@ -106,6 +118,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "statistic": Kind(Estimator, "statistics"),
         "selector": Kind(Selector, "selectors", ("prune", "selector"), default=("global",)),
         "probe": Kind(Probe, "probes", ("probes",), many=True, keys={"label": _LABEL, "moments": _MOMENTS}),
+        "metric": Kind(Metric, "metrics", ("evaluate", "metrics"), many=True, keys={"label": _METRIC_LABEL}),
         "recorder": Kind(Recorder, "recorders", ("recorders",), many=True, default=("hdf5",)),
         "executor": Kind(Executor, "executors"),
     }

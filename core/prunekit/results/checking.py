@@ -24,6 +24,7 @@ from prunekit.results.format import (
     PHASES,
     member,
 )
+from prunekit.results.rows import further
 
 if TYPE_CHECKING:
     from prunekit.records import Row
@@ -208,7 +209,7 @@ def _check_phases(layout: Layout, summary: Row, held: Mapping[str, Held]) -> Non
         _need(not prunes or "pruned" in there, "metrics: a complete run without its pruned network")
     _need(layout.phases() == there, "weights: not of the phases that were measured")
     for phase in there:
-        for metric in METRIC_COLUMNS:
+        for metric in (*METRIC_COLUMNS, *further(summary[phase])):
             found = held.get(f"metrics/{phase}/{metric}")
             if found is not None:
                 _need(

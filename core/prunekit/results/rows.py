@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ STEP_COLUMNS = (
     "delta_loss",
     *METRIC_COLUMNS,
 )
+_SPLITS = ("train_", "valid_", "test_")
 
 
 def number(value: Any) -> float | None:
@@ -29,13 +30,18 @@ def number(value: Any) -> float | None:
     return as_float if math.isfinite(as_float) else None
 
 
+def further(names: Iterable[str]) -> list[str]:
+    """Of some names, those of metrics that not every run has."""
+    return sorted(n for n in names if n.startswith(_SPLITS) and n not in METRIC_COLUMNS)
+
+
 def step_rows(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Plain]]:
     """The table of steps, a mapping per row; ``layers`` maps names to sparsities."""
     rows = []
     for i, layers in enumerate(columns["layers"]):
         row: dict[str, Plain] = {
             c: int(columns[c][i]) if c in INTEGER_COLUMNS else number(columns[c][i])
-            for c in STEP_COLUMNS
+            for c in (*STEP_COLUMNS, *further(columns))
             if c in columns
         }
         row["layers"] = {str(n): float(s) for n, s in zip(names, layers, strict=True)}

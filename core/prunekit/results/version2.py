@@ -12,7 +12,7 @@ from prunekit.records import Plain
 from prunekit.results import checking, history, probes, rankings, storing
 from prunekit.results.format import ATTEMPT_COLUMNS, METRIC_COLUMNS, PHASES, member
 from prunekit.results.history import Place
-from prunekit.results.rows import number, step_rows
+from prunekit.results.rows import further, number, step_rows
 
 
 class Version2:
@@ -168,7 +168,8 @@ class Version2:
             return None
         there = storing.members(self._file, path)
         group = self._file[path]
-        return {name: number(storing.read(group, name)[0]) for name in METRIC_COLUMNS if name in there}
+        names = (*METRIC_COLUMNS, *further(there))
+        return {name: number(storing.read(group, name)[0]) for name in names if name in there}
 
     def _steps(self) -> list[dict[str, Plain]]:
         if not storing.has(self._file, "steps"):

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from prunekit.component import Options
 from prunekit.data import Split, Splits
 from prunekit.errors import DataError
+from prunekit.network.shards import files_read as checkpoint_files
 from prunekit.records import Plain, Row
 from prunekit.spec.later import without_later
 from prunekit.spec.resolve import Part, Spec
@@ -66,7 +67,7 @@ def files_read(spec: Spec) -> dict[str, Path]:
         files = [*part.build().files()]
         checkpoint = part.engine.get("checkpoint")
         if checkpoint is not None:
-            files.append(part.locate(checkpoint))
+            files += checkpoint_files(part.locate(checkpoint))
         found |= {_as_written(file, part): file for file in files}
     return found
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.data import Split
 from prunekit.errors import PrunekitError, PrunekitWarning, RunError, was_interrupted
+from prunekit.losses.metric import Metric
 from prunekit.masks.apply import apply_masks
 from prunekit.masks.prunable import described, prunable_parameters
 from prunekit.network.axes import observe_axes
@@ -35,6 +36,7 @@ from prunekit.pruning.sample import Sample
 from prunekit.pruning.step import Measure, Outcome, Pruner
 from prunekit.pruning.until import KEY, watch
 from prunekit.records import Attempt, Metrics, Plain, ProbeRecord, RunView, StepRecord
+from prunekit.results.format import METRIC_COLUMNS
 from prunekit.runs import plan as setup
 from prunekit.runs.circumstances import COSTS, changes, circumstances, costs
 from prunekit.runs.circumstances import described as described_changes
@@ -128,6 +130,9 @@ class _Execution:
                 self.surroundings.ranking(criterion)  # unknown ones are refused here
         # Of several processes, the first alone writes, and tells recorders and plugins what happens.
         self.first = distributed.rank() == 0
+        self.further: dict[str, Metric] = {
+            part.engine["label"] or part.cls.name: part.build() for part in spec.listed("evaluate")
+        }
         self.recorders: list[Recorder] = [part.build() for part in spec.listed("recorders")]
         self.pruner = self._pruner(plan.pruning)
         self.state_file = state_path(out)
@@ -151,7 +156,7 @@ class _Execution:
             spec_text=spec.text,
             environment={k: v for k, v in (self.state.environment or now).items() if k not in COSTS},
             shapes={layer.name: layer.shape for layer in self.pruner.layers} if self.pruner else {},
-            metric_names=metric_names(plan.splits),
+            metric_names=metric_names(plan.splits, self.further),
             total_steps=self._total_steps,
             spec_hash=self.state.spec_hash,
             inputs=dict(self.state.inputs),
@@ -475,6 +480,9 @@ class _Execution:
             train_error=measured.get("train_error"),
             valid_error=measured.get("valid_error"),
             test_error=measured.get("test_error"),
+            metrics={
+                name: measured.get(name) for name in self.view.metric_names if name not in METRIC_COLUMNS
+            },
         )
         self._updated = self._updated or outcome.updated
         state.probes = [(label, old) for label, old in state.probes if old.step is None]
@@ -537,7 +545,8 @@ class _Execution:
         return dense_key(plan.bound, [plan.inputs, plan.examples, str(plan.device)], weights)
 
     def _metrics(self) -> Metrics:
-        return metrics(self.model, self.splits, self.loss, self.settings.evaluate.train_examples)
+        examples = self.settings.evaluate.train_examples
+        return metrics(self.model, self.splits, self.loss, examples, self.further)
 
     # -- boundaries --------------------------------------------------------------------------------
 

@@ -225,7 +225,7 @@ class State:
             self.weights = {name: self.weights[name] for name in self.metrics}  # in the order of the run
             rows = results.summary["steps"]
             if self.phase == "prune" and len(rows) > self.done:
-                self.steps = [StepRecord(**row) for row in rows]
+                self.steps = [StepRecord.of(row) for row in rows]
                 self.done = len(rows)
                 self.masks = {k: torch.from_numpy(m) for k, m in results.masks(self.done).items()}
                 self.examples = torch.from_numpy(results.examples(self.done))

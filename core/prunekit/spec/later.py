@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-_LATER = {("evaluate", "every"): 1, ("prune", "prunable", "preset"): None}
+_LATER: Mapping[tuple[str, ...], Any] = {
+    ("evaluate", "every"): 1,
+    ("evaluate", "metrics"): [],
+    ("prune", "prunable", "preset"): None,
+}
 """Place to the value that changes nothing."""
 
 

@@ -38,6 +38,7 @@ CriterionChoice = Annotated[Choice, _NAMED, _of("criterion")]
 SchedulerChoice = Annotated[Choice, _NAMED, _of("scheduler")]
 SelectorChoice = Annotated[Choice, _NAMED, _of("selector")]
 ProbeChoice = Annotated[Choice, _NAMED, _of("probe")]
+MetricChoice = Annotated[Choice, _NAMED, _of("metric")]
 RecorderChoice = Annotated[Choice, _NAMED, _of("recorder")]
 
 
@@ -77,6 +78,8 @@ class Evaluate(Options):
     """How many training examples, the first of the split; null = all."""
     every: int = Field(default=1, ge=1)
     """After every so many pruning steps, and after the last; losses of steps between are left out of the results."""
+    metrics: tuple[MetricChoice, ...] = ()
+    """What is measured besides loss and error, on every split."""
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}

@@ -18,7 +18,7 @@ from prunekit.component import Component, Options
 from prunekit.errors import PluginError, SpecError
 from prunekit.observing.probe import Moments
 from prunekit.plugins.host import PluginManager, default_manager
-from prunekit.plugins.kinds import KINDS, LABEL
+from prunekit.plugins.kinds import KINDS, LABEL, METRIC_LABEL
 from prunekit.pruning.criterion import locality_weight
 from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.pruning.until import Until
@@ -228,7 +228,7 @@ def _parts(data: Plain, base: Path, manager: PluginManager, problems: Problems) 
             if plugin is not None:
                 name = plugin.engine.get("label") or plugin.cls.name
                 if name in names:
-                    cure = ", or give each its own label" if kind == "probe" else ""
+                    cure = ", or give each its own label" if "label" in known.keys else ""
                     problems.say(place, f"{kind} {name!r} is listed twice; once is enough{cure}")
                 names.append(name)
                 yield place, plugin
@@ -242,7 +242,7 @@ def _part(
         return None  # the engine's own model has said what is wrong
     taken = KINDS[kind].keys
     engine = {k: mapping.get(k, schema["default"]) for k, schema in taken.items()}
-    _check_engine_keys(path, engine, problems)
+    _check_engine_keys(path, kind, engine, problems)
     try:
         cls = manager.get(kind, mapping["name"])
     except PluginError as error:
@@ -257,7 +257,7 @@ def _part(
     return Part(kind, cls, base, validated, engine)
 
 
-def _check_engine_keys(path: Key, engine: dict[str, Plain], problems: Problems) -> None:
+def _check_engine_keys(path: Key, kind: str, engine: dict[str, Plain], problems: Problems) -> None:
     lam = engine.get("lambda", 0.0)
     try:
         lam = locality_weight(lam)
@@ -278,8 +278,13 @@ def _check_engine_keys(path: Key, engine: dict[str, Plain], problems: Problems) 
     checkpoint = engine.get("checkpoint")
     if checkpoint is not None and not isinstance(checkpoint, str):
         problems.say((*path, "checkpoint"), f"must be a file's path; found {shown(checkpoint)}")
-    label = engine.get("label")
-    if label is not None and not (isinstance(label, str) and re.fullmatch(LABEL, label)):
+    label, columns = engine.get("label"), kind == "metric"
+    if label is not None and columns and not (isinstance(label, str) and re.fullmatch(METRIC_LABEL, label)):
+        problems.say(
+            (*path, "label"), f"must be small letters, digits and _, at most 41; found {shown(label)}"
+        )
+        engine["label"] = None
+    elif label is not None and not (isinstance(label, str) and re.fullmatch(LABEL, label)):
         problems.say(
             (*path, "label"),
             "must be text of at most 100 characters, none of them / or a control character, and not a dot; found "
@@ -319,8 +324,5 @@ def _check_dtype(data: Plain, parts: Mapping[Key, Part], problems: Problems) -> 
 def _filled(settings: Settings, parts: Mapping[Key, Part]) -> dict[str, Plain]:
     data: dict[str, Plain] = json.loads(settings.model_dump_json())
     for path, part in parts.items():
-        if KINDS[part.kind].many:
-            data[str(path[0])][path[1]] = part.data
-        else:
-            at(data, path[:-1])[path[-1]] = part.data
+        at(data, path[:-1])[path[-1]] = part.data
     return data

@@ -6,6 +6,7 @@ from .pytest_classes import CriterionContract as CriterionContract
 from .pytest_classes import DatasetContract as DatasetContract
 from .pytest_classes import ExecutorContract as ExecutorContract
 from .pytest_classes import LossContract as LossContract
+from .pytest_classes import MetricContract as MetricContract
 from .pytest_classes import ModelContract as ModelContract
 from .pytest_classes import ProbeContract as ProbeContract
 from .pytest_classes import RecorderContract as RecorderContract

@@ -15,6 +15,7 @@ from prunekit.testing import (
     dataset,
     executor,
     loss,
+    metric,
     model,
     probe,
     recorder,
@@ -38,6 +39,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
     "probe": probe.CHECKS,
     "recorder": recorder.CHECKS,
     "executor": executor.CHECKS,
+    "metric": metric.CHECKS,
 }
 """What a component of each kind promises."""
 

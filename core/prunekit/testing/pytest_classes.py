@@ -20,6 +20,7 @@ from prunekit.component import Component
 from prunekit.data import Dataset, Model
 from prunekit.executor import Executor
 from prunekit.losses.base import Loss
+from prunekit.losses.metric import Metric
 from prunekit.observing.probe import Probe
 from prunekit.observing.recorder import Recorder
 from prunekit.plugins.host import PluginManager, default_manager
@@ -183,3 +184,16 @@ class ExecutorContract(Contract):
     @pytest.mark.parametrize("check", CHECKS["executor"], ids=sentence)
     def test_promise(self, executor: Executor, manager: PluginManager, check: Check) -> None:
         keep(check, executor, manager)
+
+
+class MetricContract(Contract):
+    """What every metric promises. Subclass it, and supply one ``metric`` fixture."""
+
+    @pytest.fixture
+    def metric(self) -> Metric:
+        """The metric under test."""
+        raise missing(self, "metric")
+
+    @pytest.mark.parametrize("check", CHECKS["metric"], ids=sentence)
+    def test_promise(self, metric: Metric, manager: PluginManager, check: Check) -> None:
+        keep(check, metric, manager)

@@ -73,6 +73,10 @@ class CausalLanguageModel(TokenCrossEntropy):
         """A label for every token but the first."""
         return _whole(super().draw(*self._shifted(outputs, targets), generator))
 
+    def predictions(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the labels of the tokens that follow."""
+        return super().predictions(*self._shifted(outputs, targets))
+
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Wrong and all tokens that count."""
         return super().errors(*self._shifted(outputs, targets))

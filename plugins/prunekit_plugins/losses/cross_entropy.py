@@ -218,6 +218,12 @@ class CrossEntropy(Loss):
         column = column * self._mass(outputs, targets).to(p).sqrt().unsqueeze(1)
         return column.reshape(outputs.shape).to(outputs.dtype)
 
+    def predictions(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and labels, of probabilities the likeliest class; ignored targets left out."""
+        truth = (targets.argmax(1) if targets.is_floating_point() else targets.long()).flatten()
+        counted = truth != self.options.ignore_index
+        return outputs.movedim(1, -1).reshape(-1, outputs.shape[1])[counted], truth[counted]
+
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Wrong and all predictions, by the largest logit; ignored targets do not count."""
         truth = targets.argmax(1) if targets.is_floating_point() else targets.long()

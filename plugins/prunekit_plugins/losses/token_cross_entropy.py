@@ -72,6 +72,10 @@ class TokenCrossEntropy(Loss):
         """A label for every token."""
         return self._loss.draw(outputs.movedim(-1, 1), _first(outputs, targets), generator).movedim(1, -1)
 
+    def predictions(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and labels of the tokens that count."""
+        return self._loss.predictions(outputs.movedim(-1, 1), _first(outputs, targets))
+
     def errors(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Wrong and all tokens that count."""
         return self._loss.errors(outputs.movedim(-1, 1), _first(outputs, targets))
