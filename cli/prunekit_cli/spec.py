@@ -37,9 +37,8 @@ def validate(
 
     columns, rows = found.table()
     console.stdout().print(console.table("What is pruned, in weights", columns, rows, left=1))
-    for row in found.rows:
-        for why, names in row.why.items():
-            console.stdout().print(f"not pruned, {why}: {shortened(names)}")
+    for why, names in found.reasons().items():
+        console.stdout().print(f"not pruned, {why}: {shortened(names)}")
     if found.warning:
         console.stderr().print(f"warning: {found.warning}")
 

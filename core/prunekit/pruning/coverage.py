@@ -67,8 +67,7 @@ class Coverage:
         """What to tell a user; empty if nearly all matrices are pruned."""
         if self.left_out <= NOTABLE:
             return ""
-        out = {why: names for row in self.rows for why, names in row.why.items()}
-        some = "; ".join(f"{why}: {shortened(names)}" for why, names in out.items())
+        some = "; ".join(f"{why}: {shortened(names)}" for why, names in self.reasons().items())
         return f"{100 * self.left_out:.0f} % of the weights of matrices are not pruned ({some})"
 
     def __str__(self) -> str:
@@ -79,6 +78,22 @@ class Coverage:
             numbers = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
             lines.append("  ".join([first.ljust(widths[0]), *numbers]))
         return "\n".join(lines)
+
+    def described(self) -> str:
+        """The table, and below it what is not pruned, by name."""
+        reasons = self.reasons().items()
+        lines = [str(self), *(f"not pruned, {why}: {shortened(names)}" for why, names in reasons)]
+        if self.warning:
+            lines.append(f"warning: that is {100 * self.left_out:.0f} % of the weights of matrices")
+        return "\n".join(lines)
+
+    def reasons(self) -> dict[str, list[str]]:
+        """Why parameters are not pruned, to their names."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            for why, names in row.why.items():
+                found.setdefault(why, []).extend(names)
+        return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Titles of columns, and a row of texts for each class."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from prunekit.data import Split
 from prunekit.errors import PrunekitError, PrunekitWarning, RunError, was_interrupted
 from prunekit.losses.metric import Metric
 from prunekit.masks.apply import apply_masks
-from prunekit.masks.prunable import described, prunable_parameters
+from prunekit.masks.prunable import prunable_parameters
 from prunekit.network.axes import observe_axes
 from prunekit.network.call import Batch
 from prunekit.network.devices import device_errors
@@ -31,6 +32,7 @@ from prunekit.observing.probe import Moments, Probe, asked
 from prunekit.observing.recorder import Recorder
 from prunekit.plugins.build import estimators, measures, ranking
 from prunekit.plugins.host import PluginManager
+from prunekit.pruning.coverage import coverage
 from prunekit.pruning.first import FirstSteps
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.step import Measure, Outcome, Pruner
@@ -328,8 +330,8 @@ class _Execution:
         self._begin("prune", total)
         for cost in pruner.costs if total is None or state.done < total else ():
             self.listener.message(cost)
-        if not state.done and pruner.left_out:
-            self.listener.message(f"left out: {described(pruner.left_out)}")
+        if not state.done:
+            self.listener.message(self._covered(settings))
         for outcome in pruner.outcomes(partial(self._sample, settings), state.attempts, state.done):
             if pruner.levels is None:
                 state.attempts.append(outcome.attempt)
@@ -547,6 +549,16 @@ class _Execution:
     def _metrics(self) -> Metrics:
         examples = self.settings.evaluate.train_examples
         return metrics(self.model, self.splits, self.loss, examples, self.further)
+
+    def _covered(self, settings: Prune) -> str:
+        """What is pruned and what is not, and by which rule, as far as a few examples tell."""
+        few = self.splits.train.first(_LOOKED_AT)
+        for batches in ([(few.x, few.y)], None):
+            with suppress(
+                Exception
+            ):  # of a network that takes no few examples, or of what a statistic will tell better
+                return coverage(self.model, batches, settings.prunable).described()
+        return ""
 
     # -- boundaries --------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from prunekit.network.call import Batch, few_examples, unpack
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.estimate import estimate
 from prunekit.statistics.problem import ForwardPass, Problem
+from prunekit.statistics.verification import forget
 
 FAST, FALLBACK, UNUSED = "fast", "fallback", "unused"
 
@@ -57,5 +58,8 @@ def served(model: nn.Module, batches: Iterable[Batch], parameters: Mapping[str, 
     """
     look = _Look()
     few = [(few_examples(inputs), few_examples(targets)) for inputs, targets in map(unpack, batches)]
-    estimate(model, few, {"look": look}, _Outputs(), parameters, Generator())
+    try:
+        estimate(model, few, {"look": look}, _Outputs(), parameters, Generator())
+    finally:
+        forget(model)  # a run is the same whether somebody has looked before
     return look.rules

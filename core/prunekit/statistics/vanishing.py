@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunekit.errors import PrunekitError
 from prunekit.losses.base import Loss
 from prunekit.masks.weights import read_together
-from prunekit.network.call import Batch, call, unpack
+from prunekit.network.call import Batch, Inputs, call, count, rows, unpack
 from prunekit.network.restore import evaluating
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.request import Estimates, Request
@@ -30,6 +30,7 @@ _LEVEL = (
 )
 
 _FEW = 4096
+_EXAMPLES = 8
 
 
 def vanished(
@@ -72,16 +73,29 @@ def _inverts_ggn(estimator: Estimator) -> bool:
 
 
 def is_linear(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> bool:
-    """Whether the loss has no second derivative in the outputs, on the first batch."""
+    """Whether the loss has no second derivative in the outputs, on the first batch: on a few examples, if they tell."""
     for inputs, targets in map(unpack, batches[:1]):
-        with evaluating(model), torch.no_grad():
-            outputs = call(model, inputs)
-        try:
-            sizes = [bool(column.any()) for column in loss.ggn_factor(outputs, targets)]
-        except PrunekitError:
-            return False
-        return bool(sizes) and not any(sizes)  # with one class there is nothing to be curved
+        for number in (_EXAMPLES, count(inputs)):
+            try:
+                columns = _columns(model, loss, rows(inputs, 0, number), rows(targets, 0, number))
+                first = next(columns, None)
+                if first is None:  # with one class there is nothing to be curved
+                    return False
+                if bool(first.any()) or any(bool(column.any()) for column in columns):  # nearly always the first
+                    return False
+            except PrunekitError:
+                return False
+            except Exception:  # of a network that takes no part of a batch
+                if number == count(inputs):
+                    raise
+        return True
     return False
+
+
+def _columns(model: nn.Module, loss: Loss, inputs: Inputs, targets: Tensor) -> Iterator[Tensor]:
+    with evaluating(model), torch.no_grad():
+        outputs = call(model, inputs)
+    return iter(loss.ggn_factor(outputs, targets))
 
 
 def _is_zero(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None) -> bool:

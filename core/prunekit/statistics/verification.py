@@ -204,6 +204,11 @@ def known_layout(problem: Problem, shapes: Shapes, ways: Ways) -> Layout | None:
     return _KNOWN.get(problem.model, {}).get((shapes, tuple(problem.parameters), ways))
 
 
+def forget(model: nn.Module) -> None:
+    """Nothing that was found of a model has a part in what comes."""
+    _KNOWN.pop(model, None)
+
+
 def input_shapes(inputs: Inputs) -> Shapes:
     """Shapes and types of a batch's inputs but for the number of examples: what a layout holds for."""
     if isinstance(inputs, Tensor):
