@@ -14,6 +14,7 @@ import pytest
 from prunekit import PluginManager
 from prunekit.plugins import hookspecs
 from prunekit.plugins.kinds import KINDS
+from prunekit.spec import text as yaml
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -111,3 +112,24 @@ def test_the_architecture_names_every_room_that_exists_and_none_that_does_not() 
     for folder in ("_linalg", "_curvature", "_selection"):
         assert f"`{folder}`" in page
         assert (TESTS.parent / "plugins" / "prunekit_plugins" / folder / "__init__.py").exists()
+
+
+def test_the_code_about_transformers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="needs prunekit[hf]")
+    pytest.importorskip("accelerate", reason="callbacks of the Trainer need it")
+    monkeypatch.chdir(tmp_path)
+    page = (TESTS.parent / "docs" / "huggingface.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.M | re.S))
+    module = ModuleType("documented")
+
+    exec(compile(code, "docs/huggingface.md", "exec"), vars(module))
+
+    network = vars(module)["again"]
+    assert not any(bool(network.get_parameter(n)[~m].any()) for n, m in vars(module)["pruning"].masks.items())
+
+
+def test_the_spec_about_transformers_is_the_examples_own() -> None:
+    page = (TESTS.parent / "docs" / "huggingface.md").read_text(encoding="utf-8")
+    shown = yaml.parse(re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)[0], "page").data
+    own = yaml.parse((TESTS.parent / "examples" / "llama_bytes" / "prune.yaml").read_text(), "example").data
+    assert shown == {key: value for key, value in own.items() if key not in ("name", "memory")}

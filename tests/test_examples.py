@@ -9,6 +9,7 @@ import pytest
 
 import prunekit as pk
 from prunekit.spec import load
+from prunekit.sweeps.plan import load as load_sweep
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 KEYS = {"train_loss", "valid_loss", "test_loss", "train_error", "valid_error", "test_error"}
@@ -159,3 +160,51 @@ def test_off_diagonal_curvature_keeps_more_of_the_papers_network_than_its_best_c
 
     assert summary["steps"][-1]["pruned"] == 263_131
     assert summary["pruned"]["train_loss"] - summary["dense"]["train_loss"] < highest
+
+
+def made(tmp_path: Path, example: str, script: str, *arguments: str) -> Path:
+    """The folder that an example's script makes, with its specs."""
+    pytest.importorskip("transformers", reason="needs prunekit[hf]")
+    folder = tmp_path / example
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / example / script, folder, *arguments],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "2"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for spec in (EXAMPLES / example).glob("*.yaml"):
+        (folder / spec.name).write_text(spec.read_text())
+    return folder
+
+
+def test_the_language_model_of_bytes_is_pruned_and_comes_out_again(tmp_path):
+    folder = made(tmp_path, "llama_bytes", "train.py", "--steps", "2")
+    overrides = {"dataset.most": 20, "prune.examples": 4, "evaluate.train_examples": 4}
+
+    results = pk.run(folder / "prune.yaml", tmp_path / "run.h5", overrides)
+    results.export_pretrained(folder / "model", tmp_path / "pruned")
+
+    assert results.summary["pruned"]["test_perplexity"] > 1
+    assert results.summary["prunable"] == 331_776
+    assert (tmp_path / "pruned" / "prunekit-masks.safetensors").is_file()
+    names = [run.parameters["prune.criterion"]["name"] for run in load_sweep(folder / "criteria.yaml").runs]
+    assert names == ["magnitude", "qm", "wanda", "sparsegpt", "obc", "obs_kfac"]
+
+
+def test_the_vision_transformer_takes_a_folder_of_pictures(tmp_path):
+    folder = made(tmp_path, "vit_folder", "make.py")
+    overrides = {"train.epochs": 1, "finetune.epochs": 1, "prune.scheduler.steps": 1, "prune.examples": 20}
+
+    summary = pk.run(folder / "run.yaml", tmp_path / "run.h5", overrides).summary
+
+    assert summary["finetuned"]["test_top_k"] > summary["finetuned"]["test_error"] / 10
+    assert summary["prunable"] == 98_304
+
+
+def test_the_text_classifier_takes_tables(tmp_path):
+    folder = made(tmp_path, "bert_glue_like", "make.py")
+    overrides = {"train.epochs": 1, "finetune.epochs": 1, "prune.scheduler.steps": 1, "prune.examples": 20}
+
+    summary = pk.run(folder / "run.yaml", tmp_path / "run.h5", overrides).summary
+
+    assert summary["finetuned"]["test_accuracy"] == pytest.approx(1 - summary["finetuned"]["test_error"])
+    assert summary["prunable"] == 65_536

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prunekit.sweeps.plan import Plan, Planned
 
 _SHOWN = 60
-_COLUMNS = ("sparsity", "train Δloss", "test error", "fine-tuned")
+_COLUMNS = ("sparsity", "train Δloss", "test error", "fine-tuned", "seconds")
 _EVERY = 5.0  # seconds between two lines of progress
 
 
@@ -208,6 +208,7 @@ def _by_run(runs: Sequence[Found]) -> RenderableType:
             *(run.key[:8], run.status, *(_value(run.parameters.get(name)) for name in names)),
             *(percent(run.row.get("sparsity"), 2), number(run.row.get("train_delta_loss"))),
             *(percent(run.row.get("pruned_test_error")), percent(run.row.get("finetuned_test_error"))),
+            _seconds(run.row.get("seconds")),
         ]
         for run in runs[:_SHOWN]
     ]
@@ -233,11 +234,16 @@ def _by_combination(rows: Sequence[Mapping[str, Plain]]) -> RenderableType:
             percent(row.get("sparsity"), 2),
             cell(row, "train_delta_loss", 1, ""),
             *(cell(row, name, 100, " %") for name in ("pruned_test_error", "finetuned_test_error")),
+            _seconds(row.get("seconds")),
         ]
         for row in rows[:_SHOWN]
     ]
     title = _titled("Means over seeds, and standard deviations", len(rows))
     return table(title, [*names, "complete", *_COLUMNS], lines, left=1 + len(names))
+
+
+def _seconds(value: Plain) -> str:
+    return "–" if value is None else f"{value:.0f}"
 
 
 def _titled(what: str, count: int) -> str:

@@ -54,7 +54,10 @@ def train(model: transformers.LlamaForCausalLM, data: torch.Tensor, steps: int) 
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps:
-            print(f"step {step}/{steps}  loss {loss:.3f} nats a byte  {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step}/{steps}  loss {loss:.3f} nats a byte  {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ NEEDED = {
     "factory": "module:function",
     "path": "data.npz",
     "train": "text.txt",
+    "model": "resnet18",
     "epochs": 1,
     "every": 1,
     "milestones": [1],

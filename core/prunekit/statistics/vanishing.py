@@ -81,7 +81,9 @@ def is_linear(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> bool:
                 first = next(columns, None)
                 if first is None:  # with one class there is nothing to be curved
                     return False
-                if bool(first.any()) or any(bool(column.any()) for column in columns):  # nearly always the first
+                if bool(first.any()) or any(
+                    bool(column.any()) for column in columns
+                ):  # nearly always the first
                     return False
             except PrunekitError:
                 return False

@@ -75,6 +75,8 @@ def fill(rows: Sequence[Row], parameters: Sequence[str], figure: Figure) -> None
         if not place:
             axis.set_ylabel("change of the training loss")
     _scale(axes[0], [float(row["train_delta_loss"]) for row in done])
+    if along.name == _CRITERION:
+        return
     handles, labels = axes[0].get_legend_handles_labels()
     for axis in axes[1:]:
         more = zip(*axis.get_legend_handles_labels(), strict=True)
@@ -91,7 +93,10 @@ def _drawn(row: Row) -> bool:
 
 
 def _axes(rows: Sequence[Row], parameters: Sequence[str]) -> tuple[Axis, Axis | None]:
-    """The axis along which curves go, and what panels are of: λ first, then the numbers with the most values."""
+    """The axis along which curves go, and what panels are of: λ first, then the numbers with the most values.
+
+    Where only the criterion varies, it is the axis.
+    """
     found = [_axis("λ", lambda row: row.get(_LAMBDA), rows)]
     for name in parameters:
         if is_seed(name) or name.startswith("prune.criterion"):
@@ -99,7 +104,7 @@ def _axes(rows: Sequence[Row], parameters: Sequence[str]) -> tuple[Axis, Axis | 
         found.append(_axis(name, lambda row, name=name: row.get(name), rows))  # type: ignore[misc]
     varying = [axis for axis in found if len(axis.values) > 1]
     if not varying:
-        return found[0], None
+        return _axis(_CRITERION, lambda row: row[_CRITERION], rows), None
     first, *others = varying
     return first, max(others, key=lambda axis: len(axis.values), default=None)
 
@@ -122,7 +127,9 @@ def _curve(
             places.append(place)
             means.append(mean)
             spreads.append(sqrt(sum((v - mean) ** 2 for v in losses) / max(1, len(losses) - 1)))
-    if len(places) == 1 < len(along.values):  # what has no such parameter is the same all along
+    if (
+        len(places) == 1 < len(along.values) and along.name != _CRITERION
+    ):  # what has no such parameter is the same all along
         axis.axhline(means[0], color=colour, linestyle=":", alpha=0.6)
     if places:
         axis.errorbar(
