@@ -84,6 +84,38 @@ def test_an_expert_that_no_example_reaches_is_left_as_it_is_and_named(
 
 
 @pytest.mark.parametrize("build", [Listed, Stacked])
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        {"name": "wanda"},
+        {"name": "wanda", "update": True},
+        {"name": "sparsegpt"},
+        {"name": "sparsegpt", "scope": "global", "refit": True},
+        {"name": "obc"},
+        {"name": "obc", "scope": "global"},
+        {"name": "obs_block"},
+        {"name": "obs_block", "gradient": True, "scope": "layerwise", "damping": 0.1},
+        {"name": "obs"},
+        {"name": "combinatorial"},
+        {"name": "combinatorial", "scope": "layerwise", "search": "dual", "gradient": False},
+    ],
+    ids=str,
+)
+def test_those_that_choose_by_themselves_leave_it_too(build: Any, criterion: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = build()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.warns(pk.PrunekitWarning, match="no example of the step has reached"):
+        found = pk.prune(model, data([0, 2]), criterion, sparsity=0.4, steps=2)
+    for i, reached in enumerate([True, False, True, False]):
+        if not reached:
+            assert of(model, found.masks, i).all()
+            assert torch.equal(of(model, dict(model.named_parameters()), i), of(model, before, i))
+    gone = sum(int((~mask).sum()) for mask in found.masks.values())
+    assert gone == round(0.4 * sum(mask.numel() for mask in found.masks.values()))
+
+
+@pytest.mark.parametrize("build", [Listed, Stacked])
 def test_where_nothing_else_is_left_no_order_is_made_up(build: Any) -> None:
     torch.manual_seed(0)
     model = build()

@@ -198,7 +198,7 @@ CHANGES: dict[str, Any] = {
     "probes.0.examples": None,
 }
 CHECKPOINT_AND_DATA = {"model.checkpoint", "dataset.name", "dataset.path"}
-DRAWS = {"prune.criterion.draws"}  # has a meaning for other curvatures only
+DRAWS = {"prune.criterion.draws", "prune.criterion.terms"}  # has a meaning for other curvatures only
 BLOCKS = {"prune.prunable.preset"}  # for transformers only
 WITHOUT_EFFECT = {"version", "name", "folder", "device"} | {
     f"recorders.0.{key}" for key in ("name", "saliencies", "saliency_dtype")

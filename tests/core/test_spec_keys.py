@@ -50,6 +50,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "n": {"m": 4},
     "m": {"n": 1},
     "draws": {"curvature": "ggn_mc"},
+    "terms": {"curvature": "empirical_fisher"},
     "nesterov": {"momentum": 0.9},
     "floor": {"ceiling": 1.0},
     "ceiling": {"floor": 0.0},
@@ -199,15 +200,20 @@ def with_key(place: Place, mapping: dict[str, Any], key: str, value: Any) -> dic
     here: Any = whole
     for part in place[:-1]:
         here = here[part]
-    filled = {**deepcopy(mapping), **TOGETHER.get(key, {}), key: value}
+    filled = {**deepcopy(mapping), **together(mapping, key), key: value}
     if not place:
         return {**whole, **filled}
     here[place[-1]] = {k: v for k, v in filled.items() if k == key or k in allowed(mapping, key)}
     return whole
 
 
+def together(mapping: dict[str, Any], key: str) -> dict[str, Any]:
+    own = mapping.get("name") == "empirical_fisher"  # which has no other curvature
+    return {} if own else TOGETHER.get(key, {})
+
+
 def allowed(mapping: dict[str, Any], key: str) -> set[str]:
-    return set(mapping) | set(TOGETHER.get(key, {}))
+    return set(mapping) | set(together(mapping, key))
 
 
 def cases() -> list[Any]:

@@ -259,3 +259,39 @@ def test_experts_that_are_pruned_keep_zeros_in_training(tmp_path: Path) -> None:
     handle.remove()
 
     assert all(not trained.get_parameter(n)[~m].any() for n, m in pruning.masks.items())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_one_gradient_for_each_sequence_is_that_of_its_summed_terms(name: str) -> None:
+    network, inputs = made(name)
+    network, tokens = network.double(), inputs["input_ids"]
+    batches = [(some, some["input_ids"]) for some in ({"input_ids": tokens[:4]}, {"input_ids": tokens[4:]})]
+    request = pk.Statistic("empirical_fisher_diagonal", terms="sequence")
+
+    found = pk.statistics(network, batches, [request], loss="causal_lm")[request]
+
+    name = "model.layers.0.mlp.up_proj.weight" if name == "llama" else "transformer.h.0.mlp.c_fc.weight"
+    weight, total = network.get_parameter(name), torch.zeros_like(found[name])
+    for row in tokens:
+        logits = network(input_ids=row[None]).logits
+        summed = F.cross_entropy(logits[0, :-1], row[1:], reduction="sum")
+        total += torch.autograd.grad(summed, weight)[0] ** 2
+    mean = total / (len(tokens) * (tokens.shape[1] - 1))
+    torch.testing.assert_close(found[name], mean, rtol=1e-4, atol=1e-6 * float(mean.abs().max()))
+
+
+def test_criteria_take_it_too_and_refuse_it_elsewhere() -> None:
+    network, inputs = made("llama")
+    batches = [(inputs, inputs["input_ids"])]
+    masks = [
+        pk.prune(copy.deepcopy(network), batches, {"name": criterion, **options}, sparsity=0.3, steps=1).masks
+        for criterion in ("obd", "obs_block")
+        for options in (
+            {"curvature": "empirical_fisher"},
+            {"curvature": "empirical_fisher", "terms": "sequence"},
+        )
+    ]
+    for token, sequence in (masks[:2], masks[2:]):
+        assert any(not torch.equal(token[n], sequence[n]) for n in token)
+    with pytest.raises(pk.SpecError, match="terms has no meaning for curvature 'auto'"):
+        pk.prune(network, batches, {"name": "qm", "terms": "sequence"}, sparsity=0.3, steps=1)

@@ -36,7 +36,10 @@ def unreached(counts: Mapping[str, int], statistics: Iterable[Tensors], masks: T
         Parameter to a bool tensor, one for each of its experts, of those with any.
     """
     known = [
-        tensors for tensors in statistics if any(isinstance(tensors.get(name), Tensor) for name in counts)
+        tensors
+        for tensors in statistics
+        if getattr(tensors, "zero_where_unseen", True)
+        and any(isinstance(tensors.get(name), Tensor) for name in counts)
     ]
     found = {}
     for name, count in counts.items() if known else ():

@@ -32,7 +32,8 @@ class Context:
         layers: The prunable tensors, in the order of all these mappings.
         dtypes: Parameter to the type that the model holds it in; left out, that of ``weights``.
         watch: Told of each choice of the selector: what it chose among, and what stays.
-        spared: Parameter to weights of which nothing is known, so that the selector takes all others before.
+        spared: Parameter to weights of which nothing is known, so that the selector takes all others before; a criterion
+            that chooses by itself has to do so too. Of experts that no example has reached.
     """
 
     weights: Tensors

@@ -255,7 +255,12 @@ class Pruner:
 
     def _statistics(self, sample: Sample, criterion: Criterion, lam: float) -> Estimates:
         given = self._surroundings
-        estimators = given.estimators(criterion.required(lam))
+        wanted = criterion.required(lam)
+        if self._experts and not criterion.uses_selector:
+            wanted = wanted | {
+                "gradient"
+            }  # what these ask for may not tell which experts examples have reached
+        estimators = given.estimators(wanted)
         statistics = sample.estimate(
             given.model, given.loss, self.parameters, self.masks, estimators, given.memory
         )
@@ -384,7 +389,7 @@ class Pruner:
 
     def _spared(self, statistics: Estimates) -> dict[str, Tensor]:
         """Weights of experts that no example of the step has reached."""
-        if not self._experts or not self.criterion.uses_selector:  # one that chooses by itself does not ask
+        if not self._experts:
             return {}
         silent = unreached(self._experts, statistics.values(), self.masks)
         if silent:

@@ -45,7 +45,7 @@ def spec_hash(spec: Spec, bound: Row, device: str) -> str:
             for key in place[:-1]:
                 here = here[key]
             here[place[-1]] = _without_paths(part)
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(without_later(values), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

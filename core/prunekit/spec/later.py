@@ -10,6 +10,7 @@ _LATER: Mapping[tuple[str, ...], Any] = {
     ("evaluate", "every"): 1,
     ("evaluate", "metrics"): [],
     ("prune", "prunable", "preset"): None,
+    ("prune", "criterion", "terms"): "token",
 }
 """Place to the value that changes nothing."""
 

@@ -124,7 +124,10 @@ def placed(use: Use, total: Tensor, shape: torch.Size) -> Tensor:
 
 def gradient(uses: Sequence[Use], returned: Sequence[Tensor], shape: torch.Size) -> Tensor:
     """Sum over examples of one parameter's gradient, from its uses."""
-    parts = [placed(use, _summed(use, arrived), shape) for use, arrived in zip(uses, returned, strict=True)]
+    parts = [
+        placed(use, _summed(use, arrived), shape) if use.input.numel() else arrived.new_zeros(shape)
+        for use, arrived in zip(uses, returned, strict=True)
+    ]
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 

@@ -68,9 +68,11 @@ class Detailed(dict[str, "Tensor"]):
 
     Attributes:
         remark: What a user should know of how it came about; empty for nothing.
+        zero_where_unseen: Whether its tensors are zero at weights that no example has reached; of an inverse they are not.
     """
 
     remark: str = ""
+    zero_where_unseen: bool = True
 
     def map(self, function: Function) -> Self:
         """The same with the function applied to every tensor."""

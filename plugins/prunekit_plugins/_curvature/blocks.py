@@ -142,6 +142,8 @@ class Blocks(Detailed):
         memory: Bytes.
     """
 
+    zero_where_unseen = False
+
     def __init__(
         self,
         statistic: str,

@@ -20,6 +20,10 @@ Curvature = Literal["ggn", "ggn_mc", "empirical_fisher", "hessian"]
 OuterProducts = Literal["ggn", "ggn_mc", "empirical_fisher"]
 
 
+Terms = Literal["token", "sequence"]
+"""What has a gradient of its own in the empirical Fisher."""
+
+
 class InverseOptions(Options):
     """Options.
 
@@ -28,11 +32,13 @@ class InverseOptions(Options):
             ``empirical_fisher``; ``hessian``.
         damping: α, the multiple of the identity added before inverting.
         draws: Labels per loss term, for ``ggn_mc``.
+        terms: For ``empirical_fisher``: each loss term, or all of an example together.
     """
 
     curvature: Curvature = "ggn"
     damping: float = Field(default=1e-4, ge=0)
     draws: int = Field(default=1, ge=1, le=1_000_000)
+    terms: Terms = "token"
 
 
 def derived(estimator: Estimator, known: Statistics) -> Tensors | None:
@@ -78,10 +84,23 @@ def columns(options: Any, batch: ForwardPass, labels: Sequence[Generator]) -> It
     if options.curvature == "ggn":
         yield from loss.ggn_factor(outputs, batch.targets)
     elif options.curvature == "empirical_fisher":
-        yield from loss.term_gradients(outputs, batch.targets)
+        yield from fisher_columns(options.terms, batch)[1]
     else:
         for generator in labels:
             yield loss.draw(outputs, batch.targets, generator) * len(labels) ** -0.5
+
+
+def fisher_columns(terms: Terms, batch: ForwardPass) -> tuple[int, Iterator[Tensor]]:
+    """How many vectors the empirical Fisher sends back, and these: gradients of loss terms, or of an example's sum."""
+    loss, outputs, targets = batch.problem.loss, batch.outputs.detach(), batch.targets
+    if terms == "token":
+        return loss.term_count(outputs, targets), loss.term_gradients(outputs, targets)
+    import torch
+
+    leaf = outputs.requires_grad_()
+    with torch.enable_grad():
+        (column,) = torch.autograd.grad(loss.total(leaf, targets), leaf)
+    return 1, iter((column,))
 
 
 def hessian_columns(batch: ForwardPass, kept: Tensor) -> Iterator[tuple[int, Tensor]]:

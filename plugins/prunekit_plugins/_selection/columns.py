@@ -115,17 +115,28 @@ class Quotas:
         order: ``[columns]``, by which ties are decided.
         width: Of a run, unless the pattern is to be complete: then it is a group.
         pattern: n and m, where no more than ``m - n`` of a group may go.
+        spared: ``[groups, units, columns]``, what stays as long as there is something else.
 
     Attributes:
         step: Columns of a run.
     """
 
     def __init__(
-        self, pruned: Tensor, share: int, order: Tensor, width: int, pattern: tuple[int, int] | None
+        self,
+        pruned: Tensor,
+        share: int,
+        order: Tensor,
+        width: int,
+        pattern: tuple[int, int] | None,
+        spared: Tensor | None = None,
     ) -> None:
         self._pruned, self._order, self._pattern, self.step = pruned, order, pattern, width
+        self._spared = spared
         gone = pruned.sum((0, 1))
         most = torch.full_like(gone, pruned.shape[0] * pruned.shape[1])
+        if spared is not None and pattern is None:
+            others = most - (spared & ~pruned).sum((0, 1))
+            most = others if int(others.sum()) >= share else most
         if pattern is not None:
             n, m = pattern
             grouped = pruned.reshape(*pruned.shape[:2], -1, m).sum(-1, keepdim=True)
@@ -143,6 +154,8 @@ class Quotas:
     def __call__(self, start: int, stop: int, scores: Tensor) -> Tensor:
         """The smallest scores; of equal ones the lower flat index goes first."""
         pruned = self._pruned[:, :, start:stop]
+        if self._spared is not None:
+            scores = scores.masked_fill(self._spared[:, :, start:stop], torch.inf)
         scores = scores.masked_fill(pruned, -1.0)  # scores are not negative
         if self._pattern is not None:
             n, m = self._pattern

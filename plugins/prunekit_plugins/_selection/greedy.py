@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prunekit import Tensors
+from prunekit import Context, Tensors
 from prunekit.masks import FlatIndex, apportion, kth_smallest, pruned_counts, smallest
 from prunekit_plugins._curvature.blocks import Blocks, Chunk
 from prunekit_plugins._selection.elimination import Caps, Traces, eliminate
@@ -49,16 +49,36 @@ class Cut:
         return self._count >= self.budget
 
 
-def layer_budgets(masks: Mapping[str, Tensor], budget: int) -> dict[str | None, int]:
-    """Each layer's part of a budget of pruned weights: the same share of its weights, by largest remainder."""
+def layer_budgets(
+    masks: Mapping[str, Tensor], budget: int, spared: Mapping[str, Tensor] | None = None
+) -> dict[str | None, int]:
+    """Each layer's part of a budget of pruned weights: the same share of its weights, by largest remainder.
+
+    Args:
+        masks: What is kept.
+        budget: Pruned afterwards, in all layers.
+        spared: Weights that stay as long as there are others.
+    """
     sizes = [mask.numel() for mask in masks.values()]
     gone = list(pruned_counts(masks).values())
-    return dict(zip(masks, apportion(budget, sizes, lower=gone), strict=True))
+    upper = [
+        size - int((spared[name] & masks[name]).sum()) if spared and name in spared else size
+        for name, size in zip(masks, sizes, strict=True)
+    ]
+    enough = sum(upper) >= budget
+    return dict(zip(masks, apportion(budget, sizes, gone, upper if enough else None), strict=True))
 
 
-def locality(weights: Tensors, lam: float) -> Tensor | None:
-    """``½λθ²`` over all weights, in the loss's units; ``None`` without λ."""
-    return 0.5 * lam * FlatIndex.of(weights).flat(weights, torch.float64).square() if lam else None
+def penalties(context: Context, lam: float) -> Tensor | None:
+    """What is added to the cost of each weight: ``½λθ²`` in the loss's units, infinite where it is spared; or ``None``."""
+    if not lam and not context.spared:
+        return None
+    index = FlatIndex.of(context.weights)
+    found = 0.5 * lam * index.flat(context.weights, torch.float64).square()
+    for layer in index.layers:
+        if layer.name in context.spared:
+            found[layer.part].masked_fill_(context.spared[layer.name].reshape(-1), torch.inf)
+    return found
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,9 @@ class GreedyElimination:
     penalty: Tensor | None = None
     caps: Callable[[Chunk], Caps] | None = None
 
-    def masks(self, masks: Tensors, budget: int, saliency: Tensors, scope: str) -> dict[str, Tensor]:
+    def masks(
+        self, masks: Tensors, budget: int, saliency: Tensors, scope: str, spared: Tensors | None = None
+    ) -> dict[str, Tensor]:
         """The masks after the step.
 
         Args:
@@ -88,6 +110,7 @@ class GreedyElimination:
             budget: How many weights are pruned afterwards.
             saliency: The cost of each weight before any goes.
             scope: ``global``, one budget for all layers, or ``layerwise``, a share for each.
+            spared: Weights that stay as long as a layer has others.
         """
         index = FlatIndex.of(masks)
         left, costs = index.flat(masks), index.flat(saliency, torch.float64)
@@ -96,7 +119,7 @@ class GreedyElimination:
         if scope == "global":
             gone = [self._cheapest_of(None, left, costs, budget - int((~left).sum()))]
         else:
-            budgets = layer_budgets(masks, budget)
+            budgets = layer_budgets(masks, budget, spared)
             counts = {n: budgets[n] - gone for n, gone in pruned_counts(masks).items()}
             if any(family.layer is None for family in self.blocks.families):
                 gone = [self._cheapest_by_layer(index, list(counts.values()))]

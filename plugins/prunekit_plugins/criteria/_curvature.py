@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from prunekit import Options, Statistic
+from prunekit_plugins._curvature.options import Terms
 
 _DRAWN = ("auto", "ggn_mc", "hutchinson")
 _MOST = 256
@@ -21,11 +22,22 @@ class CurvatureOptions(Options):
             told; ``ggn``, the generalised Gauss-Newton matrix, exact over classes; ``ggn_mc``, the same from
             labels that the model draws; ``empirical_fisher``, squared gradients with the given labels;
             ``hessian``, exact where feasible; ``hutchinson``, the Hessian by random probes.
+        terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all of an example
+            together, as is the practice for language models.
         draws: Labels or probes, for ``ggn_mc`` (default 1), also as ``auto`` has it, and ``hutchinson`` (default 10).
     """
 
     curvature: Literal["auto", "ggn", "ggn_mc", "empirical_fisher", "hessian", "hutchinson"] = "auto"
     draws: int | None = Field(default=None, ge=1, le=1_000_000)
+    terms: Terms = "token"
+
+    @model_validator(mode="after")
+    def _terms_are_the_fishers(self) -> Self:
+        if self.terms != "token" and self.curvature != "empirical_fisher":
+            raise ValueError(
+                f"terms has no meaning for curvature {self.curvature!r}; it is for empirical_fisher"
+            )
+        return self
 
     @model_validator(mode="after")
     def _draws_need_a_drawn_curvature(self) -> Self:
@@ -38,7 +50,9 @@ class CurvatureOptions(Options):
     @property
     def statistic(self) -> Statistic:
         """The statistic that supplies the diagonal."""
-        options = {} if self.draws is None else {"draws": self.draws}
+        options: dict[str, int | str] = {} if self.draws is None else {"draws": self.draws}
         if self.curvature == "auto":
             return Statistic("ggn_diagonal", most=_MOST, **options)
+        if self.terms != "token":
+            options["terms"] = self.terms
         return Statistic(f"{self.curvature}_diagonal", **options)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from prunekit import Context, Criterion, JointModel, Options, Proposal, Request, Statistic, UnsupportedError
 from prunekit.masks import FlatIndex
-from prunekit_plugins._curvature.options import Curvature
+from prunekit_plugins._curvature.options import Curvature, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,8 @@ class SurgeonOptions(Options):
             ``empirical_fisher``; ``hessian``.
         damping: Multiple of the identity added before inverting; with ``update``, λ is added to it.
         draws: Labels per loss term, for ``ggn_mc``.
+        terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all of an example
+            together, as is the practice for language models.
         update: Adjust the surviving weights.
         selection: ``greedy`` eliminates one weight after another, the inverse and the weights brought up to
             date in between; ``saliency`` ranks all at once and leaves the choice to the selector.
@@ -40,6 +42,7 @@ class SurgeonOptions(Options):
     curvature: Curvature = "ggn"
     damping: float = Field(default=1e-4, ge=0)
     draws: int = Field(default=1, ge=1, le=1_000_000)
+    terms: Terms = "token"
     update: bool = True
     selection: Literal["greedy", "saliency"] = "greedy"
     scope: Literal["global", "layerwise"] = "global"
@@ -92,7 +95,7 @@ class Surgeon(Criterion):
 
     def inverse_options(self) -> dict[str, str | int | None]:
         """Options of the statistic, without the damping."""
-        return {"curvature": self.options.curvature, "draws": self.options.draws}
+        return {"curvature": self.options.curvature, "draws": self.options.draws, "terms": self.options.terms}
 
     def joint_model(self, lam: float) -> JointModel | None:
         """Of the whole matrix; one in blocks does not know how weights of different blocks belong together."""
@@ -112,7 +115,9 @@ class Surgeon(Criterion):
             )
         if damping <= 0:
             raise UnsupportedError(f"{who}: a model without damping has no bound; accepted: damping > 0")
-        factors = Statistic("curvature_factors", curvature=options.curvature, draws=options.draws)
+        factors = Statistic(
+            "curvature_factors", curvature=options.curvature, draws=options.draws, terms=options.terms
+        )
         return JointModel(factors, damping, self.first_order)
 
     def propose(self, context: Context) -> Proposal:
@@ -180,14 +185,14 @@ class Surgeon(Criterion):
 
     def _eliminated(self, context: Context) -> dict[str, Tensor]:
         """Masks after greedy elimination down to the budget."""
-        from prunekit_plugins._selection.greedy import GreedyElimination, locality
+        from prunekit_plugins._selection.greedy import GreedyElimination, penalties
 
         weights, statistics = context.weights, context.statistics
-        penalty = None if self.damps else locality(weights, context.lam)
+        penalty = penalties(context, 0.0 if self.damps else context.lam)
         minimum = self._minimum(weights, statistics)
         elimination = GreedyElimination(self._blocks(statistics), minimum, self.options.refresh, penalty)
         saliency = self.saliency(weights, statistics)
-        return elimination.masks(context.masks, context.budget, saliency, self.options.scope)
+        return elimination.masks(context.masks, context.budget, saliency, self.options.scope, context.spared)
 
     def _adjusted(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor]:
         """The weights after the step: in each block, those that are left make up for those that go."""

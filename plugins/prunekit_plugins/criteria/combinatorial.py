@@ -18,6 +18,7 @@ from prunekit import (
     UnsupportedError,
 )
 from prunekit.masks import FlatIndex
+from prunekit_plugins._curvature.options import Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,8 @@ class CombinatorialOptions(Options):
         curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``empirical_fisher``.
         damping: α, the multiple of the identity added to the curvature; λ is added to it. It keeps the step local.
         draws: Labels per loss term, for ``ggn_mc``.
+        terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all of an example
+            together.
         gradient: Keep the first-order term.
         update: Adjust the surviving weights.
         selection: ``exchange`` chooses all together as described; ``saliency`` ranks all at once and leaves the choice to
@@ -51,6 +54,7 @@ class CombinatorialOptions(Options):
     curvature: Literal["ggn", "ggn_mc", "empirical_fisher"] = "ggn"
     damping: float = Field(default=0.1, gt=0)
     draws: int = Field(default=1, ge=1, le=1_000_000)
+    terms: Terms = "token"
     gradient: bool = True
     update: bool = True
     selection: Literal["exchange", "saliency"] = "exchange"
@@ -96,7 +100,9 @@ class Combinatorial(Criterion):
     @property
     def _factors(self) -> Statistic:
         options = self.options
-        return Statistic("curvature_factors", curvature=options.curvature, draws=options.draws)
+        return Statistic(
+            "curvature_factors", curvature=options.curvature, draws=options.draws, terms=options.terms
+        )
 
     def joint_model(self, lam: float) -> JointModel | None:
         """The one that it makes small."""
@@ -145,6 +151,8 @@ class Combinatorial(Criterion):
 
     def _exchanged(self, model: Quadratic, context: Context) -> tuple[Tensor, Tensor]:
         """What is kept, and the values fitted to it; both flat."""
+        import torch
+
         from prunekit_plugins._selection import dual, exchange
         from prunekit_plugins._selection.greedy import layer_budgets
 
@@ -154,12 +162,22 @@ class Combinatorial(Criterion):
                 "weights"
             )
         index = FlatIndex.of(context.masks)
+        masks = index.flat(context.masks)
+        # What no example has reached has neither slope nor curvature: whether it is there makes no difference.
+        spared = (
+            index.flat({n: context.spared.get(n, torch.zeros_like(m)) for n, m in context.masks.items()})
+            & masks
+        )
+        if index.total - int(spared.sum()) < context.budget:
+            spared = torch.zeros_like(spared)  # there is nothing else to take
         quotas = [(slice(0, index.total), index.total - context.budget)]
         if self.options.scope == "layerwise":
-            budgets = layer_budgets(context.masks, context.budget)
+            budgets = layer_budgets(context.masks, context.budget, context.spared)
             quotas = [(layer.part, layer.size - budgets[layer.name]) for layer in index.layers]
+        quotas = [(part, count - int(spared[part].sum())) for part, count in quotas]
         search = dual.search if self.options.search == "dual" else exchange.search
-        return search(model, index.flat(context.masks), quotas, self.options.rounds)
+        kept, values = search(model, masks & ~spared, quotas, self.options.rounds)
+        return kept | spared, torch.where(spared, model.weights, values)
 
     def _model(self, weights: Tensors, statistics: Statistics, lam: float) -> Quadratic:
         import torch

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from prunekit import Statistic
+from prunekit import Options, Statistic
+from prunekit_plugins._curvature.options import Terms
 from prunekit_plugins.criteria._taylor import Taylor
+
+
+class FisherOptions(Options):
+    """Options.
+
+    Attributes:
+        terms: ``token``, each loss term has a gradient of its own; ``sequence``, all of an example together.
+    """
+
+    terms: Terms = "token"
 
 
 class EmpiricalFisher(Taylor):
@@ -13,4 +24,10 @@ class EmpiricalFisher(Taylor):
     """
 
     name = "empirical_fisher"
-    curvature = Statistic("empirical_fisher_diagonal")
+    Options = FisherOptions
+    options: FisherOptions
+
+    @property
+    def curvature(self) -> Statistic:
+        """The diagonal of the empirical Fisher."""
+        return Statistic("empirical_fisher_diagonal", terms=self.options.terms)

@@ -110,7 +110,7 @@ class ExactOBS(Criterion):
         """Masks after greedy elimination down to the budget."""
         from functools import partial
 
-        from prunekit_plugins._selection.greedy import GreedyElimination, locality
+        from prunekit_plugins._selection.greedy import GreedyElimination, penalties
         from prunekit_plugins._selection.pattern import caps, refuse_more
 
         options, masks = self.options, context.masks
@@ -120,11 +120,12 @@ class ExactOBS(Criterion):
             refuse_more(context.layers, masks, context.budget, options.n, options.m, "prune.criterion")
             limits = partial(caps, masks=masks, n=options.n, m=options.m)
         values = _live(weights, statistics)
-        penalty = None if self.damps else locality(weights, context.lam)
+        penalty = penalties(context, 0.0 if self.damps else context.lam)
         elimination = GreedyElimination(
             _blocks(statistics), lambda chunk: chunk.at(values), options.refresh, penalty, limits
         )
-        return elimination.masks(masks, context.budget, self.saliency(weights, statistics), options.scope)
+        saliency = self.saliency(weights, statistics)
+        return elimination.masks(masks, context.budget, saliency, options.scope, context.spared)
 
 
 def _blocks(statistics: Statistics) -> LayerBlocks:

@@ -148,7 +148,9 @@ class SparseGPT(Criterion):
         for name, budget in self._budgets(context).items():
             mask, w = context.masks[name], context.weights[name]
             layer = self._layer(name, context.weights, context.statistics)
-            quotas = Quotas(~layer.arranged(mask), budget, layer.order, self._width, pattern)
+            spared = context.spared.get(name)
+            stays = None if spared is None else layer.arranged(spared)
+            quotas = Quotas(~layer.arranged(mask), budget, layer.order, self._width, pattern, stays)
             after, gone = sweep(layer, self._width, quotas.step, quotas)
             masks[name] = ~layer.undo(gone)
             values[name] = layer.undo(after).to(w.dtype)
@@ -156,13 +158,18 @@ class SparseGPT(Criterion):
 
     def _budgets(self, context: Context) -> dict[str, int]:
         """How many weights of each layer are pruned afterwards."""
+        import torch
+
         from prunekit.masks import prune_smallest, pruned_counts
         from prunekit_plugins._selection.greedy import layer_budgets
 
         if self.options.scope == "layerwise":
-            budgets = layer_budgets(context.masks, context.budget)
+            budgets = layer_budgets(context.masks, context.budget, context.spared)
             return {name: budgets[name] for name in context.masks}
-        scores = self.saliency(context.weights, context.statistics)
+        scores = {
+            name: values.masked_fill(context.spared[name], torch.inf) if name in context.spared else values
+            for name, values in self.saliency(context.weights, context.statistics).items()
+        }
         left = prune_smallest(scores, context.masks, context.budget)
         return pruned_counts(left)
 

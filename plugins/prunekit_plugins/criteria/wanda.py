@@ -90,15 +90,23 @@ def _by_row(scores: Tensors, context: Context) -> dict[str, Tensor]:
     """The rows' shares differ by rounding only: by largest remainder, earlier rows first on ties."""
     layers = {layer.name: layer for layer in context.layers}
     kept = {name: _rows(mask, layers[name]) for name, mask in context.masks.items()}
+    spared = {name: _rows(some, layers[name]) & kept[name] for name, some in context.spared.items()}
     gone = {name: rows.shape[1] - rows.sum(1) for name, rows in kept.items()}
     sizes = [rows.shape[1] for rows in kept.values() for _ in range(len(rows))]
     lower = [count for counts in gone.values() for count in counts.tolist()]
-    budgets = apportion(context.budget, sizes, lower)
+    upper: list[int] = []
+    for name, rows in kept.items():
+        whole = rows.shape[1]
+        upper += (whole - spared[name].sum(1)).tolist() if name in spared else [whole] * len(rows)
+    budgets = apportion(context.budget, sizes, lower, upper if sum(upper) >= context.budget else None)
     chosen, start = {}, 0
     for name, rows in kept.items():
         counts = gone[name].new_tensor(budgets[start : start + len(rows)])
         start += len(rows)
-        mask = _prune_smallest(_rows(scores[name], layers[name]), rows, counts)
+        ranked = _rows(scores[name], layers[name])
+        if name in spared:
+            ranked = ranked.masked_fill(spared[name], float("inf"))
+        mask = _prune_smallest(ranked, rows, counts)
         chosen[name] = _from_rows(mask, layers[name])
     return chosen
 

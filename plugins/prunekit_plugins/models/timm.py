@@ -44,7 +44,9 @@ class Timm(Model):
         name: str = self.options.model
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name}*")[:6])
-            raise SpecError(f"model.model: timm has no architecture {name!r}{f'; it has {near}' if near else ''}")
+            raise SpecError(
+                f"model.model: timm has no architecture {name!r}{f'; it has {near}' if near else ''}"
+            )
         given = {"num_classes": data.outputs, "in_chans": data.input_shape[0], **self.options.kwargs}
         try:
             network: nn.Module = timm.create_model(name, pretrained=False, **given)

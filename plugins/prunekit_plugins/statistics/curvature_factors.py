@@ -8,7 +8,7 @@ from pydantic import Field
 
 from prunekit import Estimator, Options, UnsupportedError
 from prunekit.units import readable_bytes
-from prunekit_plugins._curvature.options import columns, generators
+from prunekit_plugins._curvature.options import Terms, columns, generators
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +23,12 @@ class FactorOptions(Options):
     Attributes:
         curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``empirical_fisher``.
         draws: Labels per loss term, for ``ggn_mc``.
+        terms: For ``empirical_fisher``: each loss term, or all of an example together.
     """
 
     curvature: Literal["ggn", "ggn_mc", "empirical_fisher"] = "ggn"
     draws: int = Field(default=1, ge=1, le=1_000_000)
+    terms: Terms = "token"
 
 
 class CurvatureFactors(Estimator):
