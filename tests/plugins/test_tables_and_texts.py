@@ -130,6 +130,33 @@ def test_without_labels_they_are_texts_for_a_language_model_whose_padding_does_n
     assert splits.loss == "causal_lm"
 
 
+def test_pairs_have_the_tokenizers_own_segments(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs prunekit[hf]")
+    tokenizers = pytest.importorskip("tokenizers")
+    own = tokenizers.BertWordPieceTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    own.train_from_iterator(["one two three"], special_tokens=special, show_progress=False)
+    names = dict(
+        zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True)
+    )
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=own._tokenizer, model_input_names=inputs, **names
+    )
+    fast.save_pretrained(tmp_path / "words")
+    rows = [{"a": "one", "b": "two three", "label": 1}, {"a": "one two", "b": "three", "label": 0}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    data = HuggingFaceDataset(
+        path=tmp_path / "train.jsonl", text="a", other="b", tokenizer=tmp_path / "words", length=40
+    )
+    x = data.load(0).train.x
+
+    assert isinstance(x, dict)
+    expected = fast(["one", "one two"], ["two three", "three"], padding="max_length", max_length=40)
+    assert {key: value.tolist() for key, value in x.items()} == {key: expected[key] for key in inputs}
+
+
 def test_labels_that_are_values_make_it_regression(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": 0.5}, {"text": "b", "label": 2.0}]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -27,8 +27,8 @@ class Tokenizer(Protocol):
     end: int | None
     pad: int
 
-    def encode(self, text: str, other: str | None = None) -> np.ndarray:
-        """Tokens of a text, or of a pair, int64; with the tokenizer's own special tokens if it is a sentence."""
+    def encode(self, text: str, other: str | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Tokens of a text, or of a pair, with the tokenizer's own special tokens; and which of the two each belongs to."""
 
     def plain(self, text: str) -> np.ndarray:
         """Tokens of a text and nothing else, int64."""
@@ -41,9 +41,9 @@ class Bytes:
     end: int | None = None
     pad = 0
 
-    def encode(self, text: str, other: str | None = None) -> np.ndarray:
+    def encode(self, text: str, other: str | None = None) -> tuple[np.ndarray, None]:
         """Of a pair, one text after the other, with a line's end between."""
-        return self.plain(text if other is None else f"{text}\n{other}")
+        return self.plain(text if other is None else f"{text}\n{other}"), None
 
     def plain(self, text: str) -> np.ndarray:
         """The bytes."""
@@ -68,9 +68,12 @@ class FromFolder:
         pad = self._own.pad_token_id
         self.pad = int(pad if pad is not None else self.end or 0)
 
-    def encode(self, text: str, other: str | None = None) -> np.ndarray:
+    def encode(self, text: str, other: str | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """With the special tokens that the tokenizer puts around a text or a pair."""
-        return np.asarray(self._own(text, other, truncation=False)["input_ids"], dtype=np.int64)
+        found = self._own(text, other, truncation=False)
+        types = found.get("token_type_ids") if other is not None else None
+        tokens = np.asarray(found["input_ids"], dtype=np.int64)
+        return tokens, None if types is None else np.asarray(types, dtype=np.int64)
 
     def plain(self, text: str) -> np.ndarray:
         """Without any."""

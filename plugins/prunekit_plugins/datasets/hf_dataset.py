@@ -44,9 +44,10 @@ class HuggingFaceDatasetOptions(Options):
 
 
 class HuggingFaceDataset(Dataset):
-    """Texts with labels: ``input_ids`` and ``attention_mask`` go in. Labels of padding do not count.
+    """Texts with labels: ``input_ids`` and ``attention_mask`` go in.
 
-    A split ``validation`` or ``val`` is ``valid``. Where there is no split for a test, there is none.
+    Of pairs ``token_type_ids`` go in too, where the tokenizer has them. Labels of padding do not count. A split
+    ``validation`` or ``val`` is ``valid``. Where there is no split for a test, there is none.
     """
 
     name = "hf_dataset"
@@ -73,9 +74,11 @@ class HuggingFaceDataset(Dataset):
                 words.encode(str(a), None if b is None else str(b))
                 for a, b in zip(texts, others, strict=True)
             ]
-            tokens, there = padded(rows, options.length, words.pad)
+            tokens, there = padded([tokens for tokens, _ in rows], options.length, words.pad)
+            types = [some for _, some in rows if some is not None]
+            segments = padded(types, options.length, 0)[0] if len(types) == len(rows) > 0 else None
             labels = None if options.label is None else self._column(columns, options.label, split)
-            splits[split] = self._split(tokens, there, labels, names)
+            splits[split] = self._split(tokens, there, segments, labels, names)
         train, valid, test = (splits.get(name) for name in ("train", "valid", "test"))
         assert train is not None
         train = train.first(options.most)
@@ -114,13 +117,20 @@ class HuggingFaceDataset(Dataset):
         return []
 
     def _split(
-        self, tokens: np.ndarray, there: np.ndarray, labels: Sequence[Any] | None, names: Sequence[str]
+        self,
+        tokens: np.ndarray,
+        there: np.ndarray,
+        segments: np.ndarray | None,
+        labels: Sequence[Any] | None,
+        names: Sequence[str],
     ) -> Split:
         import torch
 
         from prunekit import Split
 
         x = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(there)}
+        if segments is not None:
+            x["token_type_ids"] = torch.from_numpy(segments)
         if labels is None:
             return Split(x, torch.from_numpy(np.where(there == 1, tokens, _IGNORED)))
         if names:
