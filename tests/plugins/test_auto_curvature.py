@@ -79,3 +79,30 @@ def test_a_classification_is_as_exact_as_ever(tmp_path: Path) -> None:
             masks.append({name: mask.tobytes() for name, mask in results.masks(3).items()})
             assert not results.summary["warnings"]
     assert masks[0] == masks[1] == masks[2]
+
+
+CRITERIA = ["obs", "obs_rows", "obs_block", "obs_kfac", "combinatorial"]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_inverses_are_exact_where_that_is_cheap(criterion: str) -> None:
+    exact, auto = (_pruned({"name": criterion, "curvature": kind}, classes=5) for kind in ("ggn", "auto"))
+    assert all(torch.equal(exact.masks[n], auto.masks[n]) for n in exact.masks)
+    assert exact.steps[0].predicted_delta_loss == auto.steps[0].predicted_delta_loss
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_inverses_draw_labels_where_it_is_not_and_say_so(criterion: str) -> None:
+    drawn = _pruned({"name": criterion, "curvature": "ggn_mc", "draws": 2}, classes=300)
+    with pytest.warns(
+        pk.PrunekitWarning, match="the exact GGN takes 299 passes for each example here, more than 256"
+    ):
+        auto = _pruned({"name": criterion, "curvature": "auto", "draws": 2}, classes=300)
+    assert all(torch.equal(drawn.masks[n], auto.masks[n]) for n in drawn.masks)
+
+
+def _pruned(criterion: dict[str, Any], classes: int) -> Any:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, classes))
+    x, y = torch.randn(12, 4), torch.randint(classes, (12,))
+    return pk.prune(model, [(x[:7], y[:7]), (x[7:], y[7:])], criterion, sparsity=0.3, steps=1)

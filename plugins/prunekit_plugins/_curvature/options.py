@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from prunekit import Estimator, Statistics, Tensors
     from prunekit.statistics import ForwardPass, Problem
 
-Curvature = Literal["ggn", "ggn_mc", "empirical_fisher", "hessian"]
-OuterProducts = Literal["ggn", "ggn_mc", "empirical_fisher"]
+Curvature = Literal["auto", "ggn", "ggn_mc", "empirical_fisher", "hessian"]
+OuterProducts = Literal["auto", "ggn", "ggn_mc", "empirical_fisher"]
+MOST = 256
+"""Columns per example up to which ``auto`` is exact: of a classification one less than classes; of text that times its
+length."""
 
 
 Terms = Literal["token", "sequence"]
@@ -28,8 +31,8 @@ class InverseOptions(Options):
     """Options.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws;
-            ``empirical_fisher``; ``hessian``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
+            takes at most 256 passes for each example, else the second; ``empirical_fisher``; ``hessian``.
         damping: α, the multiple of the identity added before inverting.
         draws: Labels per loss term, for ``ggn_mc``.
         terms: For ``empirical_fisher``: each loss term, or all of an example together.
@@ -72,22 +75,62 @@ def generators(problem: Problem, draws: int) -> list[Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def columns(options: Any, batch: ForwardPass, labels: Sequence[Generator]) -> Iterator[Tensor]:
+class Columns:
     """Vectors to send back: with ``g = Jᵀs`` of each example and column, ``Σ g gᵀ`` is the matrix (no Hessian).
 
     Args:
-        options: With ``curvature``.
-        batch: Some examples.
-        labels: The :func:`generators` of the whole statistic, for ``ggn_mc``.
+        problem: Of the whole statistic; draws take the examples in their order.
+        options: With ``curvature``, ``draws`` and ``terms``.
     """
-    loss, outputs = batch.problem.loss, batch.outputs.detach()
-    if options.curvature == "ggn":
-        yield from loss.ggn_factor(outputs, batch.targets)
-    elif options.curvature == "empirical_fisher":
-        yield from fisher_columns(options.terms, batch)[1]
-    else:
-        for generator in labels:
-            yield loss.draw(outputs, batch.targets, generator) * len(labels) ** -0.5
+
+    def __init__(self, problem: Problem, options: Any) -> None:
+        self._options = options
+        self._labels = generators(problem, options.draws)
+        self._most = 0
+
+    def __call__(self, batch: ForwardPass) -> Iterator[Tensor]:
+        """The vectors of some examples."""
+        loss, outputs = batch.problem.loss, batch.outputs.detach()
+        kind = self._kind(batch)
+        if kind == "ggn":
+            yield from loss.ggn_factor(outputs, batch.targets)
+        elif kind == "empirical_fisher":
+            yield from fisher_columns(self._options.terms, batch)[1]
+        else:
+            for generator in self._labels:
+                yield loss.draw(outputs, batch.targets, generator) * len(self._labels) ** -0.5
+
+    def rank(self, batch: ForwardPass) -> int:
+        """How many vectors each of some examples has."""
+        kind = self._kind(batch)
+        if kind == "ggn":
+            return batch.problem.loss.ggn_rank(batch.outputs.detach(), batch.targets)
+        return (
+            fisher_columns(self._options.terms, batch)[0] if kind == "empirical_fisher" else len(self._labels)
+        )
+
+    @property
+    def remark(self) -> str:
+        """What a user should know of what ``auto`` has taken."""
+        return drawn_remark(self._most, len(self._labels)) if self._most else ""
+
+    def _kind(self, batch: ForwardPass) -> str:
+        if self._options.curvature != "auto":
+            return str(self._options.curvature)
+        rank = batch.problem.loss.ggn_rank(batch.outputs.detach(), batch.targets)
+        if rank <= MOST:
+            return "ggn"
+        self._most = max(self._most, rank)
+        return "ggn_mc"
+
+
+def drawn_remark(rank: int, draws: int, most: int = MOST) -> str:
+    """That labels are drawn where the exact GGN would take so many passes."""
+    return (
+        f"the exact GGN takes {rank:,} passes for each example here, more than {most}, so it is estimated from {draws} "
+        f"label{'s' if draws > 1 else ''} that the model draws for each prediction (curvature: ggn is exact, draws: n is "
+        "closer)"
+    )
 
 
 def fisher_columns(terms: Terms, batch: ForwardPass) -> tuple[int, Iterator[Tensor]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
-from prunekit_plugins._curvature.options import InverseOptions, columns, derived, generators, hessian_columns
+from prunekit_plugins._curvature.options import Columns, InverseOptions, derived, hessian_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class SummedBlocks(Estimator):
         from prunekit_plugins._curvature.block_sums import BlockSums, MergedColumns
 
         self._problem, self._held = problem, 0
-        self._labels = generators(problem, self.options.draws)
+        self._columns = Columns(problem, self.options)
         self._sums: dict[str, BlockSums] = {}
         of_parameter = MergedColumns if self.by_unit else BlockSums
         widest = "", 0
@@ -85,7 +85,7 @@ class SummedBlocks(Estimator):
         from prunekit.statistics import outward, rows_by_parameter
 
         inputs = self._single_positions(batch)
-        for column in columns(self.options, batch, self._labels):
+        for column in self._columns(batch):
             returned = batch.backward(column)
             for name, u in inputs.items():
                 v = outward(batch.uses[name][0], returned[name][0])[:, 0, :, 0]
@@ -105,7 +105,9 @@ class SummedBlocks(Estimator):
         families = [sums.divided(normaliser, not self.second_order) for sums in self._sums.values()]
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         blocks = [family for family in families if family is not None]
-        return Blocks(self.name, shapes, blocks, self.options.damping, self._problem.memory)
+        found = Blocks(self.name, shapes, blocks, self.options.damping, self._problem.memory)
+        found.remark = self._columns.remark
+        return found
 
     def _single_positions(self, batch: ForwardPass) -> dict[str, Tensor]:
         """What entered linear layers that see one position per example, ``[examples, inputs]``."""

@@ -7,11 +7,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from prunekit import Options, Statistic
-from prunekit_plugins._curvature.options import Terms
+from prunekit_plugins._curvature.options import MOST, Terms
 
 _DRAWN = ("auto", "ggn_mc", "hutchinson")
-_MOST = 256
-"""Columns per example: of a classification one less than classes; of text that times its length."""
 
 
 class CurvatureOptions(Options):
@@ -52,7 +50,7 @@ class CurvatureOptions(Options):
         """The statistic that supplies the diagonal."""
         options: dict[str, int | str] = {} if self.draws is None else {"draws": self.draws}
         if self.curvature == "auto":
-            return Statistic("ggn_diagonal", most=_MOST, **options)
+            return Statistic("ggn_diagonal", most=MOST, **options)
         if self.terms != "token":
             options["terms"] = self.terms
         return Statistic(f"{self.curvature}_diagonal", **options)

@@ -26,8 +26,8 @@ class SurgeonOptions(Options):
     """Options of the criteria with an inverse.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws;
-            ``empirical_fisher``; ``hessian``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
+            takes at most 256 passes for each example, else the second; ``empirical_fisher``; ``hessian``.
         damping: Multiple of the identity added before inverting; with ``update``, λ is added to it.
         draws: Labels per loss term, for ``ggn_mc``.
         terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all of an example

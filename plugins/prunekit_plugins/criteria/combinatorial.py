@@ -18,7 +18,7 @@ from prunekit import (
     UnsupportedError,
 )
 from prunekit.masks import FlatIndex
-from prunekit_plugins._curvature.options import Terms
+from prunekit_plugins._curvature.options import OuterProducts, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,8 @@ class CombinatorialOptions(Options):
     """Options.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``empirical_fisher``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
+            takes at most 256 passes for each example, else the second; ``empirical_fisher``.
         damping: α, the multiple of the identity added to the curvature; λ is added to it. It keeps the step local.
         draws: Labels per loss term, for ``ggn_mc``.
         terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all of an example
@@ -51,7 +52,7 @@ class CombinatorialOptions(Options):
         iterations: Of such a fit, at most; products with the curvature.
     """
 
-    curvature: Literal["ggn", "ggn_mc", "empirical_fisher"] = "ggn"
+    curvature: OuterProducts = "ggn"
     damping: float = Field(default=0.1, gt=0)
     draws: int = Field(default=1, ge=1, le=1_000_000)
     terms: Terms = "token"

@@ -25,7 +25,8 @@ class KroneckerSurgeonOptions(BlockSurgeonOptions):
     """Options.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``empirical_fisher``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
+            takes at most 256 passes for each example, else the second; ``empirical_fisher``.
             The Hessian has no Kronecker factors.
     """
 

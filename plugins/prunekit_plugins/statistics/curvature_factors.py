@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from prunekit import Estimator, Options, UnsupportedError
 from prunekit.units import readable_bytes
-from prunekit_plugins._curvature.options import Terms, columns, generators
+from prunekit_plugins._curvature.options import Columns, OuterProducts, Terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +21,13 @@ class FactorOptions(Options):
     """Options.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``empirical_fisher``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
+            takes at most 256 passes for each example, else the second; ``empirical_fisher``.
         draws: Labels per loss term, for ``ggn_mc``.
         terms: For ``empirical_fisher``: each loss term, or all of an example together.
     """
 
-    curvature: Literal["ggn", "ggn_mc", "empirical_fisher"] = "ggn"
+    curvature: OuterProducts = "ggn"
     draws: int = Field(default=1, ge=1, le=1_000_000)
     terms: Terms = "token"
 
@@ -50,7 +51,7 @@ class CurvatureFactors(Estimator):
     def start(self, problem: Problem) -> None:
         """Nothing is held yet."""
         self._problem = problem
-        self._labels = generators(problem, self.options.draws)
+        self._columns = Columns(problem, self.options)
         self._parts: list[dict[str, LayerFactors | LayerRows]] = []
         self._held = self._seen = 0
 
@@ -62,7 +63,7 @@ class CurvatureFactors(Estimator):
         from prunekit_plugins._curvature.jacobian_factors import LayerFactors, LayerRows
 
         returned: dict[str, list[Tensor]] = {name: [] for name in (*batch.uses, *batch.others)}
-        for column in columns(self.options, batch, self._labels):
+        for column in self._columns(batch):
             for name, arrived in batch.backward(column).items():
                 v = joined([outward(use, g) for use, g in zip(batch.uses[name], arrived, strict=True)])
                 returned[name].append(v.permute(1, 2, 0, 3))
@@ -99,4 +100,6 @@ class CurvatureFactors(Estimator):
 
         parameters = self._problem.parameters
         device = next(iter(parameters.values())).device
-        return Factors(self._parts, {n: p.shape for n, p in parameters.items()}, normaliser, device)
+        found = Factors(self._parts, {n: p.shape for n, p in parameters.items()}, normaliser, device)
+        found.remark = self._columns.remark
+        return found

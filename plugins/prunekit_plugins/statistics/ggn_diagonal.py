@@ -9,7 +9,7 @@ from pydantic import Field
 
 from prunekit import Detailed, Options
 from prunekit.statistics import SquaredColumns
-from prunekit_plugins._curvature.options import generators
+from prunekit_plugins._curvature.options import drawn_remark, generators
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -70,9 +70,5 @@ class GGNDiagonal(SquaredColumns):
             return found
         drawn = Detailed(found)
         draws = len(self._labels)
-        drawn.remark = (
-            f"the exact GGN takes {self._rank:,} passes for each example here, more than {self.options.most}, so it is "
-            f"estimated from {draws} label{'s' if draws > 1 else ''} that the model draws for each prediction (curvature: "
-            "ggn is exact, draws: n is closer)"
-        )
+        drawn.remark = drawn_remark(self._rank, draws, self.options.most or 0)
         return drawn

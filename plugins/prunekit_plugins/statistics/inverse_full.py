@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import cost_notice
-from prunekit_plugins._curvature.options import InverseOptions, columns, derived, generators, hessian_columns
+from prunekit_plugins._curvature.options import Columns, InverseOptions, derived, hessian_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ class InverseFull(Estimator):
         import torch
 
         self._problem = problem
-        self._labels = generators(problem, self.options.draws)
+        self._columns = Columns(problem, self.options)
         self._kept = problem.kept()
         count = len(self._kept)
         self._check(count, problem.memory)
@@ -84,7 +84,7 @@ class InverseFull(Estimator):
             return
         from prunekit.statistics import example_rows
 
-        for column in columns(self.options, batch, self._labels):
+        for column in self._columns(batch):
             rows = example_rows(batch, column, self._kept)
             self._sum.addmm_(rows.t(), rows)
 
@@ -97,4 +97,6 @@ class InverseFull(Estimator):
         del self._sum  # the memory has room for eight matrices
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         family, damping = Dense(curvature, self._kept), self.options.damping
-        return FullInverse(self.name, shapes, [family], damping, self._problem.memory)
+        found = FullInverse(self.name, shapes, [family], damping, self._problem.memory)
+        found.remark = self._columns.remark
+        return found

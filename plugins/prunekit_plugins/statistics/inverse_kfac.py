@@ -9,7 +9,7 @@ from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
 from prunekit_plugins._curvature.cost import cost_notice
 from prunekit_plugins._curvature.layers_only import refuse_other_uses
-from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns, derived, generators
+from prunekit_plugins._curvature.options import Columns, InverseOptions, OuterProducts, derived
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,8 @@ class KroneckerOptions(InverseOptions):
     """Options.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``empirical_fisher``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
+            takes at most 256 passes for each example, else the second; ``empirical_fisher``.
             The Hessian is no sum of outer products.
         damping: α, the multiple of the identity added to the Kronecker product.
         draws: Labels per loss term, for ``ggn_mc``.
@@ -104,7 +105,7 @@ class InverseKroneckerFactored(Estimator):
     def start(self, problem: Problem) -> None:
         """Nothing is known of the layers before they are used."""
         self._problem = problem
-        self._labels = generators(problem, self.options.draws)
+        self._columns = Columns(problem, self.options)
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
         self._places: dict[str, int] = {}  # examples times positions
@@ -121,7 +122,7 @@ class InverseKroneckerFactored(Estimator):
                 self._room(name, uses[0], u.shape[2])
             self._places[name] += u.shape[0] * u.shape[3]
             self._accumulate(self._inputs[name], u)
-        for column in columns(self.options, batch, self._labels):
+        for column in self._columns(batch):
             returned = batch.backward(column)
             for name, uses in batch.uses.items():
                 v = joined([outward(use, g) for use, g in zip(uses, returned[name], strict=True)])
@@ -154,7 +155,9 @@ class InverseKroneckerFactored(Estimator):
 
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         families = list(self._families(normaliser))
-        return Blocks(self.name, shapes, families, self.options.damping, self._problem.memory)
+        found = Blocks(self.name, shapes, families, self.options.damping, self._problem.memory)
+        found.remark = self._columns.remark
+        return found
 
     def _families(self, normaliser: float) -> Iterator[Kronecker]:
         import torch

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from prunekit import Estimator, UnsupportedError
 from prunekit.units import memory_option, readable_bytes
-from prunekit_plugins._curvature.options import InverseOptions, OuterProducts, columns, generators
+from prunekit_plugins._curvature.options import Columns, InverseOptions, OuterProducts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ class InverseProducts(Estimator):
         import torch
 
         self._problem = problem
-        self._labels = generators(problem, self.options.draws)
+        self._columns = Columns(problem, self.options)
         self._kept = problem.kept()
         self._dtype = reduce(torch.promote_types, map(problem.dtype, problem.parameters.values()))
         self._most = self._fitting(len(self._kept), self._dtype.itemsize, problem.memory)
@@ -94,7 +94,7 @@ class InverseProducts(Estimator):
 
         from prunekit.statistics import rows_by_parameter
 
-        examples, rank = len(batch.outputs), self._rank(batch)
+        examples, rank = len(batch.outputs), self._columns.rank(batch)
         self._examples += examples
         self._count += examples * rank
         if self._count > self._most:
@@ -106,7 +106,7 @@ class InverseProducts(Estimator):
                 "examples, raise the memory budget (memory), or draw labels (curvature: ggn_mc has draws vectors per "
                 "example)"
             )
-        for column in columns(self.options, batch, self._labels):
+        for column in self._columns(batch):
             rows = torch.zeros(examples, len(self._kept), dtype=self._dtype, device=self._kept.device)
             returned = batch.backward(column)
             for name, parts in rows_by_parameter(batch, column, returned, self._problem.memory // 8):
@@ -116,19 +116,13 @@ class InverseProducts(Estimator):
                     done += len(part)
             self._rows.append(rows)
 
-    def _rank(self, batch: ForwardPass) -> int:
-        """How many vectors each example of the batch has."""
-        loss, outputs = batch.problem.loss, batch.outputs.detach()
-        if self.options.curvature == "ggn":
-            return loss.ggn_rank(outputs, batch.targets)
-        if self.options.curvature == "empirical_fisher":
-            return loss.term_count(outputs, batch.targets)
-        return int(self.options.draws)
-
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Factorise the Gram matrix."""
         from prunekit_plugins._curvature.inverse_products import Products
 
         shapes = {name: p.shape for name, p in self._problem.parameters.items()}
         rows, self._rows = self._rows, []
-        return Products(shapes, rows, self._kept, normaliser, self.options.damping, self._problem.memory)
+        damping, memory = self.options.damping, self._problem.memory
+        found = Products(shapes, rows, self._kept, normaliser, damping, memory)
+        found.remark = self._columns.remark
+        return found
