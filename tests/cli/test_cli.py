@@ -62,7 +62,7 @@ def refused(spec: Path, *settings: str, code: int = 2) -> str:
         (["run", "small.yaml", "--device", "cpu", "--set", "device=cpu"], "one is enough"),
         (["run", "small.yaml", "--block", "nothing"], "nothing"),
         (["inspect", "small.yaml"], "not HDF5"),
-        (["export", "absent.h5"], "neither is given"),
+        (["export", "absent.h5"], "nothing is given"),
     ],
 )
 def test_bad_usage_ends_with_2_and_a_message(arguments: list[str], message: str, spec: Path) -> None:
@@ -465,7 +465,8 @@ def test_damaged_and_missing_checkpoints_are_refused(checkpoint: Path, spec: Pat
             path.write_bytes(content)
             assert path.name in refused(spec, f"model.checkpoint={path.name}")
     assert "no such file" in refused(spec, "model.checkpoint=absent.pt")
-    assert "is a folder" in refused(spec, "model.checkpoint=.")
+    (tmp_path / "empty").mkdir()
+    assert "empty: holds no weights" in refused(spec, "model.checkpoint=empty")
 
 
 def test_a_cuda_device_that_is_not_there_is_refused(spec: Path) -> None:

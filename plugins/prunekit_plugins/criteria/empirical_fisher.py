@@ -30,4 +30,5 @@ class EmpiricalFisher(Taylor):
     @property
     def curvature(self) -> Statistic:
         """The diagonal of the empirical Fisher."""
-        return Statistic("empirical_fisher_diagonal", terms=self.options.terms)
+        terms = self.options.terms
+        return Statistic("empirical_fisher_diagonal", **({} if terms == "token" else {"terms": terms}))
