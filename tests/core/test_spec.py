@@ -293,7 +293,7 @@ def test_overrides_reach_into_lists_and_turn_names_into_mappings(tmp_path: Path)
         **found.parts["prune", "criterion"].options.model_dump(),
     }
     assert found.data["probes"][0]["points"] == 9
-    assert found.data["evaluate"] == {"train_examples": 4, "every": 1}
+    assert found.data["evaluate"] == {"train_examples": 4, "every": 1, "metrics": []}
     origins = found.origins
     assert origins["prune.criterion.name"] == "file"
     assert origins["prune.criterion.lambda"] == "flag"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import running
 import torch
+from PIL import Image
 
 import prunekit as pk
 from prunekit.plugins.host import default_manager
@@ -144,8 +145,16 @@ SLOW = {
     *(("model", name) for name in ("preact_resnet18", "vgg11")),  # ten million weights, built again and again
     *(("criterion", name) for name in ("obs_block", "obs_gradient", "obs_kfac")),  # test_criteria has them
 }
+OF_OTHERS = {
+    ("model", "hf"),
+    ("model", "timm"),
+}  # whose networks have ends of their own; they have tests of their own
 BUILT_IN = sorted(
-    (c.kind, c.name) for p in default_manager().plugins if p.distribution == "prunekit" for c in p.components
+    (c.kind, c.name)
+    for p in default_manager().plugins
+    if p.distribution == "prunekit"
+    for c in p.components
+    if (c.kind, c.name) not in OF_OTHERS
 )
 
 
@@ -153,6 +162,12 @@ BUILT_IN = sorted(
 def options(tmp_path: Path, cifar10: Path) -> Any:
     """Options of a built-in component that cannot do without."""
     running.write_data(tmp_path / "data.npz")
+    (tmp_path / "text.txt").write_text("a bee sees the sea. " * 80)
+    rows = [{"text": f"sentence {i}", "label": "odd" if i % 2 else "even"} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9), (len(name), 40, 200)).save(tmp_path / "pictures" / "train" / name / "1.png")
 
     own: dict[tuple[str, str], dict[str, Any]] = {
         ("scheduler", "explicit"): {"levels": [0.2, 0.2, 0.5]},
@@ -160,6 +175,9 @@ def options(tmp_path: Path, cifar10: Path) -> Any:
         ("dataset", "python"): {"factory": "broken:steady_points"},
         ("dataset", "npz"): {"path": tmp_path / "data.npz"},
         ("dataset", "cifar10"): {"root": cifar10, "valid": 20},
+        ("dataset", "text"): {"train": tmp_path / "text.txt", "window": 8},
+        ("dataset", "hf_dataset"): {"path": tmp_path / "rows.jsonl", "length": 12},
+        ("dataset", "image_folder"): {"path": tmp_path / "pictures", "size": 8},
     }
 
     def of(kind: str, name: str) -> dict[str, Any]:

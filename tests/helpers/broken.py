@@ -900,6 +900,46 @@ EXECUTORS: dict[str, Case] = {
 }
 
 
+# -- metrics ----------------------------------------------------------------------------------------------------
+
+
+class Metric(pk.Metric):
+    """How large the outputs are."""
+
+    name = "good"
+
+    def sums(self, outputs: Any, targets: Any, loss: Any) -> Any:
+        return torch.stack(
+            [outputs.double().abs().sum(), torch.tensor(float(outputs.numel()), dtype=torch.float64)]
+        )
+
+    def value(self, sums: Any) -> float:
+        return float(sums[0] / sums[1])
+
+
+def mean_of_batch(self: Any, outputs: Any, targets: Any, loss: Any) -> Any:
+    return torch.stack([outputs.double().abs().mean(), torch.ones((), dtype=torch.float64)])
+
+
+def remembering(self: Any, outputs: Any, targets: Any, loss: Any) -> Any:
+    self.seen = float(outputs.sum())
+    return Metric.sums(self, outputs, targets, loss)
+
+
+def doubling(self: Any, outputs: Any, targets: Any, loss: Any) -> Any:
+    return Metric.sums(self, outputs.mul_(2), targets, loss)
+
+
+METRICS: dict[str, Case] = {
+    "a mean of batches": (variant(Metric, sums=mean_of_batch), "sums add up over batches"),
+    "remembers": (
+        variant(Metric, sums=remembering, value=lambda self, sums: self.seen),
+        "value is a number made of the sums alone",
+    ),
+    "in place": (variant(Metric, sums=doubling), "what it is lent stays as it is"),
+}
+
+
 # -- models -----------------------------------------------------------------------------------------------------
 
 
@@ -1068,6 +1108,7 @@ BROKEN: dict[str, dict[str, Case]] = {
     "model": MODELS,
     "dataset": DATASETS,
     "executor": EXECUTORS,
+    "metric": METRICS,
 }
 
 GOOD: list[tuple[str, Any]] = [
@@ -1083,4 +1124,5 @@ GOOD: list[tuple[str, Any]] = [
     ("model", Model),
     ("dataset", Dataset),
     ("executor", Executor),
+    ("metric", Metric),
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunekit.errors import PrunekitError
 from prunekit.losses.base import Loss
 from prunekit.masks.weights import read_together
-from prunekit.network.call import Batch, Inputs, call, count, rows, unpack
+from prunekit.network.call import Batch, Inputs, call, rows, unpack
 from prunekit.network.restore import evaluating
 from prunekit.statistics.base import Estimator
 from prunekit.statistics.request import Estimates, Request
@@ -75,9 +75,10 @@ def _inverts_ggn(estimator: Estimator) -> bool:
 def is_linear(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> bool:
     """Whether the loss has no second derivative in the outputs, on the first batch: on a few examples, if they tell."""
     for inputs, targets in map(unpack, batches[:1]):
-        for number in (_EXAMPLES, count(inputs)):
+        few = rows(inputs, 0, _EXAMPLES), rows(targets, 0, _EXAMPLES)
+        for some, theirs in (few, (inputs, targets)):
             try:
-                columns = _columns(model, loss, rows(inputs, 0, number), rows(targets, 0, number))
+                columns = _columns(model, loss, some, theirs)
                 first = next(columns, None)
                 if first is None:  # with one class there is nothing to be curved
                     return False
@@ -88,7 +89,7 @@ def is_linear(model: nn.Module, loss: Loss, batches: Sequence[Batch]) -> bool:
             except PrunekitError:
                 return False
             except Exception:  # of a network that takes no part of a batch
-                if number == count(inputs):
+                if some is inputs:
                     raise
         return True
     return False
