@@ -33,6 +33,13 @@ _READ_WHOLLY = 1 << 25
 _FIRST_CHOICE = ("end", "step", "finetuned", "pruned", "dense")
 
 
+def _is_hdf5(path: Path) -> bool:
+    try:
+        return bool(h5py.is_hdf5(path))
+    except OSError:
+        return False
+
+
 class Results:
     """A results file, read-only. It shows the run as it was when the file was opened.
 
@@ -58,8 +65,11 @@ class Results:
         why = unreadable(path)
         if why:
             raise ResultsError(f"{path}: {why}")
-        if not h5py.is_hdf5(path):
-            raise ResultsError(f"{path}: not a prunekit results file (not HDF5), or truncated")
+        if not _is_hdf5(path):
+            # A run with --overwrite beside us may have taken it away meanwhile, and put another there.
+            why = unreadable(path)
+            if why or not _is_hdf5(path):
+                raise ResultsError(f"{path}: {why or 'not a prunekit results file (not HDF5), or truncated'}")
         try:
             file = reading(path)
         except OSError as error:
