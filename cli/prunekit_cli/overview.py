@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 
 from prunekit.records import Row
+from prunekit.reports.metrics import further_rows
 from prunekit.reports.words import number, percent
 from prunekit.visible import visible_name
 from prunekit_cli import certificate, console
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _MANY_STEPS = 15
 _SHOWN = 10
-_SPLITS = ("train", "valid", "test")
 _PHASES = (("dense", "dense"), ("pruned", "pruned"), ("finetuned", "fine-tuned"))
 
 
@@ -94,7 +94,7 @@ def _networks(summary: Row) -> Iterator[RenderableType]:
         kept = {"dense": summary["prunable"], "pruned": last["remaining"], "finetuned": last["remaining"]}
         rows.append(["weights kept", *(f"{kept[key]:,}" for key, _ in there)])
         rows.append(["sparsity", *(percent(1 - kept[key] / summary["prunable"], 3) for key, _ in there)])
-    for split in _SPLITS:
+    for split in ("train", "valid", "test"):
         for kind in ("loss", "error"):
             name = f"{split}_{kind}"
             values = [summary[key].get(name) for key, _ in there]
@@ -102,12 +102,7 @@ def _networks(summary: Row) -> Iterator[RenderableType]:
                 rows.append(
                     [name.replace("_", " "), *(number(v) if kind == "loss" else percent(v) for v in values)]
                 )
-    known = ("loss", "error")
-    kinds = dict.fromkeys(name.partition("_")[2] for name in summary[there[0][0]])
-    for name in (f"{split}_{kind}" for kind in kinds if kind not in known for split in _SPLITS):
-        values = [summary[key].get(name) for key, _ in there]
-        if any(v is not None for v in values):
-            rows.append([name.replace("_", " "), *map(number, values)])
+    rows += further_rows(summary, [key for key, _ in there])
     yield table("Networks", ["", *(title for _, title in there)], rows)
 
 

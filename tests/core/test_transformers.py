@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,42 @@ def test_a_folder_of_somebody_elses_is_never_replaced(tmp_path: Path) -> None:
     pk.save_pretrained(network, tmp_path / "mine")
     pk.save_pretrained(network, tmp_path / "mine", overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out"]
+
+
+def test_what_was_there_is_back_where_the_new_folder_cannot_take_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, _ = made("llama")
+    pk.save_pretrained(network, tmp_path / "out", provenance={"by": "the first"})
+    rename = os.rename
+
+    def refusing(source: Any, target: Any) -> None:
+        if str(source).endswith(".tmp"):
+            raise PermissionError(13, "Permission denied")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refusing)
+    with pytest.raises(pk.ResultsError, match="cannot be written: Permission denied"):
+        pk.save_pretrained(network, tmp_path / "out", provenance={"by": "the second"}, overwrite=True)
+
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert json.loads((tmp_path / "out" / "prunekit.json").read_text())["by"] == "the first"
+
+
+def test_code_in_a_folder_is_refused_without_a_question(tmp_path: Path) -> None:
+    bytes_llama(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config |= {
+        "model_type": "strange",
+        "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
+    }
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+
+    with pytest.raises(pk.SpecError, match="cannot be loaded for task causal_lm"):
+        pk.run(spec(tmp_path, task="causal_lm"), out=tmp_path / "run.h5")
+
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_network_that_is_none_of_transformers_is_refused() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import running
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
@@ -148,3 +149,33 @@ def test_two_of_one_name_need_labels_and_labels_are_words(tmp_path: Path) -> Non
         pk.run(spec(metrics=[{"name": "f1", "label": "F 1"}]), tmp_path / "run.h5")
     with pytest.raises(pk.SpecError, match=r"evaluate\.metrics\.0: .*perplexity"):
         pk.run(spec(metrics=["perplexty"]), tmp_path / "run.h5")
+
+
+def test_one_that_has_no_meaning_for_the_task_is_refused_before_any_work(tmp_path: Path) -> None:
+    given = spec(metrics=["f1"]) | {"loss": "mse", "model": {"name": "mlp", "hidden": [4]}}
+    given["dataset"] = {"name": "npz", "path": str(tmp_path / "data.npz")}
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    np.savez(tmp_path / "data.npz", train_x=x, train_y=x[:, :1], test_x=x, test_y=x[:, :1])
+
+    with pytest.raises(pk.SpecError, match=r"^metric 'f1' compares classes, which loss 'mse' does not have"):
+        pk.run(given, tmp_path / "run.h5")
+    assert not (tmp_path / "run.h5").exists()
+
+
+@pytest.mark.parametrize("label", ["loss", "error", "delta_loss"])
+def test_a_label_that_is_a_column_already_is_refused(tmp_path: Path, label: str) -> None:
+    with pytest.raises(pk.SpecError, match=f"'{label}' is measured already; give it a label of its own"):
+        pk.run(spec(metrics=[{"name": "f1", "label": label}]), tmp_path / "run.h5")
+
+
+def test_they_stand_on_the_screen_and_on_the_page(tmp_path: Path) -> None:
+    results = pk.run(spec(metrics=["accuracy"]), tmp_path / "run.h5")
+
+    _, screen, _ = running.cli("inspect", tmp_path / "run.h5")
+
+    value = f"{results.summary['finetuned']['test_accuracy']:.4f}"
+    assert any(
+        line.split()[:2] == ["test", "accuracy"] and line.endswith(f"{value} ")
+        for line in screen.splitlines()
+    )
+    assert value in results.to_html()

@@ -74,21 +74,22 @@ def _measured(
             total = total + loss.total(outputs, targets).double()
             normaliser += loss.normaliser(outputs, targets)
             errors = loss.errors(outputs, targets)
+            lent.check(f"loss {loss.name!r}")
             for name, metric in (further or {}).items():
                 part = metric.sums(outputs, targets, loss).double().cpu()
                 sums[name] = sums[name] + part if name in sums else part
-            lent.check(f"loss {loss.name!r}")
+                lent.check(f"metric {name!r}")
             if errors is not None:
                 wrong = wrong + errors[0]
                 predictions += errors[1]
     loss_sum, wrong_sum, normaliser, predictions_sum = distributed.sums(
         float(total), float(wrong), normaliser, predictions
     )
+    if normaliser == 0:
+        raise DataError("nothing to measure: the batches hold no examples that count for the loss")
     if found is not None:
         for name, metric in (further or {}).items():
             found[name] = metric.value(_everyones(sums.get(name)))
-    if normaliser == 0:
-        raise DataError("nothing to measure: the batches hold no examples that count for the loss")
     return loss_sum / normaliser, wrong_sum / predictions_sum if predictions_sum else None
 
 

@@ -85,6 +85,8 @@ _LABEL: Schema = {
 }
 METRIC_LABEL = r"[a-z][a-z0-9_]{0,40}"
 """What a metric's label may be: with a split before it, it is a column."""
+TAKEN = ("loss", "error", "delta_loss")
+"""What it may not be, since these are there."""
 
 _METRIC_LABEL: Schema = {
     "type": ["string", "null"],

@@ -257,9 +257,8 @@ class Pruner:
         given = self._surroundings
         wanted = criterion.required(lam)
         if self._experts and not criterion.uses_selector:
-            wanted = wanted | {
-                "gradient"
-            }  # what these ask for may not tell which experts examples have reached
+            # What these ask for may not tell which experts examples have reached.
+            wanted = wanted | {"gradient"}
         estimators = given.estimators(wanted)
         statistics = sample.estimate(
             given.model, given.loss, self.parameters, self.masks, estimators, given.memory

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.component import scalar
 from prunekit.errors import CheckpointError, ResultsError, SpecError
 from prunekit.network.quiet import without_bars
 from prunekit.results.ours import EXPORT
@@ -50,11 +51,13 @@ def save_pretrained(
         if source.name and source.is_dir():
             _copy_rest(source, folder)
         record = dict(provenance)
-        if masks is not None:
+        if masks:
             record |= _counts(masks)
             _save_masks(folder / _MASKS, masks)
         record = {"prunekit_version": __version__, "writer": EXPORT, **record}
-        (folder / PROVENANCE).write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
+        (folder / PROVENANCE).write_text(
+            json.dumps(record, indent=1, sort_keys=True, default=scalar), encoding="utf-8"
+        )
 
 
 def export_pretrained(results: Results, source: Path, out: Path, phase: str, overwrite: bool) -> None:
@@ -67,7 +70,7 @@ def export_pretrained(results: Results, source: Path, out: Path, phase: str, ove
     provenance = {
         "run": {
             "spec": summary["spec"],
-            "spec_hash": summary["spec_hash"],
+            "spec_hash": summary.get("spec_hash"),
             "status": summary["status"],
             "phase": phase,
             "steps": len(steps),
@@ -95,7 +98,7 @@ def _network(source: Path) -> nn.Module:
         ) from None
     try:
         with without_bars():
-            network: nn.Module = cls.from_pretrained(source, local_files_only=True)
+            network: nn.Module = cls.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds
         raise SpecError(f"export --hf: {source}: cannot be loaded: {error}") from error
     return network
@@ -193,7 +196,12 @@ def _folder(out: Path, overwrite: bool) -> Iterator[Path]:
         yield temporary
         if out.exists():
             os.rename(out, old)
-        os.rename(temporary, out)
+        try:
+            os.rename(temporary, out)
+        except OSError:
+            if old.exists():
+                os.rename(old, out)  # what was there is better than nothing
+            raise
     except OSError as error:
         raise ResultsError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:

@@ -16,6 +16,7 @@ from prunekit.component import Component
 from prunekit.data import DataInfo, Split, Splits
 from prunekit.errors import DataError, DeviceError, PrunekitWarning, SpecError
 from prunekit.losses.base import Loss
+from prunekit.losses.metric import Metric
 from prunekit.masks.memory import tie
 from prunekit.network.call import call
 from prunekit.network.measure import metric_names
@@ -68,6 +69,7 @@ class Plan:
         spec_hash: Of the values that determine the results.
         inputs: The files that the run reads, as the spec names them, to the digests of their contents.
         plugins: The distributions whose plugins take part, to their versions.
+        metrics: What is measured beside loss and error, by label.
         examples: A digest of the examples, where the data set reads no file whose digest would tell; else ``None``.
     """
 
@@ -81,6 +83,7 @@ class Plan:
     spec_hash: str
     inputs: dict[str, str]
     plugins: dict[str, str]
+    metrics: dict[str, Metric]
     examples: str | None
 
 
@@ -149,7 +152,10 @@ def bind(spec: Spec, manager: PluginManager, shared: Shared | None = None) -> Pl
         load_into(model, part.locate(checkpoint))
     model = model.to(device)
     model.eval()
-    _check_fit(model, splits, loss)
+    measured: dict[str, Metric] = {
+        part.engine["label"] or part.cls.name: part.build() for part in spec.listed("evaluate")
+    }
+    _check_fit(model, splits, loss, measured)
     phases = spec.settings.train, spec.settings.finetune
     trained = any(phase is not None and phase.epochs for phase in phases)
     if trained and not any(p.requires_grad for p in model.parameters()):
@@ -178,6 +184,7 @@ def bind(spec: Spec, manager: PluginManager, shared: Shared | None = None) -> Pl
                 *(pruning.helpers(manager) if pruning is not None else ()),
             ]
         ),
+        measured,
         examples,
     )
 
@@ -338,8 +345,8 @@ def _there(splits: Splits) -> Iterator[tuple[str, Split]]:
             yield which, split
 
 
-def _check_fit(model: nn.Module, splits: Splits, loss: Loss) -> None:
-    """Run a few examples through network and loss, so that a mismatch is told before any work."""
+def _check_fit(model: nn.Module, splits: Splits, loss: Loss, measured: Mapping[str, Metric]) -> None:
+    """Run a few examples through network, loss and metrics, so that a mismatch is told before any work."""
     for name, split in (("training", splits.train), ("validation", splits.valid), ("test", splits.test)):
         if split is None or not len(split):
             continue
@@ -363,6 +370,8 @@ def _check_fit(model: nn.Module, splits: Splits, loss: Loss) -> None:
                 f"model, dataset and loss do not fit: {name} examples of shape {_shape(few)} with "
                 f"targets of shape {tuple(few.y.shape[1:])} ({few.y.dtype}) under loss {loss.name!r} fail with: {error}"
             ) from error
+        for metric in measured.values():
+            metric.sums(outputs, few.y.cpu(), loss)
 
 
 def _shape(split: Split) -> str:

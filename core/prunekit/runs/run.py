@@ -18,7 +18,6 @@ from torch import Tensor
 from prunekit import distributed
 from prunekit.data import Split
 from prunekit.errors import PrunekitError, PrunekitWarning, RunError, was_interrupted
-from prunekit.losses.metric import Metric
 from prunekit.masks.apply import apply_masks
 from prunekit.masks.prunable import prunable_parameters
 from prunekit.network.axes import observe_axes
@@ -132,9 +131,6 @@ class _Execution:
                 self.surroundings.ranking(criterion)  # unknown ones are refused here
         # Of several processes, the first alone writes, and tells recorders and plugins what happens.
         self.first = distributed.rank() == 0
-        self.further: dict[str, Metric] = {
-            part.engine["label"] or part.cls.name: part.build() for part in spec.listed("evaluate")
-        }
         self.recorders: list[Recorder] = [part.build() for part in spec.listed("recorders")]
         self.pruner = self._pruner(plan.pruning)
         self.state_file = state_path(out)
@@ -158,7 +154,7 @@ class _Execution:
             spec_text=spec.text,
             environment={k: v for k, v in (self.state.environment or now).items() if k not in COSTS},
             shapes={layer.name: layer.shape for layer in self.pruner.layers} if self.pruner else {},
-            metric_names=metric_names(plan.splits, self.further),
+            metric_names=metric_names(plan.splits, plan.metrics),
             total_steps=self._total_steps,
             spec_hash=self.state.spec_hash,
             inputs=dict(self.state.inputs),
@@ -548,7 +544,7 @@ class _Execution:
 
     def _metrics(self) -> Metrics:
         examples = self.settings.evaluate.train_examples
-        return metrics(self.model, self.splits, self.loss, examples, self.further)
+        return metrics(self.model, self.splits, self.loss, examples, self.plan.metrics)
 
     def _covered(self, settings: Prune) -> str:
         """What is pruned and what is not, and by which rule, as far as a few examples tell."""

@@ -18,7 +18,7 @@ from prunekit.component import Component, Options
 from prunekit.errors import PluginError, SpecError
 from prunekit.observing.probe import Moments
 from prunekit.plugins.host import PluginManager, default_manager
-from prunekit.plugins.kinds import KINDS, LABEL, METRIC_LABEL
+from prunekit.plugins.kinds import KINDS, LABEL, METRIC_LABEL, TAKEN
 from prunekit.pruning.criterion import locality_weight
 from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.pruning.until import Until
@@ -227,6 +227,8 @@ def _parts(data: Plain, base: Path, manager: PluginManager, problems: Problems) 
             plugin = _part(place, kind, entry, base, manager, problems)
             if plugin is not None:
                 name = plugin.engine.get("label") or plugin.cls.name
+                if kind == "metric" and name in TAKEN:
+                    problems.say(place, f"{name!r} is measured already; give it a label of its own")
                 if name in names:
                     cure = ", or give each its own label" if "label" in known.keys else ""
                     problems.say(place, f"{kind} {name!r} is listed twice; once is enough{cure}")

@@ -139,7 +139,7 @@ class Capture(Unhooked):
     def _note(self, product: Product, output: Tensor) -> None:
         """Keep a use, if the operand is a parameter or lies in one's memory."""
         name, part = self._names.get(id(product.weight)), None
-        geometry, entered = product.geometry, product.input.detach()
+        geometry = product.geometry
         if product.matrices is not None:
             if name is None:
                 name = self._home(product.weight)
@@ -159,7 +159,7 @@ class Capture(Unhooked):
             shape = output.shape
             if product.outputs is not unchanged:
                 shape = product.outputs(torch.empty(shape, device="meta")).shape
-            edge = get_gradient_edge(output)
+            edge, entered = get_gradient_edge(output), product.entered().detach()
             self.uses.append(
                 Use(name, geometry, entered, edge, shape, entered._version, part, product.outputs)
             )

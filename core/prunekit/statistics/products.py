@@ -6,6 +6,7 @@ import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -56,15 +57,15 @@ class Product:
         weight: The operand that may be a parameter, or lie in one's memory.
         matrices: The same as ``[groups, outputs, inputs]``; ``None`` for a transposed convolution.
         geometry: The map.
-        input: ``[..., inputs]`` for linear maps, ``[groups, positions, inputs]`` for a batch of them, and as the function
-            takes it for convolutions.
-        outputs: Brings what has the shape of the function's output into that of ``input``, for outputs.
+        entered: Makes what goes in, once it is known that the operand is a weight: ``[..., inputs]`` for linear maps,
+            ``[groups, positions, inputs]`` for a batch of them, and as the function takes it for convolutions.
+        outputs: Brings what has the shape of the function's output into the form of what goes in.
     """
 
     weight: Tensor
     matrices: Tensor | None
     geometry: Geometry
-    input: Tensor
+    entered: Callable[[], Tensor]
     outputs: Callable[[Tensor], Tensor]
 
     def as_bias(self, bias: Tensor) -> Product:
@@ -97,7 +98,7 @@ def _linear(args: Args, kwargs: Kwargs) -> Iterator[Product]:
     bias = _argument(args, kwargs, 2, "bias")
     shared = bias is not None and bias.shape != weight.shape[:1]  # one number broadcast over the outputs
     if weight.ndim == 2 and x.ndim >= 2 and not shared:
-        found = Product(weight, weight.unsqueeze(0), Geometry(), x, unchanged)
+        found = Product(weight, weight.unsqueeze(0), Geometry(), lambda: x, unchanged)
         yield found
         if bias is not None:
             yield found.as_bias(bias)
@@ -122,7 +123,7 @@ def _convolution(args: Args, kwargs: Kwargs) -> Iterator[Product]:
     )
     geometry = Geometry(kernel, stride, pads, dilation, groups)
     matrices = weight.reshape(groups, len(weight) // groups, -1) if weight.numel() else None
-    yield from _with_bias(Product(weight, matrices, geometry, x, unchanged), args, kwargs)
+    yield from _with_bias(Product(weight, matrices, geometry, lambda: x, unchanged), args, kwargs)
 
 
 def _transposed(args: Args, kwargs: Kwargs) -> Iterator[Product]:
@@ -136,7 +137,7 @@ def _transposed(args: Args, kwargs: Kwargs) -> Iterator[Product]:
         _argument(args, kwargs, 6, "groups", 1),
         transposed=True,
     )
-    yield from _with_bias(Product(weight, None, geometry, x, unchanged), args, kwargs)
+    yield from _with_bias(Product(weight, None, geometry, lambda: x, unchanged), args, kwargs)
 
 
 def _with_bias(found: Product, args: Args, kwargs: Kwargs) -> Iterator[Product]:
@@ -161,13 +162,13 @@ def _matmul(args: Args, kwargs: Kwargs) -> Iterator[Product]:
 def _product(left: Tensor, right: Tensor) -> Iterator[Product]:
     """Either side may be the weight."""
     if left.ndim >= 2 and right.ndim == 2:
-        yield Product(right, right.mT.unsqueeze(0), Geometry(), left, unchanged)
+        yield Product(right, right.mT.unsqueeze(0), Geometry(), lambda: left, unchanged)
     if left.ndim == 2 and right.ndim >= 2:
-        yield Product(left, left.unsqueeze(0), Geometry(), right.mT, _turned)
+        yield Product(left, left.unsqueeze(0), Geometry(), lambda: right.mT, _turned)
     if left.ndim == right.ndim == 3 and len(left) == len(right):
         geometry = Geometry(groups=len(left), batched=True)
-        yield Product(right, right.mT, geometry, left, unchanged)
-        yield Product(left, left, geometry, right.mT, _turned)
+        yield Product(right, right.mT, geometry, lambda: left, unchanged)
+        yield Product(left, left, geometry, lambda: right.mT, _turned)
 
 
 def _added(args: Args, kwargs: Kwargs) -> Iterator[Product]:
@@ -197,7 +198,7 @@ def _grouped(args: Args, kwargs: Kwargs) -> Iterator[Product]:
             def run(t: Tensor, start: int = start, stop: int = stop) -> Tensor:
                 return t[start:stop]
 
-            yield Product(stack, stack[number].mT.unsqueeze(0), Geometry(), run(rows), run)
+            yield Product(stack, stack[number].mT.unsqueeze(0), Geometry(), partial(run, rows), run)
 
 
 def _einsum(args: Args, kwargs: Kwargs) -> Iterator[Product]:
@@ -246,9 +247,11 @@ def _of_equation(weight: Tensor, x: Tensor, own: str, other: str, result: str) -
     def arranged(t: Tensor) -> Tensor:
         return t.permute(order).reshape(*positions, outputs)
 
-    entered = x.permute([other.index(c) for c in batch + rest + summed]).reshape(*positions, inputs)
+    def entered() -> Tensor:
+        return x.permute([other.index(c) for c in batch + rest + summed]).reshape(*positions, inputs)
+
     geometry = Geometry(groups=groups, batched=True) if batch else Geometry()
-    return Product(weight, matrices, geometry, entered, arranged) if entered.ndim > 1 else None
+    return Product(weight, matrices, geometry, entered, arranged)
 
 
 _DESCRIBE: dict[object, Callable[[Args, Kwargs], Iterator[Product]]] = {

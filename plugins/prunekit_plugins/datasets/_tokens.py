@@ -60,7 +60,9 @@ class FromFolder:
             )
         transformers = extra("transformers", "hf", where)
         try:
-            self._own: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._own: Any = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # it raises many kinds
             raise DataError(f"{where}: {folder} holds no tokenizer that can be read: {error}") from error
         self.size = len(self._own)

@@ -84,6 +84,7 @@ class HuggingFace(Model):
                 model, found = loader.from_pretrained(
                     path,
                     local_files_only=True,
+                    trust_remote_code=False,  # else it would ask, at a terminal
                     output_loading_info=True,
                     dtype=getattr(torch, self.options.dtype or "float32"),
                 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from prunekit.records import Row
 from prunekit.reports.figures import figure, of_run
+from prunekit.reports.metrics import further_rows
 from prunekit.reports.page.markup import anchor, element, folded, shown, table
 from prunekit.reports.page.plotly import converted
 from prunekit.reports.page.scales import Made, numbers
@@ -105,6 +106,7 @@ def _networks(summary: Row) -> Section:
                 rows.append(
                     [f"{word} {kind}", *(percent(v) if kind == "error" else number(v) for v in values)]
                 )
+    rows.extend([*row] for row in further_rows(summary, [key for key, _ in there]))
     return Section("networks", "The networks", table(["", *(title for _, title in there)], rows))
 
 
