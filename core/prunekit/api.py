@@ -14,6 +14,7 @@ from prunekit.errors import DataError, PrunekitWarning, RunError, SpecError
 from prunekit.masks.settings import Prunable
 from prunekit.network.devices import device_errors
 from prunekit.network.ordinary import ordinary_tensors
+from prunekit.pruning.sequential import Sequential
 from prunekit.reports.opened import RunResults
 from prunekit.results import Results
 from prunekit.statistics.request import Estimates, Request, Statistic
@@ -305,6 +306,7 @@ def prune(
     zeros: Literal["pruned", "free"] = "pruned",
     until: Mapping[str, object] | Until | None = None,
     valid: Batches | Callable[[nn.Module], float] | None = None,
+    blocks: str | Sequence[str] | Mapping[str, object] | Sequential | None = None,
     seed: int = 0,
     memory: int | None = None,
 ) -> Pruning:
@@ -328,6 +330,9 @@ def prune(
             with ``relative`` and ``bisect``. The step that breaks it is taken back. It may stand in the scheduler's mapping.
         valid: What the metric is measured on, batches that are the same at every reading; or a function of the model that
             returns the metric.
+        blocks: Prune block by block, which holds the statistics and activations of one at a time: name patterns such as
+            ``"model.layers.*"``, ``"auto"`` for the blocks of a transformer, or a mapping ``{blocks, inputs, offload}`` with
+            the keys of :class:`Sequential`. By default a block sees what the pruned blocks before it give.
         seed: For criteria and statistics that draw.
         memory: Bytes for activations and products.
 
@@ -391,8 +396,14 @@ def prune(
             first.append(drawn(0))
         return first[0].batches
 
+    if isinstance(blocks, str | Sequence):
+        blocks = {"blocks": blocks if isinstance(blocks, str) else tuple(blocks)}
+    if isinstance(blocks, Mapping):
+        blocks = options_of(Sequential, blocks, "blocks")
     parameters = prunable_parameters(model, prunable)
-    if not unknown_axes(model, parameters):  # what does not fit is refused before anything is read
+    if blocks is None and not unknown_axes(
+        model, parameters
+    ):  # what does not fit is refused before anything is read
         for estimator in estimators(ranked.required(strength)).values():
             estimator.check(layers_of(model, parameters), memory or DEFAULT_MEMORY)
     task = _task(loss, model, first_batches)
@@ -413,6 +424,7 @@ def prune(
         measured,
         masks,
         zeros,
+        sequential=blocks,
     )
     steps_done, attempts = [], []
     found: dict[str, dict[str, list[Row]]] = {label: {"steps": []} for label in asked}

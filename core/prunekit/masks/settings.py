@@ -8,6 +8,9 @@ from pydantic import model_validator
 
 from prunekit.component import Options
 
+AUTO = "auto"
+"""In place of name patterns of blocks: those of a transformer, as they are found."""
+
 
 class Prunable(Options):
     """Changes the set of prunable weights.

@@ -85,6 +85,19 @@ class Criterion(Component, ABC):
             SpecError: If it contradicts the options.
         """
 
+    def shares(self, layers: Sequence[Layer], gone: Sequence[int], budget: int) -> list[int] | None:
+        """Each layer's part of a budget, where a criterion that chooses by itself gives each its part beforehand.
+
+        Args:
+            layers: All that is prunable.
+            gone: Weights of each that are pruned already.
+            budget: Pruned weights over all layers after the step.
+
+        Returns:
+            Pruned weights of each layer after the step; ``None``, the default, where layers compete.
+        """
+        return None
+
     def joint_model(self, lam: float) -> JointModel | None:
         """The quadratic model over all weights together that a step with this λ makes small, survivors free to move.
 

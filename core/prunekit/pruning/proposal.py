@@ -34,6 +34,8 @@ class Context:
         watch: Told of each choice of the selector: what it chose among, and what stays.
         spared: Parameter to weights of which nothing is known, so that the selector takes all others before; a criterion
             that chooses by itself has to do so too. Of experts that no example has reached.
+        shares: Parameter to its part of the budget, where layers have been given their parts beforehand; a criterion that
+            chooses by itself and says its :meth:`~prunekit.Criterion.shares` keeps to them.
     """
 
     weights: Tensors
@@ -46,6 +48,7 @@ class Context:
     dtypes: Mapping[str, dtype] = field(default_factory=dict)
     watch: Callable[[Items, Tensor], None] | None = None
     spared: Tensors = field(default_factory=dict)
+    shares: Mapping[str, int] | None = None
 
     def rounded(self, values: Tensors) -> dict[str, Tensor]:
         """New values as the model will hold them, so that what is predicted is the change that is made."""

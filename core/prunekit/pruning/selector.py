@@ -46,6 +46,19 @@ class Selector(Component, ABC):
         """
         return None
 
+    def shares(self, layers: Sequence[Layer], gone: Sequence[int], budget: int) -> list[int] | None:
+        """Each layer's part of a budget, where that does not depend on saliencies.
+
+        Args:
+            layers: All that is prunable.
+            gone: Weights of each that are pruned already.
+            budget: Pruned weights over all layers after the step.
+
+        Returns:
+            Pruned weights of each layer after the step; ``None``, the default, where layers compete.
+        """
+        return None
+
     @abstractmethod
     def select(self, items: Items, budget: int) -> Tensor:
         """Choose what stays.

@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from prunekit import distributed
 from prunekit.errors import PrunekitWarning, RunError, SpecError, UnsupportedError
-from prunekit.lending import Lent, changed
 from prunekit.masks.apply import zero
 from prunekit.masks.apportion import pruned_count
 from prunekit.masks.axes import layers_of
@@ -22,17 +20,20 @@ from prunekit.masks.experts import experts, named, spread, unreached
 from prunekit.masks.items import Items
 from prunekit.masks.prunable import described, left_out, notable, prunable_parameters, shortened
 from prunekit.masks.settings import Prunable
-from prunekit.masks.weights import pruned_counts, read_together
+from prunekit.masks.weights import pruned_counts
 from prunekit.network.measure import measure
 from prunekit.network.restore import refuse_inference_tensors, taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings
+from prunekit.pruning.asking import asked, lent_weights, losing
+from prunekit.pruning.blockwise import Blockwise, Swapped
 from prunekit.pruning.change import Change, Kept
-from prunekit.pruning.criterion import Criterion, locality_weight, refuse_non_finite
+from prunekit.pruning.criterion import Criterion, locality_weight
 from prunekit.pruning.guard import refuse_several_functions
-from prunekit.pruning.proposal import Context, Proposal
+from prunekit.pruning.proposal import Context
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.pruning.selector import Selector
+from prunekit.pruning.sequential import Sequential
 from prunekit.pruning.start import Zeros, fitting, steps_without_effect, without_zeros
 from prunekit.pruning.ties import ties
 from prunekit.records import Attempt, StepRecord, Target
@@ -64,6 +65,19 @@ class Outcome:
     saliency: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A step that is ready to be applied."""
+
+    statistics: Estimates
+    change: Change | Swapped
+    loss: float
+    masks: dict[str, Tensor]
+    predicted: float | None
+    updated: bool
+    saliency: Tensor | None = None
+
+
 class Pruner:
     """Takes a model where its scheduler wants it, in place.
 
@@ -78,6 +92,7 @@ class Pruner:
         masks: What is pruned already, ``True`` = kept; what is not named is kept.
         zeros: Whether weights that are exactly zero when pruning starts count as pruned.
         wanted: At which steps the saliencies are wanted.
+        sequential: Prune block by block.
 
     Attributes:
         left_out: What is not prunable because of what it is, by role.
@@ -99,6 +114,7 @@ class Pruner:
         masks: Mapping[str, Tensor] | None = None,
         zeros: Zeros = "pruned",
         wanted: Callable[[int], bool] = lambda step: False,
+        sequential: Sequential | None = None,
     ) -> None:
         self._wanted = wanted
         self._chosen_by: Tensor | None = None
@@ -118,6 +134,7 @@ class Pruner:
         self._examined = False
         self._lost: list[str] = []
         self._least = 0  # weights that are pruned before the first step
+        self._inner: list[int] = []  # budgets of steps that each block goes through by itself
         self._measures = measures or {}
         self._guarded = False
         self._experts = experts(model, self.parameters)
@@ -134,9 +151,24 @@ class Pruner:
                 "effect; leave it out, or let the criterion rank (selection: saliency, where it has that option)"
             )
         built = surroundings.estimators(criterion.required(lam))  # unknown ones are refused here
-        notices = [e.check(self.layers, surroundings.memory or DEFAULT_MEMORY) for e in built.values()]
-        self.costs = [notice for notice in notices if notice]
+        self._blockwise: Blockwise | None = None
+        self.costs: list[str] = []
         """What the statistics of a step will take, in words."""
+        if sequential is None:
+            notices = [e.check(self.layers, surroundings.memory or DEFAULT_MEMORY) for e in built.values()]
+            self.costs = [notice for notice in notices if notice]
+            return
+        self._blockwise = Blockwise(
+            surroundings, sequential, self.parameters, self.layers, self._warn, self._watch
+        )
+        self.costs = self._blockwise.check(criterion, lam, selector, budgets)
+        if sequential.inputs == "pruned":
+            if self.levels is None:
+                raise SpecError(
+                    f"prune.scheduler: {scheduler.name!r} decides after each step how far the next one goes, and with "
+                    "sequential.inputs: pruned a block is finished before the next; take a fixed schedule, or inputs: dense"
+                )
+            self._inner, self.levels = budgets, self.levels[-1:]
 
     def restore(self, masks: Mapping[str, Tensor], steps: Sequence[StepRecord] = ()) -> None:
         """Continue after earlier steps, with their masks; the model's weights are the caller's business."""
@@ -300,23 +332,10 @@ class Pruner:
         started = time.perf_counter()
         criterion, lam = self._tuned(target)
         budget = max(pruned_count(target.sparsity, self.total), self._least)
-        statistics, before = self._estimated(index, sample, criterion, lam)
-        kept = Kept(self.parameters)
-        context = self._context(statistics, budget, lam, kept)
-        self._chosen_by = None
-        proposal = self._checked(self._proposed(criterion, context, kept), context)
-        saliency = self._chosen_by if self._wanted(index + 1) else None
-        self._chosen_by = None
-        if not math.isfinite(before):  # after the proposal, whose errors say more
-            raise RunError(
-                f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
-                "been changed"
-            )
-        change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {}, kept)
+        made = self._made(index, sample, criterion, lam, budget)
+        change, before, masks, predicted = made.change, made.loss, made.masks, made.predicted
         model = partial(criterion.joint_model, lam)
-        shown = partial(
-            self._moment, index, sample, statistics, change, proposal, before, model, dict(self.masks)
-        )
+        shown = partial(self._moment, index, sample, made, model, dict(self.masks))
         moment = shown("proposal")
         tries = _trailing(history)
         measured = {name: dict(measure_it(moment, tries)) for name, measure_it in self._measures.items()}
@@ -329,7 +348,7 @@ class Pruner:
                 budget / self.total,
                 budget,
                 lam,
-                proposal.predicted_delta_loss,
+                predicted,
                 after - before,
                 measured,
                 seconds=time.perf_counter() - started,
@@ -339,7 +358,7 @@ class Pruner:
             if attempt.accepted and not math.isfinite(attempt.delta_loss):
                 raise RunError(
                     f"step {index + 1}: the loss is {after} after it and {before} before"
-                    f"{self._suspects() or self._of_what_changed(proposal.masks)}; the step has been taken back"
+                    f"{self._suspects() or '; ' + losing(self.masks, masks)}; the step has been taken back"
                 )
         except BaseException:
             change.undo()
@@ -347,10 +366,47 @@ class Pruner:
         if not attempt.accepted:
             change.undo()
             return Outcome(attempt)
-        self.masks = dict(proposal.masks)
+        self.masks = dict(masks)
         moment = shown("step", attempt.delta_loss)
         self.steps.append(self._record(attempt))
-        return Outcome(attempt, self.steps[-1], moment, proposal.values is not None, saliency)
+        return Outcome(attempt, self.steps[-1], moment, made.updated, made.saliency)
+
+    def _made(self, index: int, sample: Sample, criterion: Criterion, lam: float, budget: int) -> _Made:
+        """A step's change; block by block it may be in place already."""
+        self._chosen_by = None
+        if self._blockwise is not None:
+            return self._made_by_blocks(sample, criterion, lam, budget)
+        statistics, before = self._estimated(index, sample, criterion, lam)
+        kept = Kept(self.parameters)
+        proposal = asked(criterion, self._context(statistics, budget, lam, kept), kept)
+        saliency = self._chosen_by if self._wanted(index + 1) else None
+        self._chosen_by = None
+        if not math.isfinite(before):  # after the proposal, whose errors say more
+            raise RunError(
+                f"step {index + 1}: the loss of the step's examples is {before} before it{self._suspects()}; nothing has "
+                "been changed"
+            )
+        change = Change(self.parameters, self.masks, proposal.masks, proposal.values or {}, kept)
+        predicted = proposal.predicted_delta_loss
+        return _Made(
+            statistics, change, before, dict(proposal.masks), predicted, proposal.values is not None, saliency
+        )
+
+    def _made_by_blocks(self, sample: Sample, criterion: Criterion, lam: float, budget: int) -> _Made:
+        assert self._blockwise is not None
+        if not self._guarded:
+            first = sample.batches[:1]
+            refuse_several_functions(
+                self._model, first, self._loss, measure(self._model, first, self._loss)[0], False
+            )
+            self._guarded = True
+        # With pruned inputs a block goes through all steps by itself; those that ask for less than is gone do nothing.
+        budgets = [b for b in self._inner if b > sum(pruned_counts(self.masks).values())] or [budget]
+        swept = self._blockwise.sweep(sample, criterion, lam, self.selector, self.masks, budgets)
+        self._chosen_by = None
+        if self._measures:  # which are of what a step would change
+            swept.change.undo()
+        return _Made(Estimates(), swept.change, swept.loss, swept.masks, swept.predicted, swept.updated)
 
     def _estimated(
         self, index: int, sample: Sample, criterion: Criterion, lam: float
@@ -374,7 +430,7 @@ class Pruner:
     def _context(self, statistics: Estimates, budget: int, lam: float, kept: Kept) -> Context:
         """What the criterion is asked with."""
         return Context(
-            self._weights(kept),
+            lent_weights(self.parameters, kept),
             statistics,
             dict(self.masks),
             budget,
@@ -399,38 +455,11 @@ class Pruner:
             )
         return {name: spread(which, self.masks[name]) for name, which in silent.items()}
 
-    def _proposed(self, criterion: Criterion, context: Context, kept: Kept) -> Proposal:
-        """What the criterion proposes; whatever it does, the model is as before.
-
-        Raises:
-            RunError: If it has changed what it is lent.
-        """
-        who = f"criterion {criterion.name!r}"
-        lent = Lent(
-            {"the weights": context.weights, "the statistic": context.statistics, "the mask": context.masks}
-        )
-        try:
-            proposal = criterion.propose(context)
-        finally:
-            overwritten = kept.put_back()
-        lent.check(who)
-        if overwritten:
-            raise changed(who, f"the weights of {shortened(overwritten)}")
-        return proposal
-
-    def _of_what_changed(self, masks: Mapping[str, Tensor]) -> str:
-        """Which parameters lose weights, in words."""
-        losing = [name for name, old in self.masks.items() if bool((old & ~masks[name]).any())]
-        return f"; weights of {shortened(losing)} were to go" if losing else ""
-
     def _moment(
         self,
         index: int,
         sample: Sample,
-        statistics: Estimates,
-        change: Change,
-        proposal: Proposal,
-        loss_before: float,
+        made: _Made,
         joint_model: Callable[[], JointModel | None],
         masks_before: Mapping[str, Tensor],
         name: str,
@@ -439,14 +468,14 @@ class Pruner:
         return StepMoment(
             name,
             self._surroundings,
-            proposal.masks,
+            made.masks,
             index + 1,
             sample.batches,
-            statistics,
-            change.before,
-            change.after,
-            proposal.predicted_delta_loss,
-            loss_before,
+            made.statistics,
+            made.change.before,
+            made.change.after,
+            made.predicted,
+            made.loss,
             delta_loss,
             self.steps,
             lambda: sample.fresh,
@@ -471,74 +500,6 @@ class Pruner:
             layers={name: count / self.masks[name].numel() for name, count in counts.items()},
             seconds=attempt.seconds,
         )
-
-    def _weights(self, kept: Kept) -> dict[str, Tensor]:
-        """The prunable weights now, detached, in float32 at least, exact zeros where pruned; rows contiguous.
-
-        Of what is not kept, a copy: a criterion must not be able to destroy the model.
-        """
-        weights = {}
-        for name, p in self.parameters.items():
-            dtype = torch.promote_types(p.dtype, torch.float32)
-            weights[name] = p.detach().to(dtype, copy=name not in kept.copies).contiguous()
-        return weights
-
-    def _checked(self, proposal: Proposal, context: Context) -> Proposal:
-        """A proposal that keeps its promises, with the masks that all processes share."""
-        who = f"criterion {self.criterion.name!r}"
-        if not isinstance(proposal, Proposal):
-            raise RunError(f"{who} proposed {type(proposal).__name__}, and not a prunekit.Proposal")
-        masks = checked_masks(who, proposal.masks, context)
-        distributed.take_first(masks)  # devices that round differently would drift apart
-        values = {}
-        for name, value in (proposal.values or {}).items():
-            if name not in masks or value.shape != masks[name].shape:
-                raise RunError(
-                    f"{who} proposes values of {name} of shape {tuple(value.shape)}, which do not fit"
-                )
-            values[name] = value.detach()
-        refuse_non_finite(values, masks, f"{who}: the update of")
-        if distributed.world() > 1:
-            values = {name: value.clone() for name, value in values.items()}  # they may be lent
-            distributed.take_first(values)
-        predicted = proposal.predicted_delta_loss
-        if predicted is not None and not math.isfinite(predicted):
-            for request, tensors in context.statistics.items():
-                fit = {n: t for n, t in tensors.items() if n in masks and t.shape == masks[n].shape}
-                refuse_non_finite(fit, context.masks, f"{who}: the statistic {Statistic.of(request).name} of")
-            raise RunError(
-                f"{who} predicts a change of the loss by {predicted}, which is not finite; "
-                f"{self._of_what_changed(masks).removeprefix('; ')}"
-            )
-        return Proposal(
-            masks,
-            None if proposal.values is None else values,
-            None if predicted is None else float(predicted),
-        )
-
-
-def checked_masks(who: str, masks: Mapping[str, Tensor], context: Context) -> dict[str, Tensor]:
-    """Masks of the right type and shape that revive nothing and spend the budget.
-
-    Raises:
-        RunError: If not, naming the parameter.
-    """
-    for name, old in context.masks.items():
-        new = masks.get(name)
-        if new is None:
-            raise RunError(f"{who}: {name} has no mask among those proposed")
-        if new.dtype != torch.bool or new.shape != old.shape:
-            raise RunError(
-                f"{name}: the mask selected is {new.dtype} {tuple(new.shape)}, not bool {tuple(old.shape)}"
-            )
-    revived = read_together((masks[name] & ~old).any() for name, old in context.masks.items())
-    for name, revives in zip(context.masks, revived, strict=True):
-        if revives:
-            raise RunError(f"{name}: the mask selected revives pruned weights; masks must be nested")
-    pruned = sum(pruned_counts({name: masks[name] for name in context.masks}).values())
-    if pruned != context.budget:
-        raise RunError(f"the selection prunes {pruned} weights, and {context.budget} were asked for")
-    return {name: masks[name].to(old.device) for name, old in context.masks.items()}
 
 
 def _whole(counts: Mapping[str, int], masks: Mapping[str, Tensor]) -> list[str]:

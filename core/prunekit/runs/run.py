@@ -179,6 +179,7 @@ class _Execution:
             self._measures(given),
             zeros=settings.zeros,
             wanted=lambda step: any(recorder.wants_saliencies(step) for recorder in self.recorders),
+            sequential=settings.sequential,
         )
 
     def _measures(self, given: setup.Pruning) -> dict[str, Measure]:

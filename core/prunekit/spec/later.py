@@ -11,6 +11,7 @@ _LATER: Mapping[tuple[str, ...], Any] = {
     ("evaluate", "metrics"): [],
     ("prune", "prunable", "preset"): None,
     ("prune", "criterion", "terms"): "token",
+    ("prune", "sequential"): None,
 }
 """Place to the value that changes nothing."""
 

@@ -11,6 +11,7 @@ from prunekit.component import Options
 from prunekit.masks.settings import Prunable
 from prunekit.plugins.host import PluginManager, default_manager
 from prunekit.plugins.kinds import KINDS
+from prunekit.pruning.sequential import Sequential
 from prunekit.records import Plain
 from prunekit.training.settings import Train, named
 
@@ -56,6 +57,8 @@ class Prune(Options):
     sample: Literal["fresh", "fixed"] = "fresh"
     recalibrate_batchnorm: int | None = Field(default=None, ge=1)
     """After each step's measurement, recompute BatchNorm's running statistics on this many examples."""
+    sequential: Sequential | None = None
+    """Prune block by block, so that statistics and activations of one block are held at a time; null = all together."""
 
 
 class Seeds(Options):

@@ -25,6 +25,9 @@ class Estimator(Component, ABC):
     by_example: ClassVar[bool] = True
     """False if it does not matter which position belongs to which example: then :attr:`ForwardPass.seen` is needed,
     which has more layers."""
+    of_inputs: ClassVar[bool] = False
+    """True if only what enters the layers counts, and of the loss nothing but its normaliser: then a block can be looked
+    at by itself, whatever comes after it."""
     needs_data: ClassVar[bool] = True
     additive: ClassVar[bool] = True
     """True if what several processes find, each on its examples and over everyone's normaliser, may be summed.

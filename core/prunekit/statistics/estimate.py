@@ -154,7 +154,7 @@ class _Pass:
                 refuse_cut(self.problem, inputs, batch.outputs)
             first = False
             if self.capture:
-                graph = Graph(batch.outputs)
+                graph = Graph(batch.outputs, self.problem.parameters)
                 if graph.shape != layout.shape_of_graph and shapes not in self._fresh:
                     layout = self._layouts[shapes] = examine_anew(
                         self.problem, shapes, inputs, targets, self.ways

@@ -126,11 +126,13 @@ class Graph:
     Attributes:
         edges: How many edges lead to each leaf, by the leaf's identity.
         shape: A hash of all operations with the axes and places they work on, in the order of a walk; the
-            same for two passes of one network that take the same way, whatever the number of examples.
+            same for two passes of one network that take the same way, whatever the number of examples, and for two
+            blocks of one make whose parameters have the same names.
         picks_rows: Whether values may decide which row meets which: a sort, a gather, a function of the user's own.
     """
 
-    def __init__(self, outputs: Tensor) -> None:
+    def __init__(self, outputs: Tensor, parameters: Mapping[str, Tensor]) -> None:
+        names = {id(p): name for name, p in parameters.items()}
         seen: dict[object, int] = {}
         walk: list[object] = []
         self.edges: Counter[int] = Counter()
@@ -145,7 +147,8 @@ class Graph:
                 walk.append(seen.get(node, -1))
                 continue
             seen[node] = len(seen)
-            walk.append((node.name(), id(leaf), *(_plain(getattr(node, key, None)) for key in _PLACES)))
+            whose = names.get(id(leaf), id(leaf))
+            walk.append((node.name(), whose, *(_plain(getattr(node, key, None)) for key in _PLACES)))
             self.picks_rows = self.picks_rows or _picks_rows(node)
             waiting += [following for following, _ in node.next_functions]
         self.shape = hash(repr(walk))
@@ -263,7 +266,7 @@ def _examined(problem: Problem, inputs: Inputs, targets: Tensor, ways: Ways | No
     size = (2 * saved + products * batch.outputs.element_size()) // max(1, count(inputs)) + 1
     if ways is None:
         return Layout({}, size)
-    by_name, graph = _by_name(uses), Graph(batch.outputs)
+    by_name, graph = _by_name(uses), Graph(batch.outputs, problem.parameters)
     layout = Layout(_trusted(batch, by_name) if ways.by_example else {}, size, graph.shape)
     if ways.all_seen:
         layout.seen[graph.shape] = _all_seen(batch, by_name)

@@ -13,11 +13,12 @@ from torch import Tensor
 from prunekit.errors import SpecError, UnsupportedError
 from prunekit.observing.moment import Surroundings
 from prunekit.plugins.build import component, estimators
+from prunekit.pruning.asking import checked_masks
 from prunekit.pruning.criterion import Criterion, old_form, refuse_non_finite
 from prunekit.pruning.proposal import Proposal
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.selector import Selector
-from prunekit.pruning.step import Pruner, checked_masks
+from prunekit.pruning.step import Pruner
 from prunekit.seeds import generator
 from prunekit.statistics.request import Estimates, Statistic
 from prunekit.testing import component as common

@@ -51,7 +51,7 @@ class Cut:
 
 def layer_budgets(
     masks: Mapping[str, Tensor], budget: int, spared: Mapping[str, Tensor] | None = None
-) -> dict[str | None, int]:
+) -> dict[str, int]:
     """Each layer's part of a budget of pruned weights: the same share of its weights, by largest remainder.
 
     Args:
@@ -101,7 +101,13 @@ class GreedyElimination:
     caps: Callable[[Chunk], Caps] | None = None
 
     def masks(
-        self, masks: Tensors, budget: int, saliency: Tensors, scope: str, spared: Tensors | None = None
+        self,
+        masks: Tensors,
+        budget: int,
+        saliency: Tensors,
+        scope: str,
+        spared: Tensors | None = None,
+        shares: Mapping[str, int] | None = None,
     ) -> dict[str, Tensor]:
         """The masks after the step.
 
@@ -111,6 +117,7 @@ class GreedyElimination:
             saliency: The cost of each weight before any goes.
             scope: ``global``, one budget for all layers, or ``layerwise``, a share for each.
             spared: Weights that stay as long as a layer has others.
+            shares: How many weights of each layer are pruned afterwards, where that is decided already.
         """
         index = FlatIndex.of(masks)
         left, costs = index.flat(masks), index.flat(saliency, torch.float64)
@@ -119,7 +126,7 @@ class GreedyElimination:
         if scope == "global":
             gone = [self._cheapest_of(None, left, costs, budget - int((~left).sum()))]
         else:
-            budgets = layer_budgets(masks, budget, spared)
+            budgets = shares or layer_budgets(masks, budget, spared)
             counts = {n: budgets[n] - gone for n, gone in pruned_counts(masks).items()}
             if any(family.layer is None for family in self.blocks.families):
                 gone = [self._cheapest_by_layer(index, list(counts.values()))]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from pydantic import Field
 
 from prunekit import Context, Criterion, Layer, Proposal, Request, Statistic
-from prunekit.masks import FlatIndex
+from prunekit.masks import FlatIndex, apportion
 from prunekit_plugins._selection.pattern import OptionalPattern
 
 if TYPE_CHECKING:
@@ -85,6 +85,11 @@ class ExactOBS(Criterion):
         """Refuse layers that do not fit the pattern, and a schedule that does not end with it."""
         self.options.check(layers, budgets)
 
+    def shares(self, layers: Sequence[Layer], gone: Sequence[int], budget: int) -> list[int] | None:
+        """The same share of every layer, unless layers compete."""
+        alike = self.options.scope == "layerwise" and not self.uses_selector
+        return apportion(budget, [layer.size for layer in layers], gone) if alike else None
+
     def propose(self, context: Context) -> Proposal:
         """Masks by elimination, or by the selector; survivors by least squares, where they are adjusted."""
         greedy = self.options.selection == "greedy"
@@ -125,7 +130,9 @@ class ExactOBS(Criterion):
             _blocks(statistics), lambda chunk: chunk.at(values), options.refresh, penalty, limits
         )
         saliency = self.saliency(weights, statistics)
-        return elimination.masks(masks, context.budget, saliency, options.scope, context.spared)
+        return elimination.masks(
+            masks, context.budget, saliency, options.scope, context.spared, context.shares
+        )
 
 
 def _blocks(statistics: Statistics) -> LayerBlocks:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 from pydantic import Field, model_validator
 
 from prunekit import Context, Criterion, Layer, Proposal, Request, Statistic
+from prunekit.masks import apportion
 from prunekit_plugins._selection.pattern import OptionalPattern
 
 if TYPE_CHECKING:
@@ -97,6 +98,11 @@ class SparseGPT(Criterion):
         """Refuse layers that do not fit the pattern, and a schedule that does not end with it."""
         self.options.check(layers, budgets)
 
+    def shares(self, layers: Sequence[Layer], gone: Sequence[int], budget: int) -> list[int] | None:
+        """The same share of every layer, unless layers compete."""
+        alike = self.options.scope == "layerwise" and not self.uses_selector
+        return apportion(budget, [layer.size for layer in layers], gone) if alike else None
+
     def propose(self, context: Context) -> Proposal:
         """Masks and values of one sweep, or of a sweep with the selector's masks."""
         weights, statistics = context.weights, context.statistics
@@ -163,6 +169,8 @@ class SparseGPT(Criterion):
         from prunekit.masks import prune_smallest, pruned_counts
         from prunekit_plugins._selection.greedy import layer_budgets
 
+        if context.shares is not None:
+            return dict(context.shares)
         if self.options.scope == "layerwise":
             budgets = layer_budgets(context.masks, context.budget, context.spared)
             return {name: budgets[name] for name in context.masks}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal, cast
 
 from prunekit import Context, Criterion, Options, Proposal, Request, Statistic
@@ -65,6 +67,16 @@ class Wanda(Criterion):
         """Where the masks come from saliencies."""
         return self.options.selection == "saliency"
 
+    def shares(self, layers: Sequence[Layer], gone: Sequence[int], budget: int) -> list[int] | None:
+        """The same share of every row, unless a selector chooses."""
+        if self.uses_selector:
+            return None
+        rows = [layer.size // _row_length(layer) for layer in layers]
+        sizes = [_row_length(layer) for layer, count in zip(layers, rows, strict=True) for _ in range(count)]
+        ends = [0, *accumulate(rows)]
+        found = apportion(budget, sizes)
+        return [sum(found[start:stop]) for start, stop in pairwise(ends)]
+
     def propose(self, context: Context) -> Proposal:
         """Masks row by row, or by the selector."""
         scores = self.scores(context)
@@ -98,7 +110,7 @@ def _by_row(scores: Tensors, context: Context) -> dict[str, Tensor]:
     for name, rows in kept.items():
         whole = rows.shape[1]
         upper += (whole - spared[name].sum(1)).tolist() if name in spared else [whole] * len(rows)
-    budgets = apportion(context.budget, sizes, lower, upper if sum(upper) >= context.budget else None)
+    budgets = _apportioned(context, {n: len(rows) for n, rows in kept.items()}, sizes, lower, upper)
     chosen, start = {}, 0
     for name, rows in kept.items():
         counts = gone[name].new_tensor(budgets[start : start + len(rows)])
@@ -109,6 +121,30 @@ def _by_row(scores: Tensors, context: Context) -> dict[str, Tensor]:
         mask = _prune_smallest(ranked, rows, counts)
         chosen[name] = _from_rows(mask, layers[name])
     return chosen
+
+
+def _apportioned(
+    context: Context, counts: Mapping[str, int], sizes: list[int], lower: list[int], upper: list[int]
+) -> list[int]:
+    """Weights of each row that are pruned afterwards; of a layer together what it is given, where it is."""
+    if context.shares is None:
+        return apportion(context.budget, sizes, lower, upper if sum(upper) >= context.budget else None)
+    budgets: list[int] = []
+    for name, count in counts.items():
+        part, share = slice(len(budgets), len(budgets) + count), context.shares[name]
+        most = upper[part] if sum(upper[part]) >= share else None
+        budgets += apportion(share, sizes[part], lower[part], most)
+    return budgets
+
+
+def _row_length(layer: Layer) -> int:
+    """Weights of a row."""
+    if len(layer.shape) < 2:
+        return max(1, layer.size)
+    axis = _inputs(layer)
+    return max(
+        1, layer.shape[axis] if axis is not None else layer.size // layer.shape[layer.output_axis or 0]
+    )
 
 
 def _rows(tensor: Tensor, layer: Layer) -> Tensor:

@@ -26,13 +26,17 @@ class Layerwise(Selector):
         """Refuse bounds that the schedule breaks."""
         _bounds.check(self.options, layers, budgets)
 
+    def shares(self, layers: Sequence[Layer], gone: Sequence[int], budget: int) -> list[int]:
+        """In proportion, within the bounds."""
+        # A share can shrink by one as the total grows (the Alabama paradox), but never below what is gone.
+        low, high = _bounds.counts(self.options, layers, gone, budget)
+        return apportion(budget, [layer.size for layer in layers], low, high)
+
     def select(self, items: Items, budget: int) -> Tensor:
         """Prune each layer's smallest saliencies to its share."""
         import torch
 
-        # A share can shrink by one as the total grows (the Alabama paradox), but never below what is gone.
-        low, high = _bounds.counts(self.options, items.layers, _bounds.gone(items), budget)
-        shares = apportion(budget, [layer.size for layer in items.layers], low, high)
+        shares = self.shares(items.layers, _bounds.gone(items), budget)
         return torch.cat(
             [
                 items.layer(layer).without_cheapest(share)

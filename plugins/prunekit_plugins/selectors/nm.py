@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 from prunekit import Options, Selector
-from prunekit.masks import Layer
+from prunekit.masks import Layer, apportion
 from prunekit_plugins._selection.pattern import refuse_fuller, refuse_other_ends, refuse_other_layers
 
 if TYPE_CHECKING:
@@ -53,6 +53,13 @@ class Pattern(Selector):
         refuse_other_layers(layers, m, "prune.selector")
         if budgets:
             refuse_other_ends(layers, budgets[-1], n, m)
+
+    def shares(self, layers: Sequence[Layer], gone: Sequence[int], budget: int) -> list[int]:
+        """In proportion: at the end of the schedule that is the pattern in every layer."""
+        sizes = [layer.size for layer in layers]
+        room = self.options.m - self.options.n
+        most = [max(count, size * room // self.options.m) for size, count in zip(sizes, gone, strict=True)]
+        return apportion(budget, sizes, gone, most)
 
     def select(self, items: Items, budget: int) -> Tensor:
         """Prune the smallest that their groups let go."""

@@ -28,6 +28,7 @@ class InputSecondMoment(Estimator):
     name = "input_second_moment"
     captures = True
     by_example = False
+    of_inputs = True
 
     def start(self, problem: Problem) -> None:
         """Begin with zeros, to which every batch adds the squares of its inputs."""

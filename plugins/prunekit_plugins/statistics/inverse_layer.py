@@ -60,6 +60,7 @@ class InverseLayer(Estimator):
     Options = LayerOptions
     captures = True
     by_example = False
+    of_inputs = True
     additive = False
 
     def check(self, layers: Sequence[Layer], memory: int) -> str | None:
