@@ -37,7 +37,7 @@ def layer_errors(
     for name in before:
         family = blocks.family(name)
         # Above the rounding of a factorisation, so that a singular problem has a solution: one of the best.
-        rounding = family.inputs**2 * torch.finfo(torch.float64).eps * family.mean
+        rounding = family.inputs**2 * torch.finfo(torch.float64).eps * family.moments.mean
         best = solve_layer(family, old, left, rounding, blocks.memory)
         found[name] = family.curved(new - old), family.curved(best - old)
     return found

@@ -100,7 +100,10 @@ class Family(ABC):
         """The same with the function applied to every tensor, such as a copy to a device."""
         mapped: Family = object.__new__(type(self))
         for name, value in vars(self).items():
-            setattr(mapped, name, function(value) if isinstance(value, Tensor) else value)
+            if hasattr(value, "map"):
+                setattr(mapped, name, value.map(function))
+            else:
+                setattr(mapped, name, function(value) if isinstance(value, Tensor) else value)
         return mapped
 
 

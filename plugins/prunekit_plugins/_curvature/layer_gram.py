@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from prunekit.statistics import Rows
 from prunekit_plugins._curvature.blocks import Blocks, Family
+from prunekit_plugins._curvature.grams import Gram
 from prunekit_plugins._linalg.inversion import inverse
 
 
@@ -25,9 +25,8 @@ class LayerGram(Family):
         index: See :class:`Family`; block r belongs to row ``units[r]`` of the parameter.
         there: See :class:`Family`.
         units: ``[R]``.
-        gram: H ``[groups, inputs, inputs]``, float64; the parameter's rows belong to the groups in equal parts.
-        relative: Damping of its own, in units of ``mean``.
-        rows: How the parameter lies in rows.
+        gram: H, float64, and how the parameter lies in rows.
+        relative: Damping of its own, in units of H's mean diagonal.
         offset: Where the parameter begins among all weights.
     """
 
@@ -37,21 +36,22 @@ class LayerGram(Family):
         index: Tensor,
         there: Tensor,
         units: Tensor,
-        gram: Tensor,
+        gram: Gram,
         relative: float,
-        rows: Rows,
         offset: int,
     ) -> None:
         super().__init__(layer, index, there)
-        self.gram, self.rows, self.offset = gram, rows, offset
-        self.own = relative * self.mean
+        self.moments, self.rows, self.offset = gram.moments, gram.rows, offset
+        self.own = relative * self.moments.mean
         self.units = units[self.order]
-        self.groups = self.units // max(1, rows.count // len(gram))
-        self.columns = torch.where(self.there, rows.column(self.index - offset), 0)
+        self.groups = self.units // max(1, self.rows.count // len(self.gram))
+        self.columns = torch.where(self.there, self.rows.column(self.index - offset), 0)
         self.whole = sum(size == self.inputs for size in self.sizes)  # blocks with all inputs: the first
-        self._inverse: Tensor | None = None
-        self._definite: Tensor | None = None
-        self._damping = 0.0
+
+    @property
+    def gram(self) -> Tensor:
+        """H ``[groups, inputs, inputs]``."""
+        return self.moments.matrix
 
     @property
     def inputs(self) -> int:
@@ -59,20 +59,16 @@ class LayerGram(Family):
         return self.gram.shape[1]
 
     @property
-    def mean(self) -> float:
-        """Of the diagonal of H, over inputs that are not always zero."""
-        return float(self.gram.diagonal(dim1=1, dim2=2).sum() / self.live.sum().clamp(min=1))
-
-    @property
     def live(self) -> Tensor:
         """Inputs that are not always zero ``[groups, inputs]``."""
-        return self.gram.diagonal(dim1=1, dim2=2) > 0
+        return self.moments.live
 
     def curvature(self, start: int, stop: int) -> Tensor:
         """Gather blocks ``start`` to ``stop`` from H, its entries at each block's inputs; zero in padding."""
         k = self.sizes[start]
         rows, there = self.columns[start:stop, :k], self.there[start:stop, :k]
         blocks = self.gram[self.groups[start:stop, None, None], rows.unsqueeze(2), rows.unsqueeze(1)]
+        blocks = blocks.double()
         return blocks.masked_fill_(~(there.unsqueeze(2) & there.unsqueeze(1)), 0.0)
 
     def curved(self, change: Tensor) -> float:
@@ -90,28 +86,24 @@ class LayerGram(Family):
         diagonal.copy_(torch.where(live, diagonal, 1.0))
         return blocks
 
-    def matrix(self, damping: float) -> Tensor:
-        """H with damping, over all inputs of each group ``[groups, inputs, inputs]``."""
-        matrices = self.gram.clone()
-        diagonal = matrices.diagonal(dim1=1, dim2=2)
-        diagonal.copy_(torch.where(self.live, diagonal + damping + self.own, 1.0))
-        return matrices
-
     def inverses(self, start: int, stop: int, damping: float) -> tuple[Tensor, Tensor]:
         """For blocks with all inputs, views of one inverse."""
         if start >= self.whole:
             damped = self.damped(start, stop, damping)
             inverses, definite = inverse(damped)
             return inverses, definite & _regular(damped, inverses)
-        if self._inverse is None or self._definite is None or self._damping != damping:
-            damped = self.matrix(damping)
+        damping += self.own
+
+        def invert() -> tuple[Tensor, Tensor]:
+            damped = self.moments.damped(damping)
             inverses, definite = inverse(damped)
-            self._inverse, self._damping = inverses, damping
-            self._definite = definite & _regular(damped, inverses)
+            return inverses, definite & _regular(damped, inverses)
+
+        inverted, definite = self.moments.once(("inverse", damping), invert)
         groups = self.groups[start:stop]
-        if len(self._inverse) == 1:
-            return self._inverse.expand(len(groups), -1, -1), self._definite.expand(len(groups))
-        return self._inverse[groups], self._definite[groups]
+        if len(inverted) == 1:
+            return inverted.expand(len(groups), -1, -1), definite.expand(len(groups))
+        return inverted[groups], definite[groups]
 
     def held(self) -> int:
         """Bytes; the one inverse of blocks with all inputs is always kept."""

@@ -44,3 +44,33 @@ def _invert(matrices: Tensor, out: Tensor, failed: Tensor) -> None:
     if bool(info.any()):
         factor[info > 0] = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
     torch.cholesky_inverse(factor, out=out)
+
+
+_SMALL = 128  # below which halves are not worth a call
+
+
+def triangular_inverse(lower: Tensor) -> Tensor:
+    """The inverses of lower triangular matrices ``[G, k, k]``, by halves: a third of the operations of solving for all.
+
+    Example:
+        >>> triangular_inverse(torch.tensor([[[2.0, 0.0], [2.0, 1.0]]]))
+        tensor([[[ 0.5000,  0.0000],
+                 [-1.0000,  1.0000]]])
+    """
+    out = torch.zeros_like(lower)
+    _triangular(lower, out)
+    return out
+
+
+def _triangular(lower: Tensor, out: Tensor) -> None:
+    size = lower.shape[1]
+    if size <= _SMALL:
+        unit = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        out.copy_(torch.linalg.solve_triangular(lower, unit.expand_as(lower), upper=False))
+        return
+    half = size // 2
+    first, second = slice(None, half), slice(half, None)
+    _triangular(lower[:, first, first], out[:, first, first])
+    _triangular(lower[:, second, second], out[:, second, second])
+    below = torch.bmm(lower[:, second, first], out[:, first, first])
+    out[:, second, first] = torch.bmm(out[:, second, second], below).neg_()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prunekit import Statistics, Tensors
-    from prunekit_plugins._curvature.layer_gram import LayerBlocks
+    from prunekit_plugins._curvature.grams import LayerGrams
     from prunekit_plugins._selection.columns import Columns
 
 
@@ -32,8 +32,9 @@ class SparseGPTOptions(OptionalPattern):
         block_size: Columns for which the choice is made at once, and after which those to the right are brought up
             to date; with a pattern, raised to whole groups.
         update: Adjust the surviving weights.
-        refit: Once the masks are chosen, give the survivors the least-squares solution in place of the sweep's; it
-            has ``damping``, and 1e-8 in place of ``relative_damping``, which on correlated inputs is far from least.
+        refit: What follows once the masks are chosen. ``cg``: ten steps of conjugate gradients from the sweep's values
+            towards the least-squares solution, with the same damping. ``true``: that solution itself; it has ``damping``,
+            and 1e-8 in place of ``relative_damping``, which on correlated inputs is far from least.
         n: Weights kept of every group of ``m`` along the input dimension, as in the selector ``nm``.
         m: Weights of a group.
     """
@@ -44,7 +45,7 @@ class SparseGPTOptions(OptionalPattern):
     scope: Literal["layerwise", "global"] = "layerwise"
     block_size: int = Field(default=128, ge=1)
     update: bool = True
-    refit: bool = False
+    refit: bool | Literal["cg"] = False
 
     @model_validator(mode="after")
     def _refit_is_an_update(self) -> Self:
@@ -79,15 +80,13 @@ class SparseGPT(Criterion):
 
     @property
     def requires(self) -> frozenset[Request]:
-        """H and its inverse; with λ see :meth:`required`."""
+        """The inputs' second moments; with λ see :meth:`required`."""
         return self.required(0.0)
 
     def required(self, lam: float) -> frozenset[Request]:
-        """H and its inverse, with λ in the damping."""
-        damping, relative = self.options.damping + lam, self.options.relative_damping
-        return frozenset(
-            {Statistic("inverse_layer", damping=damping, relative_damping=relative, inputs="all")}
-        )
+        """The inputs' second moments, with λ in the damping."""
+        precision = "double" if self.options.refit is True else "auto"
+        return frozenset({Statistic("input_gram", damping=self.options.damping + lam, precision=precision)})
 
     @property
     def uses_selector(self) -> bool:
@@ -110,35 +109,41 @@ class SparseGPT(Criterion):
             masks = context.select(self.scores(context))
             return Proposal(masks, self.update(weights, statistics, masks))
         masks, values = self._sweep(context)
-        if self.options.refit or not self.options.update:
-            return Proposal(masks, self.update(weights, statistics, masks))
-        return Proposal(masks, values)
+        return Proposal(masks, self._fitted(weights, statistics, masks, values))
 
     def saliency(self, weights: Tensors, statistics: Statistics) -> dict[str, Tensor]:
         """``w_j² / (2 U_jj²)``: what it costs to remove one weight if the columns to its right make up for it."""
         scores = {}
         for name in weights:
             layer = self._layer(name, weights, statistics)
-            diagonal = layer.upper.diagonal(dim1=1, dim2=2).unsqueeze(1)
-            costs = (layer.values / diagonal).square() / 2 * layer.live.unsqueeze(1)
+            diagonal = layer.upper.diagonal(dim1=1, dim2=2).unsqueeze(2)
+            costs = (layer.values / diagonal).square() / 2 * layer.live.unsqueeze(2)
             scores[name] = layer.undo(costs)
         return scores
 
     def update(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor] | None:
         """The sweep's values for any masks, or the least-squares solution."""
         from prunekit_plugins._selection.columns import given, sweep
-        from prunekit_plugins._selection.reconstruction import least_squares
 
-        if not self.options.update:
-            return None
-        if self.options.refit:
-            return least_squares(_blocks(statistics), weights, masks)
         values = {}
-        for name, w in weights.items():
+        for name, w in weights.items() if self.options.update and self.options.refit is not True else ():
             layer = self._layer(name, weights, statistics)
             after, _ = sweep(layer, self._width, self._width, given(~layer.arranged(masks[name])))
             values[name] = layer.undo(after).to(w.dtype)
-        return values
+        return self._fitted(weights, statistics, masks, values)
+
+    def _fitted(
+        self, weights: Tensors, statistics: Statistics, masks: Tensors, values: dict[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        """The sweep's values, or what is made of them."""
+        from prunekit_plugins._selection.reconstruction import conjugate_gradients, least_squares
+
+        options, grams = self.options, _grams(statistics)
+        if not options.update:
+            return None
+        if options.refit == "cg":
+            return conjugate_gradients(grams, weights, values, masks, options.relative_damping)
+        return least_squares(grams, weights, masks) if options.refit else values
 
     def _sweep(self, context: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Sweep every layer, choosing what goes: masks, and the values that the sweep leaves."""
@@ -189,9 +194,9 @@ class SparseGPT(Criterion):
     def _layer(self, name: str, weights: Tensors, statistics: Statistics) -> Columns:
         from prunekit_plugins._selection.columns import Columns
 
-        blocks = _blocks(statistics)
-        return Columns(blocks.family(name), weights[name], blocks.damping, self.options.m)
+        grams, options = _grams(statistics), self.options
+        return Columns(grams.grams[name], weights[name], grams.damping, options.relative_damping, options.m)
 
 
-def _blocks(statistics: Statistics) -> LayerBlocks:
-    return cast("LayerBlocks", statistics["inverse_layer"])
+def _grams(statistics: Statistics) -> LayerGrams:
+    return cast("LayerGrams", statistics["input_gram"])

@@ -9,6 +9,7 @@ from prunekit_plugins.statistics.gradient import Gradient
 from prunekit_plugins.statistics.hessian_diagonal import HessianDiagonal
 from prunekit_plugins.statistics.hessian_gradient import HessianGradient
 from prunekit_plugins.statistics.hutchinson_diagonal import HutchinsonDiagonal
+from prunekit_plugins.statistics.input_gram import InputGram
 from prunekit_plugins.statistics.input_second_moment import InputSecondMoment
 from prunekit_plugins.statistics.inverse_block import InverseBlock
 from prunekit_plugins.statistics.inverse_full import InverseFull
@@ -40,5 +41,6 @@ def prunekit_register_statistics() -> list[type[Estimator]]:
         HessianGradient,
         SynapticFlow,
         InputSecondMoment,
+        InputGram,
         Uniform,
     ]
