@@ -11,6 +11,7 @@ from prunekit import Criterion, PluginManager, SpecError, Statistic, saliency
 from prunekit.plugins.build import component
 from prunekit.testing import CriterionContract
 from prunekit_plugins.criteria import (
+    ALPS,
     SNIP,
     BlockSurgeon,
     Combinatorial,
@@ -86,6 +87,12 @@ CASES = [
         for cls in (ExactOBS, SparseGPT, Combinatorial)
     ),
     pytest.param((SparseGPT, {"scope": "global"}), id="sparsegpt-global"),
+    pytest.param((SparseGPT, {"refit": "cg"}), id="sparsegpt-cg"),
+    pytest.param((ALPS, {}), id="alps"),
+    pytest.param((ALPS, {"update": False}), id="alps-masks"),
+    pytest.param((Wanda, {"update": "cg"}), id="wanda-cg"),
+    pytest.param((Magnitude, {"update": "cg"}), id="magnitude-cg"),
+    pytest.param((Magnitude, {"update": True}), id="magnitude-update"),
 ]
 
 

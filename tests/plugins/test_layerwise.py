@@ -391,7 +391,10 @@ def test_a_later_step_goes_on_from_what_is_pruned(name) -> None:
     options = {"block_size": 5} if name == "sparsegpt" else {}
     built = component("criterion", {"name": name, **options})
     request = next(iter(built.requires))
-    found = Estimates({request: statistic(model, batches, masks, **request.options)})
+    if name == "obc":
+        found = Estimates({request: statistic(model, batches, masks, **request.options)})
+    else:
+        found = pk.statistics(model, batches, request)
     chosen = propose(built, weights, found, masks, 64).masks
     after = built.update(weights, found, chosen)
     gone = {n: int((~m).sum()) for n, m in masks.items()}
@@ -506,7 +509,7 @@ def test_weights_of_inputs_that_are_always_zero_cost_nothing_and_change_nothing(
         torch.testing.assert_close(model(x).detach(), output)
 
 
-@pytest.mark.parametrize("name", ["obc", "sparsegpt"])
+@pytest.mark.parametrize("name", ["obc", "sparsegpt", "alps"])
 def test_patterns_that_cannot_be_kept_are_refused(name) -> None:
     model, batches = mlp(hidden=6)
     criterion = {"name": name, "n": 2, "m": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Shelf:
-    """Holds structures of tensors until they are needed; a context manager, which removes its files.
+    """Holds structures of tensors until they are needed; a context manager, which removes its files in the end.
 
     Example:
         >>> with Shelf("disk") as shelf:
@@ -34,8 +35,17 @@ class Shelf:
 
     def __init__(self, where: Offload = "none") -> None:
         self.where = where
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         self._count = 0
+
+    def close(self) -> None:
+        """Remove the files; what waits there is lost."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def __del__(self) -> None:
+        self.close()
 
     def put(self, data: T) -> Callable[[], T]:
         """Keep a structure; what is returned gives a copy of it, as often as it is asked.
@@ -58,9 +68,9 @@ class Shelf:
         if self.where == "cpu":
             return _InMemory(t.to("cpu", copy=True), t.device)
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="prunekit-")
+            self._folder = Path(tempfile.mkdtemp(prefix="prunekit-"))
         self._count += 1
-        return _InFile(Path(self._folder.name) / str(self._count), t)
+        return _InFile(self._folder / str(self._count), t)
 
     def __enter__(self) -> Self:
         return self
@@ -68,8 +78,7 @@ class Shelf:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+        self.close()
 
 
 class _Waiting:

@@ -21,7 +21,6 @@ from prunekit.masks.items import Items
 from prunekit.masks.prunable import described, left_out, notable, prunable_parameters, shortened
 from prunekit.masks.settings import Prunable
 from prunekit.masks.weights import pruned_counts
-from prunekit.network.call import few_examples, unpack
 from prunekit.network.measure import measure
 from prunekit.network.restore import refuse_inference_tensors, taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings

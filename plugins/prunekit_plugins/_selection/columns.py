@@ -15,6 +15,7 @@ from torch import Tensor
 from prunekit.masks import apportion, smallest
 from prunekit_plugins._curvature.grams import Gram
 from prunekit_plugins._linalg.inversion import triangular_inverse
+from prunekit_plugins._selection.pattern import side_by_side
 
 Choice = Callable[[int, int, Tensor], Tensor]
 """Given first and last column (one past) and their scores ``[groups, columns, units]``, what goes."""
@@ -109,20 +110,18 @@ class Columns:
     def __init__(self, gram: Gram, weight: Tensor, damping: float, relative: float, m: int | None) -> None:
         self._gram = gram
         moments, inputs = gram.moments, gram.rows.inputs
-        order = torch.arange(inputs, device=weight.device)
-        self._sorted = m is None or gram.rows.kernel == 1
-        if not self._sorted:
-            order = order.view(-1, m or 1, gram.rows.kernel).transpose(1, 2).flatten()
-        self.order = order
+        order = None if m is None else side_by_side(inputs, gram.rows.kernel, m)
+        self._sorted = order is None
+        self.order = torch.arange(inputs, device=weight.device) if order is None else order.to(weight.device)
         self.values = self.arranged(weight.to(moments.matrix.dtype))
         alpha = damping + relative * moments.mean
 
         def factored() -> Tensor:
             damped = moments.damped(alpha)
-            return factor(damped if self._sorted else damped[:, order][:, :, order])
+            return factor(damped if self._sorted else damped[:, self.order][:, :, self.order])
 
         self.upper = moments.once(("factor", alpha, None if self._sorted else m), factored)
-        self.live = moments.live[:, order]
+        self.live = moments.live[:, self.order]
 
     def arranged(self, tensor: Tensor) -> Tensor:
         """What has the parameter's shape, as ``[groups, columns, units]``."""

@@ -137,6 +137,21 @@ def in_groups(tensor: Tensor, layer: Layer, m: int) -> Tensor:
     return moved.reshape(*moved.shape[:-1], -1, m)
 
 
+def side_by_side(inputs: int, kernel: int, m: int) -> Tensor | None:
+    """The order in which the ``m`` inputs of each group stand side by side; ``None`` where they do so already.
+
+    Args:
+        inputs: Of a row, channels times places.
+        kernel: Places of a convolution's kernel, innermost in a row.
+        m: Inputs of a group, at one place of the kernel.
+    """
+    import torch
+
+    if kernel == 1:
+        return None
+    return torch.arange(inputs).view(-1, m, kernel).transpose(1, 2).flatten()
+
+
 def caps(chunk: Chunk, masks: Mapping[str, Tensor], n: int, m: int) -> Caps:
     """Limits of each group to what may still go from a layer's blocks."""
     import torch

@@ -1,6 +1,7 @@
 """Pruning criteria: formulas from weights and statistics to saliencies."""
 
 from prunekit import Criterion, hookimpl
+from prunekit_plugins.criteria.alps import ALPS
 from prunekit_plugins.criteria.combinatorial import Combinatorial
 from prunekit_plugins.criteria.empirical_fisher import EmpiricalFisher
 from prunekit_plugins.criteria.grasp import GraSP
@@ -38,6 +39,7 @@ def prunekit_register_criteria() -> list[type[Criterion]]:
         Combinatorial,
         ExactOBS,
         SparseGPT,
+        ALPS,
         KroneckerSurgeon,
         EmpiricalFisher,
         TaylorFirstOrder,
