@@ -660,7 +660,9 @@ def save_pretrained(
 def attach(model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor]) -> Attachment:
     """Keep a model's masked weights at zero in your own training loop, for masks from anywhere.
 
-    They are zeroed at once and after everything that the optimizer does to weights; an optimizer may wrap others.
+    They are zeroed at once and after everything that the optimizer does to weights; an optimizer may wrap others. Of a
+    model that ``fully_shard`` spreads over processes, whole masks are given in each; shard it before its optimizer is
+    made, and both before this.
 
     Args:
         model: The model that is trained.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunekit as pk
+from prunekit.masks.others import _waiting
 
 RADIUS, RATE = 0.05, 0.1
 
@@ -332,3 +335,44 @@ def test_model_and_optimizer_can_still_be_copied_and_pickled() -> None:
     assert torch.equal(clone(X), model(X))
     assert torch.equal(again(X), model(X))
     assert not any(p._post_accumulate_grad_hooks for p in clone.parameters())
+
+
+def test_parameters_that_have_taken_the_place_of_the_attached_are_told_before_the_first_step() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pk.attach(model, optimizer, {"weight": torch.rand(2, 3) < 0.5})
+    model.weight = nn.Parameter(torch.ones(2, 3))
+    fresh = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+
+    for _ in range(2):  # as long as warnings are errors nothing is trained
+        with pytest.raises(
+            pk.PrunekitWarning, match="other parameters in the place of weight than when masks"
+        ):
+            fresh.step()
+    assert torch.equal(model.weight, torch.ones(2, 3))
+    with pytest.warns(pk.PrunekitWarning, match="Shard the model first"):
+        fresh.step()
+    fresh.step()  # it is told once
+
+
+def test_looking_for_other_parameters_ends_with_the_first_step_with_remove_and_with_the_model() -> None:
+    others = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    before = set(_waiting)
+    for ends in ("step", "remove", "model"):
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        handle = pk.attach(model, optimizer, {"weight": torch.rand(2, 3) < 0.5})
+        others.step()
+        assert len(set(_waiting) - before) == 1  # of a model that nothing has trained yet
+        if ends == "step":
+            optimizer.step()
+        elif ends == "remove":
+            handle.remove()
+        else:
+            there = weakref.ref(model)
+            del model, optimizer, handle
+            gc.collect()
+            assert there() is None
+            others.step()
+        assert set(_waiting) <= before

@@ -330,5 +330,5 @@ def test_criteria_take_it_too_and_refuse_it_elsewhere() -> None:
     ]
     for token, sequence in (masks[:2], masks[2:]):
         assert any(not torch.equal(token[n], sequence[n]) for n in token)
-    with pytest.raises(pk.SpecError, match="terms has no meaning for curvature 'auto'"):
+    with pytest.raises(pk.SpecError, match="terms: sequence has no meaning for curvature 'auto'"):
         pk.prune(network, batches, {"name": "qm", "terms": "sequence"}, sparsity=0.3, steps=1)

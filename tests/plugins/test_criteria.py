@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import get_args
 
 import pytest
 import torch
 
 from prunekit import Criterion, PluginManager, SpecError, Statistic, saliency
 from prunekit.plugins.build import component
+from prunekit.plugins.host import default_manager
+from prunekit.spec import load
 from prunekit.testing import CriterionContract
 from prunekit_plugins.criteria import (
     ALPS,
@@ -130,6 +133,40 @@ def test_a_curvature_may_be_negative_and_the_saliency_is_not(name) -> None:
     assert torch.equal(criterion.saliency({"w": weight}, statistics)["w"], expected)
     gone = {"w": torch.tensor([[False, True]])}
     assert criterion.predicted_delta_loss({"w": weight}, statistics, gone) == -first - 2.0
+
+
+def with_terms(kind: str) -> list[tuple[str, str]]:
+    """Every built-in of a kind that has ``terms``, with every other curvature that it has."""
+    found = []
+    for name in default_manager().names(kind):
+        fields = default_manager().get(kind, name).Options.model_fields
+        if {"terms", "curvature"} <= set(fields):
+            found += [(name, other) for other in get_args(fields["curvature"].annotation)]
+    return [(name, other) for name, other in found if other != "empirical_fisher"]
+
+
+@pytest.mark.parametrize(("name", "curvature"), with_terms("criterion"))
+def test_terms_beside_another_curvature_are_refused_where_they_stand(name, curvature, tmp_path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "version: 1\nmodel: {name: mlp}\ndataset: {name: digits}\nprune:\n  criterion:\n"
+        f"    name: {name}\n    curvature: {curvature}\n    terms: sequence\n"
+        "  scheduler: {name: one_shot, sparsity: 0.5}\n"
+    )
+    with pytest.raises(SpecError) as refused:
+        load(path)
+    [problem] = refused.value.problems
+    assert "run.yaml:5:3: prune.criterion: terms: sequence has no meaning" in problem
+    assert f"for curvature '{curvature}'; accepted: curvature: empirical_fisher, or no terms" in problem
+    path.write_text(path.read_text().replace(f"curvature: {curvature}", "curvature: empirical_fisher"))
+    load(path)
+
+
+@pytest.mark.parametrize(("name", "curvature"), with_terms("statistic"))
+def test_statistics_refuse_terms_beside_another_curvature(name, curvature) -> None:
+    with pytest.raises(SpecError, match=f"terms: sequence has no meaning for curvature '{curvature}'"):
+        component("statistic", {"name": name, "curvature": curvature, "terms": "sequence"})
+    component("statistic", {"name": name, "curvature": "empirical_fisher", "terms": "sequence"})
 
 
 def test_draws_reach_the_statistic_and_are_refused_where_nothing_is_drawn() -> None:

@@ -33,6 +33,28 @@ def test_a_missing_library_is_named_with_what_to_install(
         HuggingFace(path=tmp_path).build(DATA)
 
 
+@pytest.mark.parametrize(
+    ("fails", "why"),
+    [
+        ("import torchvision_that_is_not_there", "No module named 'torchvision_that_is_not_there'"),
+        (
+            "raise RuntimeError('operator torchvision::nms does not exist')",
+            "operator torchvision::nms does not",
+        ),
+    ],
+)
+def test_a_torchvision_that_keeps_timm_from_being_imported_is_told(
+    fails: str, why: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text(fails)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+
+    with pytest.raises(pk.SpecError, match=rf"timm cannot be imported: {why}.*built for the torch here \(\d"):
+        Timm(model="resnet18").build(DATA)
+
+
 def test_timm_is_asked_for_the_datas_classes_and_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 

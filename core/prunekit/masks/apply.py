@@ -8,13 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SpecError
+from prunekit.masks.spread import here, part_of
 
 
 def zero(parameters: Mapping[str, Tensor], dropped: Mapping[str, Tensor]) -> None:
-    """Set weights to +0 where ``dropped`` is True. A fill, not a product: ``inf * 0`` is NaN."""
+    """Set weights to +0 where ``dropped`` is True. A fill, not a product: ``inf * 0`` is NaN.
+
+    Of parameters that are spread over processes, ``dropped`` is what belongs to the part in this one.
+    """
     with torch.no_grad():
         for name, drop in dropped.items():
-            parameters[name].masked_fill_(drop, 0.0)
+            here(parameters[name]).masked_fill_(drop, 0.0)
 
 
 def checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -46,11 +50,12 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
     Args:
         model: Any module that has the parameters named.
-        masks: Bool tensors or arrays in the parameters' shapes, ``True`` = kept.
+        masks: Bool tensors or arrays in the parameters' shapes, ``True`` = kept; the whole ones also where the parameters
+            are spread over processes (``fully_shard``), all of which call this.
 
     Raises:
         SpecError: If a mask does not fit; the model is then unchanged.
     """
     masks = {name: torch.as_tensor(mask) for name, mask in masks.items()}
     parameters = checked(model, masks)
-    zero(parameters, {name: ~mask.to(parameters[name].device) for name, mask in masks.items()})
+    zero(parameters, {name: ~part_of(mask, parameters[name], name) for name, mask in masks.items()})

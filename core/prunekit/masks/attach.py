@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from prunekit.errors import PrunekitWarning, SpecError
 from prunekit.masks.apply import checked, zero
+from prunekit.masks.others import warn_of_others
+from prunekit.masks.spread import here, part_of
 
 _SENTINELS = 32
 """Pruned weights of each parameter that are looked at once per backward pass: far less than a mask reads."""
@@ -34,7 +36,7 @@ class Attachment:
         self, optimizer: object, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]
     ) -> None:
         self._parameters = dict(parameters)
-        self._dropped = {name: ~mask.to(parameters[name].device) for name, mask in masks.items()}
+        self._dropped = {name: ~part_of(mask, parameters[name], name) for name, mask in masks.items()}
         self._undo: list[Callable[[], None]] = []
         self._active = True
         try:
@@ -54,11 +56,13 @@ class Attachment:
         while self._undo:
             self._undo.pop()()
 
-    def watch(self) -> None:
+    def watch(self, model: nn.Module) -> None:
         """Warn, once, where pruned weights are found to be back: something else than the attached optimizer trains.
 
-        A few pruned weights of each parameter are read whenever gradients have been taken.
+        A few pruned weights of each parameter are read whenever gradients have been taken. Parameters that take the
+        place of these are told before the first step.
         """
+        self._undo.append(warn_of_others(model, self._parameters))
         spread = {}
         for name, drop in self._dropped.items():
             gone = drop.flatten().nonzero().squeeze(1)
@@ -133,12 +137,14 @@ def attach(model: nn.Module, optimizer: object, masks: Mapping[str, Tensor]) -> 
 
     Steps are seen through torch's own hooks, also those of optimizers that the given one holds. Where a class
     adds methods of its own (the two half steps of sharpness-aware minimization, the ``train`` and ``eval`` of
-    schedule-free optimizers), the weights are zeroed after each of these too.
+    schedule-free optimizers), the weights are zeroed after each of these too. A model that ``fully_shard`` spreads over
+    processes is sharded before its optimizer is made, and both before this; all processes then call it.
 
     Args:
         model: The model that is trained.
         optimizer: The optimizer that trains it, or what wraps that.
-        masks: Bool tensors or arrays in the parameters' shapes, ``True`` = kept.
+        masks: Bool tensors or arrays in the parameters' shapes, ``True`` = kept; the whole ones also of a model that is
+            spread over processes.
 
     Returns:
         A handle with ``.remove()``.
@@ -164,7 +170,7 @@ def attach(model: nn.Module, optimizer: object, masks: Mapping[str, Tensor]) -> 
             stacklevel=3,
         )
     attachment = Attachment(optimizer, parameters, masks)
-    attachment.watch()
+    attachment.watch(model)
     return attachment
 
 
@@ -208,4 +214,4 @@ def _methods(part: object) -> list[str]:
 def _any_at(parameter: Tensor, indices: Tensor) -> bool:
     if not len(indices):
         return False
-    return bool(parameter.detach().flatten()[indices.to(parameter.device)].any())
+    return bool(here(parameter.detach()).flatten()[indices.to(parameter.device)].any())

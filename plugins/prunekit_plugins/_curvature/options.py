@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prunekit import Options, Statistic
 from prunekit.masks import FlatIndex
@@ -27,6 +27,18 @@ Terms = Literal["token", "sequence"]
 """What has a gradient of its own in the empirical Fisher."""
 
 
+def check_terms(curvature: str, terms: Terms) -> None:
+    """Refuse terms that a curvature does not have, for validators of options.
+
+    Raises:
+        ValueError: If ``terms`` would be without effect.
+    """
+    if terms != "token" and curvature != "empirical_fisher":
+        raise ValueError(
+            f"terms: {terms} has no meaning for curvature {curvature!r}; accepted: curvature: empirical_fisher, or no terms"
+        )
+
+
 class InverseOptions(Options):
     """Options.
 
@@ -42,6 +54,11 @@ class InverseOptions(Options):
     damping: float = Field(default=1e-4, ge=0)
     draws: int = Field(default=1, ge=1, le=1_000_000)
     terms: Terms = "token"
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> Self:
+        check_terms(self.curvature, self.terms)
+        return self
 
 
 def derived(estimator: Estimator, known: Statistics) -> Tensors | None:

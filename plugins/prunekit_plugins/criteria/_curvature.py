@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from prunekit import Options, Statistic
-from prunekit_plugins._curvature.options import MOST, Terms
+from prunekit_plugins._curvature.options import MOST, Terms, check_terms
 
 _DRAWN = ("auto", "ggn_mc", "hutchinson")
 
@@ -30,11 +30,8 @@ class CurvatureOptions(Options):
     terms: Terms = "token"
 
     @model_validator(mode="after")
-    def _terms_are_the_fishers(self) -> Self:
-        if self.terms != "token" and self.curvature != "empirical_fisher":
-            raise ValueError(
-                f"terms has no meaning for curvature {self.curvature!r}; it is for empirical_fisher"
-            )
+    def _check_terms(self) -> Self:
+        check_terms(self.curvature, self.terms)
         return self
 
     @model_validator(mode="after")

@@ -7,13 +7,13 @@ themselves where the gradient is taken to be zero (OBS), a Newton step away wher
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prunekit import Context, Criterion, JointModel, Options, Proposal, Request, Statistic, UnsupportedError
 from prunekit.masks import FlatIndex
-from prunekit_plugins._curvature.options import Curvature, Terms
+from prunekit_plugins._curvature.options import Curvature, Terms, check_terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +47,11 @@ class SurgeonOptions(Options):
     selection: Literal["greedy", "saliency"] = "greedy"
     scope: Literal["global", "layerwise"] = "global"
     refresh: int = Field(default=512, ge=1)
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> Self:
+        check_terms(self.curvature, self.terms)
+        return self
 
 
 class BlockSurgeonOptions(SurgeonOptions):

@@ -18,7 +18,7 @@ from prunekit import (
     UnsupportedError,
 )
 from prunekit.masks import FlatIndex
-from prunekit_plugins._curvature.options import OuterProducts, Terms
+from prunekit_plugins._curvature.options import OuterProducts, Terms, check_terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +64,11 @@ class CombinatorialOptions(Options):
     rounds: int = Field(default=3, ge=0, le=1_000_000)
     tolerance: float = Field(default=1e-2, gt=0)
     iterations: int = Field(default=100, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> Self:
+        check_terms(self.curvature, self.terms)
+        return self
 
     @model_validator(mode="after")
     def _check_search(self) -> Self:

@@ -38,9 +38,9 @@ class Timm(Model):
         """Build the network.
 
         Raises:
-            SpecError: If timm is not installed, or has no such architecture.
+            SpecError: If timm is not installed or does not import, or has no such architecture.
         """
-        timm = extra("timm", "timm", "model 'timm'")
+        timm = _imported()
         name: str = self.options.model
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name}*")[:6])
@@ -53,3 +53,22 @@ class Timm(Model):
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise SpecError(f"model 'timm': {name} with {given} cannot be built: {error}") from error
         return network
+
+
+def _imported() -> Any:
+    """The library, or what keeps it from being imported: most often a torchvision that is missing or of another torch."""
+    import torch
+
+    try:
+        return extra("timm", "timm", "model 'timm'")
+    except SpecError:
+        raise
+    except (
+        ImportError,
+        RuntimeError,
+        OSError,
+    ) as error:  # as torchvision fails; torch's own errors are RuntimeErrors
+        raise SpecError(
+            f"model 'timm': timm cannot be imported: {error}. It needs the torchvision that was built for the torch here "
+            f"({torch.__version__}); docs/huggingface.md says how to get it"
+        ) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prunekit import Estimator, Options, UnsupportedError
 from prunekit.units import readable_bytes
-from prunekit_plugins._curvature.options import Columns, OuterProducts, Terms
+from prunekit_plugins._curvature.options import Columns, OuterProducts, Terms, check_terms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,11 @@ class FactorOptions(Options):
     curvature: OuterProducts = "ggn"
     draws: int = Field(default=1, ge=1, le=1_000_000)
     terms: Terms = "token"
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> Self:
+        check_terms(self.curvature, self.terms)
+        return self
 
 
 class CurvatureFactors(Estimator):
