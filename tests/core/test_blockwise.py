@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import running
 import torch
 from torch import nn
 
@@ -342,3 +343,91 @@ def test_inputs_that_are_the_same_in_some_batches_only_have_matrices_of_their_ow
     for name, factor in (("a.weight", 1), ("b.weight", 2)):
         seen = torch.cat([x * factor if len(x) > 2 else x for x in xs])
         torch.testing.assert_close(grams[name].moments.matrix[0], seen.T @ seen / n)
+
+
+SEQUENTIAL = {
+    "model": {"name": "python", "factory": "running:stacked"},
+    "prune": {
+        "criterion": "sparsegpt",
+        "scheduler": {"name": "one_shot", "sparsity": 0.5},
+        "prunable": {"include": ["2.*.weight"]},
+        "sequential": {"blocks": "2.*"},
+    },
+    "probes": None,
+    "finetune": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("sequential", "scheduler", "criterion"),
+    [
+        ({"blocks": "2.*"}, {"name": "one_shot", "sparsity": 0.5}, "sparsegpt"),
+        ({"blocks": "2.*"}, {"name": "linear", "sparsity": 0.6, "steps": 3}, "alps"),
+        (
+            {"blocks": "2.*", "inputs": "dense", "offload": "disk"},
+            {"name": "linear", "sparsity": 0.6, "steps": 3},
+            "wanda",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_a_run_that_is_stopped_goes_on_with_the_next_block(
+    sequential, scheduler, criterion, stop, tmp_path, monkeypatch
+) -> None:
+    from prunekit.plugins.host import default_manager
+
+    prune = {**SEQUENTIAL["prune"], "sequential": sequential, "scheduler": scheduler, "criterion": criterion}
+    running.write_data(tmp_path / "data.npz")
+    spec = running.mapping(tmp_path, **{**SEQUENTIAL, "prune": prune})
+    cls = default_manager().get("criterion", criterion)
+    own, calls = cls.propose, []
+
+    def propose(self, context):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return own(self, context)
+
+    with pk.run(spec, tmp_path / "whole.h5") as whole:
+        assert whole.summary["status"] == "complete"
+        assert len(whole.summary["steps"]) == (1 if sequential.get("inputs") != "dense" else 3)
+    monkeypatch.setattr(cls, "propose", propose)
+    whole_calls = 9 if scheduler["name"] == "linear" else 3
+    each = 3 if sequential.get("inputs") != "dense" and whole_calls == 9 else 1  # proposals for a block
+    if stop > whole_calls:
+        return
+    with pytest.raises(KeyboardInterrupt):
+        pk.run(spec, tmp_path / "out.h5")
+    left = tmp_path / "out.h5.state.blocks"
+    assert left.is_dir() == ((stop - 1) % 3 // each > 0 or each == 3 < stop)
+    pk.run(spec, tmp_path / "out.h5", resume=True).close()
+    assert running.contents(tmp_path / "out.h5") == running.contents(tmp_path / "whole.h5")
+    monkeypatch.undo()
+    assert len(calls) == whole_calls + 1 + (stop - 1) % each
+    assert not left.exists()
+
+
+def test_what_is_left_of_a_block_is_computed_again_where_it_is_damaged(tmp_path) -> None:
+    from prunekit.pruning.blockwise import Done
+    from prunekit.runs.finished import FinishedBlocks, forget
+
+    kept = FinishedBlocks(tmp_path / "blocks", 3)
+    done = Done({"a": torch.tensor([True, False])}, {"a": torch.tensor([1.5, 0.0]).bfloat16()}, -0.25)
+    kept.put("layers.0", done)
+    found = kept.get("layers.0")
+    assert torch.equal(found.masks["a"], done.masks["a"])
+    assert torch.equal(found.values["a"], done.values["a"])
+    assert found.predicted == -0.25
+    assert kept.get("layers.1") is None
+    assert FinishedBlocks(tmp_path / "blocks", 2).get("layers.0") is None
+    (file,) = (tmp_path / "blocks").iterdir()
+    content = bytearray(file.read_bytes())
+    for place in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 4
+        file.write_bytes(damaged)
+        again = kept.get("layers.0")
+        assert again is None or torch.equal(again.values["a"], done.values["a"])
+    (tmp_path / "blocks" / "mine.txt").write_text("x")
+    forget(tmp_path / "blocks")
+    assert [p.name for p in (tmp_path / "blocks").iterdir()] == ["mine.txt"]

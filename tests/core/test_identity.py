@@ -177,6 +177,9 @@ CHANGES: dict[str, Any] = {
     "prune.examples": None,
     "prune.sample": "fixed",
     "prune.recalibrate_batchnorm": 40,
+    "prune.sequential": {"inputs": "pruned"},
+    "prune.sequential.blocks": {"prune.sequential": {"blocks": ["body.*"]}},
+    "prune.sequential.inputs": {"prune.sequential": {"inputs": "dense"}},
     "finetune": None,
     "finetune.epochs": 3,
     "finetune.batch_size": 31,
@@ -212,11 +215,20 @@ def test_every_value_that_determines_the_results_changes_the_hash(tmp_path: Path
     covered |= {f"{key}.name" for key in CHANGES} | {"probes.0.name"}
     assert set(base.origins) - covered == set()
     found = {
-        change: hashed(spec, value if "selector." in change else {change: value})
+        change: hashed(spec, value if "selector." in change or "sequential." in change else {change: value})
         for change, value in CHANGES.items()
     }
     found["nothing"] = hashed(spec)
     assert len(set(found.values())) == len(found), found
+
+
+def test_where_things_wait_between_blocks_is_no_part_of_the_hash(tmp_path: Path) -> None:
+    spec = running.write_spec(tmp_path)
+    found = {
+        hashed(spec, {"prune.sequential": {"offload": where}} if where else {})
+        for where in (None, "none", "cpu", "disk")
+    }
+    assert len(found) == 2
 
 
 def test_no_path_is_in_the_hash_but_that_there_is_a_checkpoint(

@@ -91,6 +91,14 @@ def tied() -> Any:
     return nn.Sequential(nn.Flatten(), first, nn.Tanh(), second, nn.Tanh(), nn.Linear(36, 3))
 
 
+def stacked() -> Any:
+    """Three blocks of two layers, between layers that are in none."""
+    from torch import nn
+
+    blocks = [nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 12)) for _ in range(3)]
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 12), nn.Sequential(*blocks), nn.Linear(12, 3))
+
+
 def no_layers() -> Any:
     """A network without Linear and Conv layers."""
     from torch import nn

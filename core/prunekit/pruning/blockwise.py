@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,33 @@ class Swept:
     loss: float
     predicted: float | None = None
     updated: bool = False
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a block has become.
+
+    Attributes:
+        masks: Parameter to what is kept.
+        values: Parameter to its values, of those whose survivors have new ones.
+        predicted: The change of the loss that the criterion predicts for it.
+    """
+
+    masks: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+    predicted: float | None = None
+
+
+class Finished(Protocol):
+    """Keeps what blocks have become, so that a step that is stopped goes on with the next block."""
+
+    def get(self, block: str) -> Done | None:
+        """What a block has become, if that is known."""
+        ...
+
+    def put(self, block: str, done: Done) -> None:
+        """Keep what a block has become."""
+        ...
 
 
 class Swapped:
@@ -239,6 +266,7 @@ class Blockwise:
         selector: Selector,
         masks: Mapping[str, Tensor],
         budgets: Sequence[int],
+        finished: Finished | None = None,
     ) -> Swept:
         """Make a step, in place; where it fails, the model is as before.
 
@@ -249,6 +277,7 @@ class Blockwise:
             selector: Spends the budget.
             masks: Before it.
             budgets: Pruned weights afterwards; several, where each block goes through several steps.
+            finished: Blocks that an earlier attempt at this step has finished, if it was stopped.
         """
         inputs = [unpack(batch)[0] for batch in sample.batches]
         if self._stages is None:
@@ -263,7 +292,7 @@ class Blockwise:
             try:
                 levels = self._levels(criterion, selector, masks, budgets)
                 if levels is not None:
-                    walk.choose(levels)
+                    walk.choose(levels, finished)
                 else:
                     walk.choose_over_all(budgets[-1])
             except BaseException:
@@ -326,19 +355,34 @@ class _Walk:
         built = self.of.surroundings.estimators(self._wanted)
         self._sees = any(estimator.needs_data for estimator in built.values())
 
-    def choose(self, levels: Sequence[Mapping[str, int]]) -> None:
+    def choose(self, levels: Sequence[Mapping[str, int]], finished: Finished | None) -> None:
         """Choose layer by layer, each block through all levels before the next."""
         dense = self.of.settings.inputs == "dense"
         for index, block, relay in self._in_turn():
             if dense:
                 self._go_on(relay, index)
-            for level in levels:
-                shares = block.own(level)
-                self._propose(
-                    block, index, relay, _Apart(self.selector, self.of.layers, shares, block), shares
-                )
+            done = None if finished is None else finished.get(block.name)
+            if done is not None:
+                self._again(block, done)
+            else:
+                done = Done({}, {})
+                for level in levels:
+                    shares = block.own(level)
+                    selector = _Apart(self.selector, self.of.layers, shares, block)
+                    done = self._propose(block, index, relay, selector, shares)
+                if finished is not None:
+                    finished.put(block.name, done)
             if not dense:
                 self._go_on(relay, index)
+
+    def _again(self, block: Block, done: Done) -> None:
+        """Let a block become what it has been."""
+        for name in block.names.values():
+            device = self.of.parameters[name].device
+            value = done.values.get(name)
+            self._make(name, None if value is None else value.to(device), done.masks[name].to(device))
+        if done.predicted is not None:
+            self.swept.predicted = (self.swept.predicted or 0.0) + done.predicted
 
     def choose_over_all(self, budget: int) -> None:
         """Collect the saliencies of all blocks, choose, and then give each block its values."""
@@ -385,7 +429,7 @@ class _Walk:
 
     def _propose(
         self, block: Block, index: int, relay: Relay, selector: Selector, shares: Mapping[str, int]
-    ) -> None:
+    ) -> Done:
         context, kept = self._context(block, index, relay, selector, shares)
         proposal = asked(self.criterion, context, kept)
         wrong = [block.names[key] for key, n in pruned_counts(proposal.masks).items() if n != shares[key]]
@@ -398,6 +442,11 @@ class _Walk:
             self._make(name, value, proposal.masks[key])
         if proposal.predicted_delta_loss is not None:
             self.swept.predicted = (self.swept.predicted or 0.0) + proposal.predicted_delta_loss
+        names = block.names.values()
+        updated = proposal.values is not None
+        values = {name: self.of.parameters[name].detach() for name in names} if updated else {}
+        masks = {name: self.swept.masks[name] for name in names}
+        return Done(masks, values, proposal.predicted_delta_loss)
 
     def _make(self, name: str, value: Tensor | None, mask: Tensor) -> None:
         self.swept.masks[name] = mask

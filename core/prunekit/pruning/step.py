@@ -25,7 +25,7 @@ from prunekit.network.measure import measure
 from prunekit.network.restore import refuse_inference_tensors, taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings
 from prunekit.pruning.asking import asked, lent_weights, losing
-from prunekit.pruning.blockwise import Blockwise, Swapped
+from prunekit.pruning.blockwise import Blockwise, Finished, Swapped
 from prunekit.pruning.change import Change, Kept
 from prunekit.pruning.criterion import Criterion, locality_weight
 from prunekit.pruning.guard import refuse_several_functions
@@ -93,6 +93,7 @@ class Pruner:
         zeros: Whether weights that are exactly zero when pruning starts count as pruned.
         wanted: At which steps the saliencies are wanted.
         sequential: Prune block by block.
+        finished: Keeps the finished blocks of a step, by its number.
 
     Attributes:
         left_out: What is not prunable because of what it is, by role.
@@ -115,8 +116,9 @@ class Pruner:
         zeros: Zeros = "pruned",
         wanted: Callable[[int], bool] = lambda step: False,
         sequential: Sequential | None = None,
+        finished: Callable[[int], Finished] | None = None,
     ) -> None:
-        self._wanted = wanted
+        self._wanted, self._finished = wanted, finished
         self._chosen_by: Tensor | None = None
         self._surroundings = surroundings
         model, self._model, self._loss = surroundings.model, surroundings.model, surroundings.loss
@@ -375,7 +377,7 @@ class Pruner:
         """A step's change; block by block it may be in place already."""
         self._chosen_by = None
         if self._blockwise is not None:
-            return self._made_by_blocks(sample, criterion, lam, budget)
+            return self._made_by_blocks(index, sample, criterion, lam, budget)
         statistics, before = self._estimated(index, sample, criterion, lam)
         kept = Kept(self.parameters)
         proposal = asked(criterion, self._context(statistics, budget, lam, kept), kept)
@@ -392,7 +394,9 @@ class Pruner:
             statistics, change, before, dict(proposal.masks), predicted, proposal.values is not None, saliency
         )
 
-    def _made_by_blocks(self, sample: Sample, criterion: Criterion, lam: float, budget: int) -> _Made:
+    def _made_by_blocks(
+        self, index: int, sample: Sample, criterion: Criterion, lam: float, budget: int
+    ) -> _Made:
         assert self._blockwise is not None
         if not self._guarded:
             first = sample.batches[:1]
@@ -402,7 +406,9 @@ class Pruner:
             self._guarded = True
         # With pruned inputs a block goes through all steps by itself; those that ask for less than is gone do nothing.
         budgets = [b for b in self._inner if b > sum(pruned_counts(self.masks).values())] or [budget]
-        swept = self._blockwise.sweep(sample, criterion, lam, self.selector, self.masks, budgets)
+        # A step that may be taken back is made again with other numbers.
+        finished = None if self._finished is None or self.scheduler.adapts else self._finished(index + 1)
+        swept = self._blockwise.sweep(sample, criterion, lam, self.selector, self.masks, budgets, finished)
         self._chosen_by = None
         if self._measures:  # which are of what a step would change
             swept.change.undo()

@@ -45,7 +45,11 @@ def spec_hash(spec: Spec, bound: Row, device: str) -> str:
             for key in place[:-1]:
                 here = here[key]
             here[place[-1]] = _without_paths(part)
-    text = json.dumps(without_later(values), sort_keys=True, separators=(",", ":"))
+    determining = without_later(values)
+    sequential = (determining.get("prune") or {}).get("sequential")
+    if sequential is not None:
+        del sequential["offload"]  # where things wait
+    text = json.dumps(determining, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

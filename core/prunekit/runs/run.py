@@ -41,10 +41,11 @@ from prunekit.results.format import METRIC_COLUMNS
 from prunekit.runs import plan as setup
 from prunekit.runs.circumstances import COSTS, changes, circumstances, costs
 from prunekit.runs.circumstances import described as described_changes
+from prunekit.runs.finished import FinishedBlocks, forget
 from prunekit.runs.pieces import noted
 from prunekit.runs.resume import refuse_another_run
 from prunekit.runs.shared import Shared, dense_key
-from prunekit.runs.state import State, plain, state_path
+from prunekit.runs.state import State, blocks_path, plain, state_path
 from prunekit.runs.trained import Source
 from prunekit.runs.view import refreshed
 from prunekit.seeds import derived, generator
@@ -89,6 +90,7 @@ def execute(
     if state is None and execution.first:
         # Whoever calls has made sure that what is there may go. The state first: alone it would look resumable.
         state_path(out).unlink(missing_ok=True)
+        forget(blocks_path(out))
         out.unlink(missing_ok=True)
     with preserved_rng():
         # What draws without asking for a generator must not depend on what the process has drawn before.
@@ -134,6 +136,7 @@ class _Execution:
         self.recorders: list[Recorder] = [part.build() for part in spec.listed("recorders")]
         self.pruner = self._pruner(plan.pruning)
         self.state_file = state_path(out)
+        self._blocks = blocks_path(out)
         fresh = state is None
         self._same_weights()
         self._updated = False
@@ -180,6 +183,7 @@ class _Execution:
             zeros=settings.zeros,
             wanted=lambda step: any(recorder.wants_saliencies(step) for recorder in self.recorders),
             sequential=settings.sequential,
+            finished=lambda step: FinishedBlocks(self._blocks, step),
         )
 
     def _measures(self, given: setup.Pruning) -> dict[str, Measure]:
@@ -278,6 +282,7 @@ class _Execution:
             raise
         if self.first:
             self.state_file.unlink(missing_ok=True)
+            forget(self._blocks)
 
     def _finish(self) -> None:
         self.view.environment |= self._costs()
@@ -510,6 +515,8 @@ class _Execution:
             if probed.step is not None:
                 self._tell("probe_finished", label, probed)
         view = self._tell("step_finished", record)
+        if settings.sequential is not None:
+            forget(self._blocks)
         self._call("prunekit_step_finished", view, step=record)
         self.listener.step(record)
         return measured or None

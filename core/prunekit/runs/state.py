@@ -41,6 +41,11 @@ def state_path(out: Path) -> Path:
     return out.with_name(out.name + SUFFIX)
 
 
+def blocks_path(out: Path) -> Path:
+    """The folder of the blocks that an unfinished step has finished."""
+    return out.with_name(f"{out.name}{SUFFIX}.blocks")
+
+
 @dataclass
 class Noted:
     """The pieces of a probe that is not finished.
