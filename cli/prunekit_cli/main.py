@@ -87,6 +87,27 @@ def run(
 
 
 @app.command()
+def prune(
+    spec: Spec,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The new folder.")],
+    set_: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it will take, in time and memory; write nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the next block where an earlier call was stopped.")
+    ] = False,
+    overwrite: Overwrite = False,
+    block: Block = None,
+    no_code: NoCode = False,
+) -> None:
+    """Prune a Hugging Face folder into another, block by block, without holding the network as a whole."""
+    from prunekit_cli.prune import prune as command
+
+    command(spec, out, set_ or [], dry_run, resume, overwrite, block or [], not no_code)
+
+
+@app.command()
 def inspect(
     file: File,
     as_json: AsJSON = False,

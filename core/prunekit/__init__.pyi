@@ -11,6 +11,7 @@ from .api import open_sweep as open_sweep
 from .api import operator as operator
 from .api import probe as probe
 from .api import prune as prune
+from .api import prune_folder as prune_folder
 from .api import run as run
 from .api import saliency as saliency
 from .api import save_pretrained as save_pretrained
@@ -20,6 +21,7 @@ from .component import Tensors as Tensors
 from .data import DataInfo as DataInfo
 from .data import Dataset as Dataset
 from .data import Model as Model
+from .data import Skeleton as Skeleton
 from .data import Split as Split
 from .data import Splits as Splits
 from .errors import CheckpointError as CheckpointError

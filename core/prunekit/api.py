@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from prunekit.pruning.until import Until
     from prunekit.records import Attempt, Row, StepRecord
     from prunekit.reports.compare import Comparison
+    from prunekit.runs.folders import Report as FolderReport
     from prunekit.statistics.base import Estimator
     from prunekit.statistics.joint import Certificate
     from prunekit.statistics.operator import Operator
@@ -733,6 +734,49 @@ def run(
             path = Path(os.path.realpath(path))
         start(resolved, path, manager, listener, resume=resume, overwrite=overwrite)
     return RunResults.open(path)
+
+
+def prune_folder(
+    spec: str | Path | Mapping[str, object],
+    out: str | Path,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    block: Iterable[str] = (),
+    code: bool = True,
+    told: Callable[[str, int, int], None] | None = None,
+) -> FolderReport:
+    """Prune a network of transformers from its folder into another, block by block, without holding it as a whole.
+
+    A block's weights are read from the safetensors files when its turn comes, pruned in single precision, rounded to the
+    files' type, written, and let go of; each block sees what the pruned blocks before it give. The result is that of
+    :func:`run` with the same spec. ``from_pretrained`` loads the new folder.
+
+    Args:
+        spec: As for :func:`run`, with the model ``hf``, a data set, and ``prune`` with ``sequential``; nothing else.
+        out: The new folder.
+        overrides: Dotted path to value, as ``--set``.
+        resume: Go on with the next block where an earlier call was stopped.
+        overwrite: Replace a folder that prunekit wrote.
+        block: Plugins to leave out.
+        code: ``False`` refuses specs that name Python to run.
+        told: Called after each block with its name, how many are done, and how many there are.
+
+    Raises:
+        SpecError: If the spec asks for something that needs the whole network.
+        CheckpointError: If a file is missing, cut off, or holds a value that is not finite.
+        ResultsError: If something is there that must not be replaced, or nothing can be written.
+    """
+    from prunekit.plugins.host import manager_for
+    from prunekit.runs.folders import prune_folder as pruned
+    from prunekit.spec import load
+
+    with device_errors(), ordinary_tensors():
+        manager = manager_for(block, code)
+        resolved = load(spec, overrides, manager)
+        target = Path(os.path.expanduser(out))
+        return pruned(resolved, target, manager, resume, overwrite, told or (lambda name, done, total: None))
 
 
 def open(path: str | Path) -> RunResults:

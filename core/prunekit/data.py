@@ -11,6 +11,8 @@ from prunekit.component import Component
 from prunekit.errors import DataError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Generator, Tensor, nn
 
@@ -165,6 +167,19 @@ class Splits:
         return replace(self, train=self.train.to(device, dtype), valid=move(self.valid), test=move(self.test))
 
 
+@dataclass(frozen=True)
+class Skeleton:
+    """A network without weights.
+
+    Attributes:
+        network: Its parameters are on the device ``meta``; buffers that no file holds have their values.
+        folder: Of safetensors files with its weights, by its own names, and of what else belongs to it.
+    """
+
+    network: nn.Module
+    folder: Path
+
+
 class Model(Component, ABC):
     """Builds a network. ``build`` runs under a seeded torch random state."""
 
@@ -175,6 +190,13 @@ class Model(Component, ABC):
     @abstractmethod
     def build(self, data: DataInfo) -> nn.Module:
         """Return a freshly initialised network for data of this shape, on CPU in float32."""
+
+    def skeleton(self) -> Skeleton | None:
+        """The network without its weights, and the files that these are in, for networks that are larger than the memory.
+
+        ``None``, the default, where there is no such thing.
+        """
+        return None
 
 
 class Dataset(Component, ABC):

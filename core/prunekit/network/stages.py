@@ -105,7 +105,9 @@ class Stages:
     Args:
         model: Left as it was found.
         names: Of the blocks.
-        inputs: Of a batch, on which it is seen which block runs when, and whose answers later ones need.
+        inputs: Of a batch, on which it is seen which block runs when, and whose answers later ones need. ``None`` where
+            the blocks are not there yet: then each is taken to need the answer of the one before it, in the order of their
+            names, and one that needs others is refused when its turn comes.
 
     Attributes:
         names: In the order in which they run.
@@ -116,9 +118,15 @@ class Stages:
         UnsupportedError: If a block runs twice, or never.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str], inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str], inputs: Inputs | None) -> None:
         self._model = model
+        self._by_example: dict[object, frozenset[int]] = {}
+        self._is_seen = inputs is not None
         by_name = dict(model.named_modules())
+        if inputs is None:
+            self.names, self.modules = list(names), [by_name[name] for name in names]
+            self.last_use = [i + 1 for i in range(len(names))]
+            return
         few = self._few(inputs)
         order: list[int] = []
         answers: dict[int, object] = {}
@@ -145,7 +153,6 @@ class Stages:
         self.names = [names[i] for i in order]
         self.modules = [modules[i] for i in order]
         self.last_use = self._last_uses(few, [answers[i] for i in order])
-        self._by_example: dict[object, frozenset[int]] = {}
 
     def entered(self, index: int, inputs: Inputs, answers: Sequence[Callable[[], object]]) -> Arguments:
         """What a block is called with for a batch.
@@ -156,6 +163,11 @@ class Stages:
             answers: Of the blocks before it.
         """
         leaves, spec = tree_flatten(self._stopped(index, inputs, answers))
+        if not self._is_seen and any(map(_spoilt, leaves)):
+            raise UnsupportedError(
+                f"blocks: {self.names[index]} needs what other blocks than the one before it have answered; prune the "
+                "network in memory"
+            )
         n = count(inputs)
         fitting = {i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.ndim and len(t) == n}
         kind = index, n > 1, tuple(t.ndim if isinstance(t, Tensor) else None for t in leaves)

@@ -7,7 +7,8 @@ block may have to see them, and can be taken back all together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol
 
@@ -82,14 +83,12 @@ class Swept:
     Attributes:
         masks: After it.
         change: Its change of the weights, which is in place.
-        loss: Before it, on the step's examples.
         predicted: The change of the loss that the criterion predicts; ``None`` if it models no loss.
         updated: Whether weights that stay have new values.
     """
 
-    masks: dict[str, Tensor]
-    change: Swapped
-    loss: float
+    masks: MutableMapping[str, Tensor]
+    change: Change
     predicted: float | None = None
     updated: bool = False
 
@@ -118,6 +117,33 @@ class Finished(Protocol):
 
     def put(self, block: str, done: Done) -> None:
         """Keep what a block has become."""
+        ...
+
+
+class Home:
+    """Where the weights of blocks are: in the network, unless somebody brings them when their turn comes."""
+
+    always = True
+    """Whether they are in the network all the time."""
+
+    @contextmanager
+    def present(self, block: str) -> Iterator[None]:
+        """Within it, the block has its weights."""
+        yield
+
+    def settle(self, block: str) -> None:
+        """Called when a block has been pruned, before those after it are run."""
+
+
+class Change(Protocol):
+    """Takes a step's new values and masks."""
+
+    def make(self, name: str, value: Tensor | None, mask: Tensor) -> None:
+        """Give a parameter new values, if there are any, and zeros where it is pruned."""
+        ...
+
+    def undo(self) -> None:
+        """Put back what stood there."""
         ...
 
 
@@ -186,6 +212,7 @@ class Blockwise:
         layers: The same as layers.
         warn: Told of what a user should know, with its kind.
         watch: Told of each choice of the selector.
+        home: Where the weights of blocks are.
 
     Raises:
         SpecError: If there are no such blocks, or prunable weights outside of them.
@@ -199,10 +226,11 @@ class Blockwise:
         layers: Sequence[Layer],
         warn: Callable[[str, str], None],
         watch: Callable[[Items, Tensor], None],
+        home: Home | None = None,
     ) -> None:
         self.surroundings, self._model, self._loss = surroundings, surroundings.model, surroundings.loss
         self.settings, self.parameters, self.layers = settings, parameters, layers
-        self.warn, self.watch = warn, watch
+        self.warn, self.watch, self.home = warn, watch, home or Home()
         self._names = blocks_of(self._model, settings.patterns)
         self.blocks = {name: Block.of(name, layers) for name in self._names}
         inside = {name for block in self.blocks.values() for name in block.names.values()}
@@ -267,7 +295,7 @@ class Blockwise:
         masks: Mapping[str, Tensor],
         budgets: Sequence[int],
         finished: Finished | None = None,
-    ) -> Swept:
+    ) -> tuple[Swept, Swapped, float]:
         """Make a step, in place; where it fails, the model is as before.
 
         Args:
@@ -278,34 +306,64 @@ class Blockwise:
             masks: Before it.
             budgets: Pruned weights afterwards; several, where each block goes through several steps.
             finished: Blocks that an earlier attempt at this step has finished, if it was stopped.
+
+        Returns:
+            What has been done, its change, and the loss before it.
         """
         inputs = [unpack(batch)[0] for batch in sample.batches]
-        if self._stages is None:
-            self._stages = Stages(self._model, self._names, inputs[0])
         counted = _Counted(self._loss)
         loss = measure(self._model, sample.batches, counted)[0]
+        change = Swapped(self.parameters, Shelf(self.settings.offload))
+        swept = Swept(dict(masks), change)
+        counts = pruned_counts(masks)
+        gone = [counts[layer.name] for layer in self.layers]
+        normaliser = counted.sum / sum(map(count, inputs))
+        self.walk(inputs, normaliser, swept, criterion, lam, selector, gone, budgets, finished)
+        return swept, change, loss
+
+    def walk(
+        self,
+        inputs: Sequence[Inputs],
+        normaliser: float,
+        swept: Swept,
+        criterion: Criterion,
+        lam: float,
+        selector: Selector,
+        gone: Sequence[int],
+        budgets: Sequence[int],
+        finished: Finished | None = None,
+    ) -> None:
+        """Go over the blocks and prune them; where it fails, the change is taken back.
+
+        Args:
+            inputs: Of the step's batches.
+            normaliser: Of the loss, for each example.
+            swept: Is filled.
+            criterion: See :meth:`sweep`.
+            lam: Its λ.
+            selector: See :meth:`sweep`.
+            gone: Weights of each layer that are pruned before.
+            budgets: See :meth:`sweep`.
+            finished: See :meth:`sweep`.
+        """
+        if self._stages is None:
+            self._stages = Stages(self._model, self._names, inputs[0] if self.home.always else None)
         with Shelf(self.settings.offload) as shelf:
-            change = Swapped(self.parameters, Shelf(self.settings.offload))
-            swept = Swept(dict(masks), change, loss)
-            normaliser = counted.sum / sum(map(count, inputs))
             walk = _Walk(self, self._stages, inputs, normaliser, shelf, swept, criterion, lam, selector)
             try:
-                levels = self._levels(criterion, selector, masks, budgets)
+                levels = self._levels(criterion, selector, gone, budgets)
                 if levels is not None:
                     walk.choose(levels, finished)
                 else:
                     walk.choose_over_all(budgets[-1])
             except BaseException:
-                change.undo()
+                swept.change.undo()
                 raise
-        return swept
 
     def _levels(
-        self, criterion: Criterion, selector: Selector, masks: Mapping[str, Tensor], budgets: Sequence[int]
+        self, criterion: Criterion, selector: Selector, gone: Sequence[int], budgets: Sequence[int]
     ) -> list[dict[str, int]] | None:
         """What each layer loses at each level; ``None`` where layers compete."""
-        counts = pruned_counts(masks)
-        gone = [counts[layer.name] for layer in self.layers]
         levels = []
         for budget in budgets:
             shares = self._shares(criterion, selector, gone, budget)
@@ -372,6 +430,7 @@ class _Walk:
                     done = self._propose(block, index, relay, selector, shares)
                 if finished is not None:
                     finished.put(block.name, done)
+            self.of.home.settle(block.name)
             if not dense:
                 self._go_on(relay, index)
 
@@ -417,10 +476,11 @@ class _Walk:
         relay = Relay(self.stages, self.inputs, self.shelf)
         for index, name in enumerate(self.stages.names):
             block = self.of.blocks[name]
-            if block.layers:
-                yield index, block, relay
-            else:
-                self._go_on(relay, index)
+            with self.of.home.present(name):
+                if block.layers:
+                    yield index, block, relay
+                else:
+                    self._go_on(relay, index)
 
     def _go_on(self, relay: Relay, index: int) -> None:
         """Run a block, for those that come after it."""
@@ -458,11 +518,14 @@ class _Walk:
     ) -> tuple[Context, Kept]:
         parameters, masks = block.own(self.of.parameters), block.own(self.swept.masks)
         statistics = self._statistics(block, index, relay, parameters, masks)
-        kept = Kept(parameters)
+        kept = Kept(parameters if self.of.home.always else {})
         spared = self._spared(block, statistics, masks)
         budget = sum((pruned_counts(masks) if shares is None else shares).values())
         dtypes = {key: p.dtype for key, p in parameters.items()}
-        weights = lent_weights(parameters, kept)
+        if self.of.home.always:
+            weights = lent_weights(parameters, kept)
+        else:  # what is read from files can be read again, so it needs no copy to be safe from a criterion
+            weights = {key: p.detach() for key, p in parameters.items()}
         context = Context(
             weights,
             statistics,

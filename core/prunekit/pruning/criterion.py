@@ -98,6 +98,10 @@ class Criterion(Component, ABC):
         """
         return None
 
+    def cost(self, layer: Layer) -> tuple[float, int]:
+        """About how many floating-point operations a layer takes beside its statistics, and bytes at a time; 0 for few."""
+        return 0.0, 0
+
     def joint_model(self, lam: float) -> JointModel | None:
         """The quadratic model over all weights together that a step with this λ makes small, survivors free to move.
 

@@ -408,11 +408,14 @@ class Pruner:
         budgets = [b for b in self._inner if b > sum(pruned_counts(self.masks).values())] or [budget]
         # A step that may be taken back is made again with other numbers.
         finished = None if self._finished is None or self.scheduler.adapts else self._finished(index + 1)
-        swept = self._blockwise.sweep(sample, criterion, lam, self.selector, self.masks, budgets, finished)
+        swept, change, loss = self._blockwise.sweep(
+            sample, criterion, lam, self.selector, self.masks, budgets, finished
+        )
         self._chosen_by = None
         if self._measures:  # which are of what a step would change
-            swept.change.undo()
-        return _Made(Estimates(), swept.change, swept.loss, swept.masks, swept.predicted, swept.updated)
+            change.undo()
+        sample.know(loss)
+        return _Made(Estimates(), change, loss, dict(swept.masks), swept.predicted, swept.updated)
 
     def _estimated(
         self, index: int, sample: Sample, criterion: Criterion, lam: float

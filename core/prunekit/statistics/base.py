@@ -52,6 +52,15 @@ class Estimator(Component, ABC):
         """
         return None
 
+    def cost(self, layer: Layer, positions: int) -> tuple[float, int]:
+        """About how many floating-point operations a layer takes beside the passes, and bytes until the end; 0 for few.
+
+        Args:
+            layer: One of them.
+            positions: Examples, or tokens of all of them.
+        """
+        return 0.0, 0
+
     def derive(self, known: Mapping[Request, Tensors]) -> Tensors | None:
         """This statistic from others at the same weights and examples, where that spares a pass over the data.
 

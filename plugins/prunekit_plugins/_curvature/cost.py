@@ -75,3 +75,9 @@ def too_much(
         f"memory budget is {readable_bytes(memory)}, in which one layer of {most:,} inputs fits. Raise it (memory: "
         f"{memory_option(needed)}), prune block by block (sequential), or prune fewer layers (prunable)"
     )
+
+
+def rows_and_inputs(layer: Layer) -> tuple[int, int, int]:
+    """How many matrices a layer has as far as its axes tell, with the rows and inputs of each."""
+    count, inputs = layer_matrices(layer)
+    return count, layer.size // max(1, count * inputs), inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal, Self, TypeAlias, TypeVar, cast
@@ -64,6 +64,10 @@ class Moments:
             self._made = key, make()
         return cast("T", self._made[1])
 
+    def forget(self) -> None:
+        """Let go of what has been made of H."""
+        self._made = None
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Moments:
         """The same with a function applied to the matrix."""
         return Moments(function(self.matrix))
@@ -121,6 +125,18 @@ class LayerGrams(Detailed):
                 for name, gram in grams.items()
             }
         )
+
+    def by_inputs(self, names: Iterable[str]) -> Iterator[tuple[str, Gram]]:
+        """Parameters with their H, one after another; what has been made of an H goes when the next one comes."""
+        before: Moments | None = None
+        for name in names:
+            gram = self.grams[name]
+            if before is not None and before is not gram.moments:
+                before.forget()
+            before = gram.moments
+            yield name, gram
+        if before is not None:
+            before.forget()
 
     def with_damping(self, damping: float) -> Self:
         """The same with another damping."""

@@ -30,7 +30,11 @@ def factor(damped: Tensor) -> Tensor:
     With the order of rows and columns reversed, H's own factor is the inverse of U: the inverse itself, with its
     rounding, is not needed.
     """
-    return triangular_inverse(torch.linalg.cholesky(damped.flip(1, 2))).flip(1, 2)
+    flipped = damped.flip(1, 2)
+    del damped  # of a large layer, each of these counts
+    lower = torch.linalg.cholesky(flipped)
+    del flipped
+    return triangular_inverse(lower).flip(1, 2)
 
 
 def sweep(layer: Columns, width: int, step: int, choose: Choice) -> tuple[Tensor, Tensor]:
@@ -117,8 +121,9 @@ class Columns:
         alpha = damping + relative * moments.mean
 
         def factored() -> Tensor:
-            damped = moments.damped(alpha)
-            return factor(damped if self._sorted else damped[:, self.order][:, :, self.order])
+            if self._sorted:
+                return factor(moments.damped(alpha))
+            return factor(moments.damped(alpha)[:, self.order][:, :, self.order])
 
         self.upper = moments.once(("factor", alpha, None if self._sorted else m), factored)
         self.live = moments.live[:, self.order]

@@ -10,13 +10,14 @@ from pydantic import Field
 
 from prunekit import Context, Criterion, Layer, Proposal, Request, Statistic
 from prunekit.masks import apportion
+from prunekit_plugins._curvature.cost import rows_and_inputs
 from prunekit_plugins._selection.pattern import OptionalPattern
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from prunekit import Statistics, Tensors
-    from prunekit_plugins._curvature.grams import LayerGrams
+    from prunekit_plugins._curvature.grams import Gram, LayerGrams
 
 
 class ALPSOptions(OptionalPattern):
@@ -78,6 +79,13 @@ class ALPS(Criterion):
         """The same share of every layer."""
         return apportion(budget, [layer.size for layer in layers], gone)
 
+    def cost(self, layer: Layer) -> tuple[float, int]:
+        """An eigendecomposition, some 60 products with the weights, and an inverse for every third of them."""
+        count, rows, inputs = rows_and_inputs(layer)
+        products = 60 + self.options.refit
+        operations = 30.0 * inputs**3 + 20 * 2.0 * inputs**3 + 2.0 * products * inputs**2 * rows
+        return count * operations, count * 4 * (6 * inputs**2 + 8 * inputs * rows)
+
     def propose(self, context: Context) -> Proposal:
         """Masks and values, layer by layer."""
         from prunekit_plugins._selection.greedy import layer_budgets
@@ -88,8 +96,9 @@ class ALPS(Criterion):
             refuse_more(context.layers, context.masks, context.budget, n, m, "prune.criterion")
         shares = context.shares or layer_budgets(context.masks, context.budget, context.spared)
         masks, values = {}, {}
-        for name in context.weights:
-            masks[name], values[name] = self._layer(context, name, shares[name])
+        grams = cast("LayerGrams", context.statistics["input_gram"])
+        for name, gram in grams.by_inputs(context.weights):
+            masks[name], values[name] = self._layer(context, name, shares[name], gram, grams.damping)
         return Proposal(masks, values if self.options.update else None)
 
     def update(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor] | None:
@@ -101,7 +110,9 @@ class ALPS(Criterion):
             return None
         return conjugate_gradients(grams, weights, weights, masks, options.relative_damping, options.refit)
 
-    def _layer(self, context: Context, name: str, share: int) -> tuple[Tensor, Tensor]:
+    def _layer(
+        self, context: Context, name: str, share: int, gram: Gram, damping: float
+    ) -> tuple[Tensor, Tensor]:
         """Mask and values of one layer."""
         import torch
 
@@ -109,10 +120,8 @@ class ALPS(Criterion):
         from prunekit_plugins._selection.pattern import side_by_side
         from prunekit_plugins._selection.reconstruction import descended
 
-        grams = cast("LayerGrams", context.statistics["input_gram"])
-        gram, w, options = grams.grams[name], context.weights[name], self.options
-        moments = gram.moments
-        damping = grams.damping + options.relative_damping * moments.mean
+        w, options, moments = context.weights[name], self.options, gram.moments
+        damping += options.relative_damping * moments.mean
         problem = moments.once(("alps", damping), partial(Reconstruction, moments, damping))
         # What multiplies an input that is always zero goes first, since it costs nothing.
         live = moments.live.unsqueeze(2)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunekit import Model, Options, PrunekitWarning, SpecError
+from prunekit import Model, Options, PrunekitWarning, Skeleton, SpecError
 from prunekit_plugins._extra import extra
 
 if TYPE_CHECKING:
@@ -98,6 +100,51 @@ class HuggingFace(Model):
             model.config.use_cache = False  # keys and values of earlier tokens, which nobody asks for here
         network: nn.Module = model.eval()
         return network
+
+    def skeleton(self) -> Skeleton:
+        """The network without weights, and its folder.
+
+        Raises:
+            SpecError: As :meth:`build`.
+        """
+        path: Path = self.options.path
+        architecture = _architecture(path)
+        transformers = extra("transformers", "hf", "model 'hf'")
+        task: Task | None = self.options.task
+        loader = getattr(transformers, _CLASSES[task] if task else architecture, None)
+        if loader is None:
+            raise SpecError(
+                f"model 'hf': {path}: names no network of transformers ({architecture or 'nothing'}); give task"
+            )
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
+        with _without_weights():
+            network: nn.Module = loader.from_config(config) if task else loader(config)
+        tie: Callable[[], None] = getattr(network, "tie_weights", lambda: None)
+        tie()
+        return Skeleton(network.eval(), path)
+
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Modules that are made within it have their parameters on the device ``meta``, and their buffers as ever."""
+    import torch
+    from torch import nn
+
+    own = nn.Module.register_parameter
+
+    def register(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        own(self, name, parameter)
+        if parameter is not None:
+            self._parameters[name] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+
+    with torch.device("cpu"):
+        setattr(nn.Module, "register_parameter", register)  # noqa: B010 (a type checker has its own view of methods)
+        try:
+            yield
+        finally:
+            setattr(nn.Module, "register_parameter", own)  # noqa: B010
 
 
 def _architecture(path: Path) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prunekit.masks import Layer
     from prunekit.statistics import ForwardPass, Problem
 
-_MATRICES = 5  # of one layer in work, beside the sums
+_MATRICES = 4  # of one layer in work, beside the sums
 
 
 class GramOptions(Options):
@@ -68,6 +68,16 @@ class InputGram(Estimator):
         needed = sum(n * size(k) for n, k in sizes.values()) + _MATRICES * size(sizes[largest][1])
         if needed > memory:
             raise self._too_much(needed, largest, sizes[largest][1], memory)
+
+    def cost(self, layer: Layer, positions: int) -> tuple[float, int]:
+        """Half a product of the inputs with themselves; H."""
+        from prunekit_plugins._curvature.grams import MANY
+
+        count, inputs = layer_matrices(layer)
+        single = inputs >= MANY and self.options.precision == "auto"
+        return count * inputs**2 * positions * (1.2 if single else 2.4), count * inputs**2 * (
+            4 if single else 8
+        )
 
     def derive(self, known: Statistics) -> Tensors | None:
         """From the same with another damping."""
