@@ -148,14 +148,15 @@ def _eigenvectors(
     from prunekit.masks import FlatIndex
     from prunekit_plugins._linalg.lanczos import extreme
 
-    product, like, places = over_kept(moment, kind, data, None)
-    high, _ = extreme(product, like, count, 0, 100, 1e-4, generator)
+    matrix = over_kept(moment, kind, data, None)
+    with matrix.steady():
+        high, _ = extreme(matrix.product, matrix.like, count, 0, 100, 1e-4, generator)
     masks = moment.masks()
     index = FlatIndex.of(masks)
     now = moment.weights()
     vectors = []
     for row in high.vectors:
-        whole = row.new_zeros(sum(mask.numel() for mask in masks.values())).index_copy(0, places, row)
+        whole = row.new_zeros(sum(mask.numel() for mask in masks.values())).index_copy(0, matrix.places, row)
         vectors.append({name: value.to(now[name]) for name, value in index.split(whole).items()})
     return vectors, [float(value) for value in high.values]
 
