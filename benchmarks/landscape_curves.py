@@ -70,22 +70,22 @@ def lanczos(examples: tuple[int, ...], rounds: int) -> None:
         weights = {name: p for name, p in case.model.named_parameters() if p.ndim > 1}
         masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in weights.items()}
         moment = Moment("dense", Surroundings(case.model, as_loss("cross_entropy"), estimators), masks)
-        product, like, _ = over_kept(moment, "hessian", list(case.batches), None)
+        matrix = over_kept(moment, "hessian", list(case.batches), None)
         draw = torch.Generator().manual_seed(0)
-        start = torch.randn(len(like), generator=draw)
+        start = torch.randn(len(matrix.like), generator=draw)
 
-        def products(product: Any = product, start: Any = start) -> None:
+        def whole(matrix: Any = matrix, start: Any = start, draw: Any = draw) -> None:
+            with matrix.steady():
+                quadrature(matrix.product, start, ITERATIONS, draw)
+
+        def products(matrix: Any = matrix, start: Any = start) -> None:
             vector = start / start.norm()
-            for _ in range(ITERATIONS):
-                vector = product(vector)
-                vector = vector / vector.norm()
+            with matrix.steady():
+                for _ in range(ITERATIONS):
+                    vector = matrix.product(vector)
+                    vector = vector / vector.norm()
 
-        tasks: dict[str, Callable[[], object]] = {
-            "prunekit": lambda product=product, start=start, draw=draw: quadrature(
-                product, start, ITERATIONS, draw
-            ),
-            "its products": products,
-        }
+        tasks: dict[str, Callable[[], object]] = {"prunekit": whole, "its products": products}
         for name, make in {"PyHessian": _pyhessian, "hessian-eigenthings": _eigenthings}.items():
             task = make(case)
             if task is not None:

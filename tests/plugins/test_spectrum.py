@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import prunekit as pk
 from prunekit.testing import ProbeContract
 from prunekit_plugins._landscape.spectrum import density
-from prunekit_plugins._linalg.lanczos import extreme
+from prunekit_plugins._linalg.lanczos import Krylov, extreme, quadrature
 from prunekit_plugins.probes.spectrum import Spectrum
 
 
@@ -77,6 +77,43 @@ def test_too_few_products_are_told_by_residuals_within_which_an_eigenvalue_lies(
     for found in (high, low):
         for value, residual in zip(found.values, found.residuals, strict=True):
             assert np.abs(dense - value).min() <= residual + 1e-14
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_basis_is_orthonormal_to_rounding_and_the_matrix_in_it_is_what_is_said(
+    name: str, dtype: torch.dtype
+) -> None:
+    matrix = symmetric(SPECTRA[name], dtype)
+    room = min(len(matrix), 40)
+    apart = torch.eye(len(matrix), dtype=dtype)[:2] if len(matrix) > 10 else None
+    space = Krylov(lambda x: matrix @ x, torch.ones(len(matrix), dtype=dtype), generator(), room, apart)
+    while not space.complete:
+        space.grow()
+    basis = space.basis[: space.count].double()
+    eps = torch.finfo(dtype).eps
+    one = torch.eye(space.count, dtype=torch.float64)
+    torch.testing.assert_close(basis @ basis.T, one, rtol=0, atol=100 * eps)
+    if apart is not None:
+        assert (basis @ apart.double().T).abs().max() < 100 * eps
+    values, _, _ = space.ritz()
+    scale = max(matrix.double().abs().max().item(), 1e-300)
+    inside = torch.linalg.eigvalsh(basis @ matrix.double() @ basis.T)
+    np.testing.assert_allclose(values, inside.numpy(), rtol=0, atol=1000 * eps * scale)
+
+
+def test_a_product_may_return_what_it_was_given_and_memory_may_hold_anything() -> None:
+    start = torch.randn(50, dtype=torch.float64, generator=generator())
+    nodes, weights = quadrature(lambda x: x, start, 5, generator())
+    np.testing.assert_allclose((nodes, weights), ([1.0], [1.0]))
+    matrix = symmetric(SPECTRA["spread"])
+    start, before = start.new_ones(len(matrix)), start.new_ones(len(matrix))
+    used = start.new_full((11, len(matrix)), torch.nan)
+    own = quadrature(lambda x: matrix @ x, start, 10, generator())
+    for _ in range(2):
+        given = quadrature(lambda x: matrix @ x, start, 10, generator(), used)
+        assert np.array_equal(given, own)
+    assert torch.equal(start, before)
 
 
 @pytest.mark.parametrize("seed", range(5))

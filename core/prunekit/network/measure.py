@@ -50,6 +50,14 @@ def measure(
         return _measured(model, batches, loss, weights, at_once)
 
 
+def measure_loss(
+    model: nn.Module, batches: Iterable[Batch], loss: Loss, weights: Mapping[str, Tensor] | None = None
+) -> float:
+    """The loss alone, as :func:`measure` has it: at many points of a small network the errors are what there is to save."""
+    with evaluating(model):
+        return _measured(model, batches, loss, weights, errors=False)[0]
+
+
 def _measured(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -58,6 +66,7 @@ def _measured(
     at_once: int | None = None,
     further: Mapping[str, Metric] | None = None,
     found: dict[str, float | None] | None = None,
+    errors: bool = True,
 ) -> tuple[float, float | None]:
     """The same inside :func:`~prunekit.network.restore.evaluating`; values of further metrics go into ``found``."""
     total: Tensor | float = 0.0
@@ -73,15 +82,15 @@ def _measured(
             lent = Lent({"the outputs": outputs, "the targets": targets})
             total = total + loss.total(outputs, targets).double()
             normaliser += loss.normaliser(outputs, targets)
-            errors = loss.errors(outputs, targets)
+            mistakes = loss.errors(outputs, targets) if errors else None
             lent.check(f"loss {loss.name!r}")
             for name, metric in (further or {}).items():
                 part = metric.sums(outputs, targets, loss).double().cpu()
                 sums[name] = sums[name] + part if name in sums else part
                 lent.check(f"metric {name!r}")
-            if errors is not None:
-                wrong = wrong + errors[0]
-                predictions += errors[1]
+            if mistakes is not None:
+                wrong = wrong + mistakes[0]
+                predictions += mistakes[1]
     loss_sum, wrong_sum, normaliser, predictions_sum = distributed.sums(
         float(total), float(wrong), normaliser, predictions
     )

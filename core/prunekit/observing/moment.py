@@ -17,7 +17,7 @@ from prunekit.losses.base import Loss
 from prunekit.masks.axes import layers_of
 from prunekit.masks.weights import Layer
 from prunekit.network.call import Batch, count, unpack
-from prunekit.network.measure import measure, own_part
+from prunekit.network.measure import measure_loss, own_part
 from prunekit.network.restore import evaluating, holding, named_tensors
 from prunekit.observing.journal import Journal
 from prunekit.records import StepRecord
@@ -183,7 +183,7 @@ class Moment:
 
         A piece of its own; see :meth:`once`.
         """
-        return self.once(lambda: measure(self._model, self._batches(data), self._loss, weights)[0])
+        return self.once(lambda: measure_loss(self._model, self._batches(data), self._loss, weights))
 
     def estimate(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -40,17 +40,23 @@ class Plane:
 
     def at(self, x: float, y: float) -> dict[str, Tensor]:
         """The network at a place."""
-        return self.along(self.row(y), x)
+        return next(self.along(self.row(y), [x]))
 
     def row(self, y: float) -> dict[str, Tensor]:
         """The networks of one y, at x = 0."""
         _, second = self.directions
         return {**self.centre, **{name: self.centre[name].add(d, alpha=y) for name, d in second.items()}}
 
-    def along(self, row: Point, x: float) -> dict[str, Tensor]:
-        """The network at a place of a row."""
+    def along(self, row: Point, places: Iterable[float]) -> Iterator[dict[str, Tensor]]:
+        """The networks at some places of a row, each in the memory of the one before, which spares a small network much."""
+        import torch
+
         first, _ = self.directions
-        return {**row, **{name: row[name].add(d, alpha=x) for name, d in first.items()}}
+        network = {**row, **{name: torch.empty_like(row[name]) for name in first}}
+        for x in places:
+            for name, d in first.items():
+                torch.add(row[name], d, alpha=x, out=network[name])
+            yield network
 
 
 def random(moment: Moment, normalise: Normalise, generator: Generator) -> Plane:
@@ -148,14 +154,15 @@ def _eigenvectors(
     from prunekit.masks import FlatIndex
     from prunekit_plugins._linalg.lanczos import extreme
 
-    product, like, places = over_kept(moment, kind, data, None)
-    high, _ = extreme(product, like, count, 0, 100, 1e-4, generator)
+    matrix = over_kept(moment, kind, data, None)
+    with matrix.steady():
+        high, _ = extreme(matrix.product, matrix.like, count, 0, 100, 1e-4, generator)
     masks = moment.masks()
     index = FlatIndex.of(masks)
     now = moment.weights()
     vectors = []
     for row in high.vectors:
-        whole = row.new_zeros(sum(mask.numel() for mask in masks.values())).index_copy(0, places, row)
+        whole = row.new_zeros(sum(mask.numel() for mask in masks.values())).index_copy(0, matrix.places, row)
         vectors.append({name: value.to(now[name]) for name, value in index.split(whole).items()})
     return vectors, [float(value) for value in high.values]
 

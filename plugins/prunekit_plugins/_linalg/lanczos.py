@@ -45,20 +45,28 @@ class Krylov:
         generator: For new directions where the space is complete (an invariant subspace).
         apart: ``[k, n]``, orthonormal; the space is kept orthogonal to these.
         room: The most vectors.
+        memory: ``[room + 1, n]``, to work in; its own by default.
     """
 
     def __init__(
-        self, product: Product, start: Tensor, generator: Generator, room: int, apart: Tensor | None = None
+        self,
+        product: Product,
+        start: Tensor,
+        generator: Generator,
+        room: int,
+        apart: Tensor | None = None,
+        memory: Tensor | None = None,
     ) -> None:
         self._product, self._generator, self._apart = product, generator, apart
         size = len(start)
         self.limit = min(room, size - (0 if apart is None else len(apart)))
-        self.basis = start.new_empty(max(self.limit, 0), size)
+        # A vector is formed where it will stand: with new memory for every operation on so long ones, the system's
+        # making it takes as long as the operations do. The one after the last is never taken in.
+        self.basis = start.new_empty(max(self.limit, 0) + 1, size) if memory is None else memory
         self._diagonal: list[float] = []
         self._beside: list[float] = []
-        self._next, norm = self._orthogonal(start)
-        if not norm:
-            self._next, _ = self._anywhere()
+        if not self._orthogonal(self.basis[0].copy_(start)):
+            self._anywhere(self.basis[0])
 
     @property
     def count(self) -> int:
@@ -80,19 +88,19 @@ class Krylov:
         import torch
 
         place = self.count
-        self.basis[place] = self._next
-        new = self._product(self.basis[place])
-        self._diagonal.append(float(new @ self.basis[place]))
+        vector, following = self.basis[place], self.basis[place + 1]
+        product = self._product(vector)
+        self._diagonal.append(float(product @ vector))
         # What is large goes first, so that of all the others only rounding is left, and once is mostly enough.
-        new = new.sub(self.basis[place], alpha=self._diagonal[-1])
+        torch.sub(product, vector, alpha=self._diagonal[-1], out=following)
         if place:
-            new.sub_(self.basis[place - 1], alpha=self._beside[-1])
-        self._next, norm = self._orthogonal(new)
+            following.sub_(self.basis[place - 1], alpha=self._beside[-1])
+        norm = self._orthogonal(following)
         scale = max(map(abs, [*self._diagonal, *self._beside, norm]))
-        if norm <= 10 * torch.finfo(new.dtype).eps * scale * len(new) ** 0.5:
+        if norm <= 10 * torch.finfo(following.dtype).eps * scale * len(following) ** 0.5:
             norm = 0.0
             if not self.complete:
-                self._next, _ = self._anywhere()
+                self._anywhere(following)
         self._beside.append(norm)
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,25 +116,27 @@ class Krylov:
         lifted: Tensor = torch.as_tensor(vectors.T.copy()).to(self.basis) @ self.basis[: self.count]
         return lifted
 
-    def _orthogonal(self, vector: Tensor) -> tuple[Tensor, float]:
-        """What of a vector is orthogonal to all there is, of norm 1, and how much that was; zero if nothing."""
+    def _orthogonal(self, vector: Tensor) -> float:
+        """Leave of a vector what is orthogonal to all there is, of norm 1; return how much that was, zero if nothing."""
         before = norm = float(vector.norm())
         for _ in range(3):
             if not norm:
                 break
             for rows in (self._apart, self.basis[: self.count]):
                 if rows is not None and len(rows):
-                    vector = vector.addmv(rows.T, rows @ vector, alpha=-1)
+                    vector.addmv_(rows.T, rows @ vector, alpha=-1)
             last, norm = norm, float(vector.norm())
             if norm > _CANCELLED * last:
                 break
-        return (vector / norm if norm and norm > 1e-30 * before else vector), norm
+        if norm and norm > 1e-30 * before:
+            vector.div_(norm)
+        return norm
 
-    def _anywhere(self) -> tuple[Tensor, float]:
+    def _anywhere(self, vector: Tensor) -> None:
         import torch
 
-        drawn = torch.randn(self.basis.shape[1], generator=self._generator, dtype=torch.float64)
-        return self._orthogonal(drawn.to(self.basis))
+        drawn = torch.randn(len(vector), generator=self._generator, dtype=torch.float64)
+        self._orthogonal(vector.copy_(drawn))
 
 
 def extreme(
@@ -222,16 +232,23 @@ def _measured(pairs: Pairs, product: Product, products: int) -> Pairs:
 
 
 def quadrature(
-    product: Product, start: Tensor, iterations: int, generator: Generator
+    product: Product, start: Tensor, iterations: int, generator: Generator, memory: Tensor | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gauss quadrature of the spectral measure of a vector x (Golub & Meurant, 2010, chapter 6).
 
     ``xᵀf(A)x = ‖x‖²·Σ weight·f(node)`` for polynomials f of a degree below twice the number of nodes.
 
+    Args:
+        product: x to Ax, of flat vectors.
+        start: x.
+        iterations: Products, at most.
+        generator: As for :class:`Krylov`.
+        memory: As for :class:`Krylov`.
+
     Returns:
         Nodes, ascending, and weights, which add up to 1; as many as ``iterations``, or as the matrix has rows.
     """
-    space = Krylov(product, start, generator, iterations)
+    space = Krylov(product, start, generator, iterations, memory=memory)
     while not space.complete:
         space.grow()
         if space.invariant:  # what is orthogonal to an invariant subspace has no weight

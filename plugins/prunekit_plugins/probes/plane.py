@@ -77,8 +77,7 @@ class Plane(Probe):
         with moment.steady():
             for i, y in enumerate(ys):
                 row = place.row(float(y))
-                for j, x in enumerate(xs):
-                    point = place.along(row, float(x))
+                for j, point in enumerate(place.along(row, map(float, xs))):
                     for name, split in splits.items():
                         losses[name][i, j] = _finite(moment.loss(point, split))
         networks = list(place.marks)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from prunekit import Moment, Split
     from prunekit.results import Results
+    from prunekit_plugins._landscape.spectrum import OverKept
 
 
 class DensityOptions(Options):
@@ -76,12 +77,7 @@ class Spectrum(Probe):
     def measure(self, moment: Moment, generator: Generator) -> ProbeRecord:
         """Measure at the weights now."""
         data = measured_on(moment, self.options.examples)
-        groups, summary = self._ends(moment, data, None, generator)
-        if self.options.density is not None:
-            more, numbers = self._density(moment, data, None, generator)
-            groups["spectrum"] |= more["spectrum"]
-            groups["density"] = more["density"]
-            summary |= numbers
+        groups, summary = self._spectrum(moment, data, None, generator)
         if self.options.per_layer:
             groups["layers"], summary["layers"] = self._layers(moment, data, generator)
         attributes = {"operator": self.options.operator}
@@ -94,20 +90,36 @@ class Spectrum(Probe):
 
         draw(results, label, figure)
 
-    def _ends(
+    def _spectrum(
         self, moment: Moment, data: Split | None, layer: str | None, generator: Generator
+    ) -> tuple[dict[str, dict[str, Series]], dict[str, object]]:
+        """Ends and, if asked for, density, of all or of a layer's block."""
+        from prunekit_plugins._landscape.spectrum import over_kept
+
+        matrix = over_kept(moment, self.options.operator, data, layer)
+        with matrix.steady():
+            groups, summary = self._ends(moment, matrix, generator)
+            if self.options.density is not None:
+                more, numbers = self._density(moment, matrix, self.options.density, generator)
+                groups["spectrum"] |= more["spectrum"]
+                groups["density"] = more["density"]
+                summary |= numbers
+        return groups, summary
+
+    def _ends(
+        self, moment: Moment, matrix: OverKept, generator: Generator
     ) -> tuple[dict[str, dict[str, Series]], dict[str, object]]:
         import numpy as np
 
-        from prunekit_plugins._landscape.spectrum import over_kept
         from prunekit_plugins._linalg.lanczos import extreme
 
-        options = self.options
-        product, like, _ = over_kept(moment, options.operator, data, layer)
-        wanted = (min(options.eigenvalues, len(like)), min(options.smallest, len(like)))
+        options, size = self.options, len(matrix.like)
+        wanted = (min(options.eigenvalues, size), min(options.smallest, size))
 
         def ends() -> tuple[list[list[float]], int]:
-            pairs = extreme(product, like, *wanted, options.iterations, options.tolerance, generator)
+            pairs = extreme(
+                matrix.product, matrix.like, *wanted, options.iterations, options.tolerance, generator
+            )
             return [n.tolist() for one in pairs for n in (one.values, one.residuals)], pairs[0].products
 
         numbers, products = moment.once(ends, generator)
@@ -120,20 +132,18 @@ class Spectrum(Probe):
             "smallest_residuals": Series(_padded(low_residuals, options.smallest), ("smallest",), unit),
         }
         summary = {key: _plain(series.values) for key, series in found.items()}
-        return {"spectrum": found}, {"size": len(like), **summary, "products": products}
+        return {"spectrum": found}, {"size": size, **summary, "products": products}
 
     def _density(
-        self, moment: Moment, data: Split | None, layer: str | None, generator: Generator
+        self, moment: Moment, matrix: OverKept, options: DensityOptions, generator: Generator
     ) -> tuple[dict[str, dict[str, Series]], dict[str, object]]:
         import numpy as np
 
-        from prunekit_plugins._landscape.spectrum import density, over_kept
+        from prunekit_plugins._landscape.spectrum import density
 
-        options = self.options.density
-        assert options is not None
-        product, like, _ = over_kept(moment, self.options.operator, data, layer)
         found = density(
-            product, like, options.iterations, options.vectors, options.tolerance, generator, moment.once
+            *(matrix.product, matrix.like, options.iterations, options.vectors, options.tolerance),
+            *(generator, moment.once),
         )
         trace, error = found.trace()
         values, heights, errors = found.smooth(options.points)
@@ -162,12 +172,9 @@ class Spectrum(Probe):
         summary: dict[str, object] = {}
         units: dict[str, Series] = {}
         for name in moment.prunable:
-            groups, numbers = self._ends(moment, data, name, generator)
+            groups, numbers = self._spectrum(moment, data, name, generator)
             found = groups["spectrum"]
-            if self.options.density is not None:
-                more, further = self._density(moment, data, name, generator)
-                numbers |= {key: further[key] for key in ("trace", "trace_error")}
-                found |= more["spectrum"]
+            numbers.pop("vectors", None)
             summary[name] = numbers
             for key, series in found.items():
                 rows.setdefault(key, []).append(series.values)
