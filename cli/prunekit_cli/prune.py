@@ -29,22 +29,24 @@ def prune(
     overrides = dict(console.overrides(settings))
     screen = console.stderr()
     with console.only_results():
-        cost = expected(load(spec, overrides, manager_for(block, code)), manager_for(block, code))
-        text = (
-            f"{cost.weights:,} prunable weights in {cost.blocks} blocks: about {_time(cost.seconds)} on this machine, "
-            f"{readable_bytes(cost.memory)} of memory, {readable_bytes(cost.disk)} on disk"
-        )
-        if dry_run:
-            console.stdout().print(text)
-            return
-        screen.print(text)
-        began = time.monotonic()
+        manager = manager_for(block, code)
+        cost = expected(load(spec, overrides, manager), manager)
+    text = (
+        f"{cost.weights:,} prunable weights in {cost.blocks} blocks: about {_time(cost.seconds)} on this machine, "
+        f"{readable_bytes(cost.memory)} of memory, {readable_bytes(cost.disk)} on disk"
+    )
+    if dry_run:
+        console.stdout().print(text)
+        return
+    screen.print(text)
+    began = time.monotonic()
 
-        def told(name: str, done: int, total: int) -> None:
-            passed = time.monotonic() - began
-            left = f", about {_time(passed / done * (total - done))} left" if done < total else ""
-            screen.print(f"{name} ({done} of {total}) after {_time(passed)}{left}", markup=False)
+    def told(name: str, done: int, total: int) -> None:
+        passed = time.monotonic() - began
+        left = f", about {_time(passed / done * (total - done))} left" if done < total else ""
+        screen.print(f"{name} ({done} of {total}) after {_time(passed)}{left}", markup=False)
 
+    with console.only_results():
         report = prunekit.prune_folder(
             spec, out, overrides, resume=resume, overwrite=overwrite, block=block, code=code, told=told
         )

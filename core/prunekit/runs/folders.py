@@ -423,8 +423,8 @@ class _Folder(Home):
                 held.data.copy_(tensors[name])
         file = self._file(block)
         if not (self._out / file).is_file():
-            about = {"format": "pt", "block": block, "digest": _digest(tensors)}
-            written(self._out / file, tensors, about)
+            written(self._out / file, tensors, {"format": "pt"})
+            self._note(block).write_text(_digest(tensors), encoding="utf-8")
         self.written |= dict.fromkeys(tensors, file)
         for name in job.blockwise.blocks[block].names.values():
             mask = tensors[name] == 0
@@ -440,11 +440,11 @@ class _Folder(Home):
 
         try:
             with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            digest = self._note(block).read_text(encoding="utf-8")
         except (SafetensorError, OSError):
-            tensors, about = {}, {}
-        if about.get("digest") != _digest(tensors) or about.get("block") != block:
+            tensors, digest = {}, ""
+        if digest != _digest(tensors):
             path.unlink()
             return None
         values = {name: tensors[name] for name in self._job.blockwise.blocks[block].names.values()}
@@ -455,6 +455,10 @@ class _Folder(Home):
 
     def _ended(self) -> set[str]:
         return {block for block in self._order if self._file(block) in self.written.values()}
+
+    def _note(self, block: str) -> Path:
+        """Where it says what a block's file holds, until all are there."""
+        return (self._out / self._file(block)).with_suffix(".digest")
 
     def _file(self, block: str) -> str:
         return f"block-{self._order.index(block):05}.safetensors"
@@ -589,7 +593,8 @@ def _claimed(out: Path, identity: str, resume: bool, overwrite: bool) -> Path:
 
 
 def _renamed(partial_out: Path, out: Path) -> None:
-    (partial_out / _IDENTITY).unlink()
+    for note in [partial_out / _IDENTITY, *partial_out.glob("*.digest")]:
+        note.unlink()
     old = out.with_name(f"{out.name}.old")
     if out.exists():
         os.rename(out, old)
