@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SpecError
+from prunekit.masks.fill import fill_
 
 
 def zero(parameters: Mapping[str, Tensor], dropped: Mapping[str, Tensor]) -> None:
     """Set weights to +0 where ``dropped`` is True. A fill, not a product: ``inf * 0`` is NaN."""
     with torch.no_grad():
         for name, drop in dropped.items():
-            parameters[name].masked_fill_(drop, 0.0)
+            fill_(parameters[name], drop)
 
 
 def checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
