@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ LIBVER = ("v110", "v110")
 CHUNK = 1 << 20  # bytes of a large array's chunks
 _TEXT = 1 << 12  # bytes of a text's chunks
 _DEPTH = 50
+_NATIVE = {np.dtype(np.int64): h5py.h5t.NATIVE_INT64, np.dtype(np.float64): h5py.h5t.NATIVE_DOUBLE}
 _GZIP = 1  # what a higher level saves of a mask history is not worth its time
 
 
@@ -124,6 +126,19 @@ def describe(data: h5py.Dataset, axes: Sequence[str], unit: str) -> None:
     data.attrs["axes"] = attribute(list(axes))
 
 
+def append_number(group: h5py.Group, name: str, number: float) -> None:
+    """Add a number to a column of numbers, in half the time of :func:`append`: no type and no shape is looked up."""
+    data = h5py.h5d.open(group.id, name.encode())
+    space = data.get_space()
+    (length,) = space.shape
+    data.set_extent((length + 1,))
+    space.set_extent_simple((length + 1,), (h5py.h5s.UNLIMITED,))
+    space.select_hyperslab((length,), (1,))
+    array = np.array([number])
+    kind = _NATIVE.get(array.dtype)  # HDF5 makes of it what the column holds
+    data.write(h5py.h5s.create_simple((1,)), space, array, kind)
+
+
 def append(group: h5py.Group, name: str, rows: Any) -> None:
     """Add rows to a data set that grows."""
     data = h5py.h5d.open(group.id, name.encode())
@@ -146,12 +161,8 @@ def read(group: h5py.Group, name: str) -> np.ndarray:
 
 def has(group: h5py.Group, path: str) -> bool:
     """Is there such a member? h5py's own ``in`` and ``get`` say no of one that is damaged."""
-    *parents, name = path.split("/")
-    for parent in parents:
-        if not group.id.links.exists(parent.encode()):
-            return False
-        group = group[parent]
-    return bool(group.id.links.exists(name.encode()))
+    upto = accumulate(path.split("/"), "{}/{}".format)
+    return all(group.id.links.exists(part.encode()) for part in upto)
 
 
 def members(group: h5py.Group, path: str) -> list[str]:
