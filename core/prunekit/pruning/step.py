@@ -22,7 +22,7 @@ from prunekit.masks.experts import experts, named, spread, unreached
 from prunekit.masks.items import Items
 from prunekit.masks.prunable import described, left_out, notable, prunable_parameters, shortened
 from prunekit.masks.settings import Prunable
-from prunekit.masks.weights import pruned_counts, read_together
+from prunekit.masks.weights import pruned_counts
 from prunekit.network.measure import measure
 from prunekit.network.restore import refuse_inference_tensors, taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings
@@ -531,9 +531,9 @@ def checked_masks(who: str, masks: Mapping[str, Tensor], context: Context) -> di
             raise RunError(
                 f"{name}: the mask selected is {new.dtype} {tuple(new.shape)}, not bool {tuple(old.shape)}"
             )
-    revived = read_together((masks[name] & ~old).any() for name, old in context.masks.items())
-    for name, revives in zip(context.masks, revived, strict=True):
-        if revives:
+    revived = pruned_counts({name: old | ~masks[name] for name, old in context.masks.items()})
+    for name, count in revived.items():
+        if count:
             raise RunError(f"{name}: the mask selected revives pruned weights; masks must be nested")
     pruned = sum(pruned_counts({name: masks[name] for name in context.masks}).values())
     if pruned != context.budget:
