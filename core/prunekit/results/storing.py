@@ -116,14 +116,16 @@ def growing(
     """Make an empty column: a data set that grows by rows of ``shape``."""
     rows = 64 if not shape else 16 if math.prod(shape) <= 64 else 1
     row = chunks(shape, np.dtype(dtype).itemsize)
-    create(group, name, (0, *shape), dtype, grows=True, chunk=(rows, *(max(1, n) for n in row)))
-    describe(group[name], axes, unit)
+    data = create(group, name, (0, *shape), dtype, grows=True, chunk=(rows, *(max(1, n) for n in row)))
+    describe(data, axes, unit)
 
 
-def describe(data: h5py.Dataset, axes: Sequence[str], unit: str) -> None:
-    """Say what an array's axes are and what it is measured in."""
-    data.attrs["units"] = attribute(unit)
-    data.attrs["axes"] = attribute(list(axes))
+def describe(data: h5py.h5d.DatasetID, axes: Sequence[str], unit: str) -> None:
+    """Say what a new array's axes are and what it is measured in."""
+    for name, value in (("units", attribute(unit)), ("axes", attribute(list(axes)))):
+        kind = h5py.h5t.py_create(value.dtype, logical=True)
+        made = h5py.h5a.create(data, name.encode(), kind, h5py.h5s.create_simple(value.shape))
+        made.write(value, mtype=h5py.h5t.py_create(value.dtype))
 
 
 def append_number(group: h5py.Group, name: str, number: float) -> None:

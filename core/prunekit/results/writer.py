@@ -501,8 +501,8 @@ def _add_examples(file: h5py.File, examples: np.ndarray, known: int | None) -> N
             storing.growing(group, name, (), np.int64, ("step",), "examples")
     group = file["examples"]
     if known is None:
-        indices = group["indices"]
-        known = len(indices)
+        indices = h5py.h5d.open(group.id, b"indices")
+        known = int(indices.shape[0])
         if needed.itemsize > indices.dtype.itemsize:
             earlier = storing.read(group, "indices")
             del group["indices"]
@@ -516,7 +516,7 @@ def _add_examples(file: h5py.File, examples: np.ndarray, known: int | None) -> N
 def _create_indices(group: h5py.Group, dtype: np.dtype[Any], count: int) -> None:
     chunk = (min(max(count, 64), 1 << 14),)
     storing.create(group, "indices", (0,), dtype, grows=True, chunk=chunk)
-    storing.describe(group["indices"], ("example",), "index")
+    storing.describe(group["indices"].id, ("example",), "index")
 
 
 def _places(file: h5py.File) -> list[history.Place]:
