@@ -102,7 +102,7 @@ class StepRecord(Mapping[str, Plain]):
     def __getitem__(self, key: str) -> Any:
         if key in self.metrics:
             return self.metrics[key]
-        if key not in self._keys():
+        if key == "metrics" or key not in self.__dataclass_fields__:
             raise KeyError(key)
         return getattr(self, key)
 

@@ -109,7 +109,7 @@ def test_an_interruption_that_compiled_code_made_another_error_of_is_one(
     spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Pruner, "_proposed", hides_an_interruption)
+        patch.setattr("prunekit.pruning.step.asked", hides_an_interruption)
         code, said, _ = running.cli("run", spec, "--out", "out.h5")
     assert (code, said) == (130, "")
     with h5py.File("out.h5") as file:

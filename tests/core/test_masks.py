@@ -13,9 +13,10 @@ from torch import Tensor, float64, nn
 
 import prunekit as pk
 from prunekit.masks.apportion import apportion, pruned_count
+from prunekit.masks.fill import fill_
 from prunekit.masks.items import prune_smallest
 from prunekit.masks.prunable import prunable_parameters
-from prunekit.masks.select import smallest, smallest_unseen
+from prunekit.masks.select import kth_smallest, smallest, smallest_unseen
 from prunekit.masks.settings import Prunable
 from prunekit.masks.weights import Layer
 from prunekit.plugins.host import default_manager
@@ -348,3 +349,30 @@ def test_patterns_that_match_nothing_and_empty_sets_are_refused(options, message
 def test_a_model_without_prunable_weights_is_refused_with_what_it_has() -> None:
     with pytest.raises(pk.SpecError, match=r"embeddings: 0\.weight; parameters of norms: 1\.weight, 1\.bias"):
         prunable_parameters(nn.Sequential(nn.Embedding(4, 2), nn.LayerNorm(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5,), (3, 0), (300, 401), (2, 70_000), (4, 3, 2, 2)])
+@pytest.mark.parametrize("value", [0.0, -torch.inf, 1.5])
+def test_fill_is_masked_fill_bit_for_bit_and_counts_as_a_change(dtype, shape, value) -> None:
+    values = torch.randn(shape).to(dtype)
+    values[torch.rand(shape) < 0.1] = torch.nan
+    values[torch.rand(shape) < 0.1] = -0.0
+    parameter = torch.nn.Parameter(values.t() if values.ndim == 2 else values)
+    where = torch.rand(parameter.shape) < 0.5
+    expected = parameter.detach().clone().masked_fill_(where, value)
+    version = parameter._version
+    with torch.no_grad():
+        fill_(parameter, where, value)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+    assert torch.equal(parameter.detach().contiguous().view(bits), expected.contiguous().view(bits))
+    assert parameter._version > version
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_smallest_of_half_precision_equals_a_stable_sort(dtype: torch.dtype) -> None:
+    values = torch.randn(20_000).to(dtype)
+    expected = torch.zeros(20_000, dtype=torch.bool)
+    expected[values.argsort(stable=True)[:7_000]] = True
+    assert torch.equal(smallest(values, 7_000), expected)
+    assert kth_smallest(values, 7_000) == values.sort().values[6_999]

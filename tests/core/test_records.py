@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,9 @@ def test_a_step_that_is_cut_off_in_the_middle_leaves_the_file_as_it_was(
     for _ in range(steps):
         pruning.step()
     before = running.read(tmp_path / "out.h5")
-    left, original = allowed, storing.append
+    left = allowed
 
-    def append(*arguments: Any) -> None:
+    def cut_off(original: Callable[..., None], *arguments: Any) -> None:
         nonlocal left
         left -= 1
         if left < 0:
@@ -202,7 +203,8 @@ def test_a_step_that_is_cut_off_in_the_middle_leaves_the_file_as_it_was(
         original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storing, "append", append)
+        for name in ("append", "append_number"):
+            patch.setattr(storing, name, partial(cut_off, getattr(storing, name)))
         with pytest.raises(Killed):
             pruning.step()
     assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SpecError
+from prunekit.masks.fill import fill_
 from prunekit.masks.spread import here, part_of
 
 
@@ -18,7 +19,7 @@ def zero(parameters: Mapping[str, Tensor], dropped: Mapping[str, Tensor]) -> Non
     """
     with torch.no_grad():
         for name, drop in dropped.items():
-            here(parameters[name]).masked_fill_(drop, 0.0)
+            fill_(here(parameters[name]), drop)
 
 
 def checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

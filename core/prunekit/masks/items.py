@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from prunekit.masks.fill import fill_
 from prunekit.masks.select import cheapest
 from prunekit.masks.weights import FlatIndex, Layer
 
@@ -45,12 +46,10 @@ class Items:
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64  # which holds every value of the others
         values = torch.empty(total, dtype=dtype, device=device)
         parts = [masks[layer.name].reshape(-1).to(device) for layer in layers]
-        # A tensor of a number would be a transfer.
-        gone = torch.full((), -torch.inf, dtype=dtype, device=device)
-        for layer, kept in zip(layers, parts, strict=True):
-            score = saliency[layer.name].detach().reshape(-1).to(device, dtype)
-            torch.where(kept, score, gone, out=values[layer.part])
+        for layer in layers:
+            values[layer.part] = saliency[layer.name].detach().reshape(-1)
         open_ = parts[0] if len(parts) == 1 else torch.cat(parts)  # of one layer no copy
+        fill_(values, ~open_, -torch.inf)
         return cls(values, open_, layers)
 
     @property

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 _DIRECT = 1 << 12  # below this, sorting is as fast
+_PIECE = 1 << 18  # values
+_HALF = (torch.float16, torch.bfloat16)  # which NumPy compares slowly, or not at all
 
 
 def smallest(values: Tensor, k: int) -> Tensor:
@@ -30,48 +34,67 @@ def smallest(values: Tensor, k: int) -> Tensor:
         return torch.zeros_like(values, dtype=torch.bool)
     if k >= len(values):
         return torch.ones_like(values, dtype=torch.bool)
-    if values.is_cuda:
+    if not values.is_cpu:
         return smallest_unseen(values, k)
-    threshold = kth_smallest(values, k)
-    chosen = values < threshold
-    ties = (values == threshold).nonzero().squeeze(1)
-    chosen[ties[: k - int(chosen.count_nonzero())]] = True
-    return chosen
+    array = comparable(values)
+    threshold = _kth_smallest(array, k)
+    chosen = array < threshold
+    ties = np.flatnonzero(array == threshold)
+    chosen[ties[: k - np.count_nonzero(chosen)]] = True
+    return torch.from_numpy(chosen)
 
 
 def kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The ``k``-th smallest (from 1) of a vector without NaN, in linear time and almost no memory.
+    """The ``k``-th smallest (from 1) of a vector without NaN, on a CPU in linear time and almost no memory.
 
     A regular sample tells between which two values the k-th must lie; counting shows where it does, and
-    only what lies there is looked at again. Exact whatever the sample: a poor one costs time. On CPU
-    several times faster than ``torch.kthvalue`` and ``torch.topk``; ``numpy.partition`` makes a copy and
-    is slow on vectors that repeat one value, as saliencies of dead units do.
+    only what lies there is looked at again. Exact whatever the sample: a poor one costs time. Several times
+    faster than ``torch.kthvalue`` and ``torch.topk`` there; ``numpy.partition`` makes a copy and is slow on vectors
+    that repeat one value, as saliencies of dead units do. Away from the CPU by torch's radix selection.
     Reference: Floyd & Rivest (1975), algorithm 489.
     """
+    if not values.is_cpu:
+        return _kth_unseen(values, k)
+    return torch.tensor(_kth_smallest(comparable(values), k).item(), dtype=values.dtype)
+
+
+def comparable(values: Tensor) -> np.ndarray:
+    """Values on a CPU for NumPy, which compares and counts in a sixth of torch's time; half precision in a larger type."""
+    return (values.float() if values.dtype in _HALF else values).numpy(force=True)
+
+
+def _kth_smallest(values: np.ndarray, k: int) -> Any:
     shrinks = True
     while len(values) > _DIRECT and shrinks:
         n = len(values)
-        sample = values[:: n // int(n**0.6)].sort().values
+        sample = np.sort(values[:: n // int(n**0.6)])
         rank, margin = k / n * len(sample), 2 * len(sample) ** 0.5
         low = sample[max(0, int(rank - margin))]
         high = sample[min(len(sample) - 1, int(rank + margin) + 1)]
         upto_low = values <= low
-        if k <= (passed := int(upto_low.count_nonzero())):
+        if k <= (passed := int(np.count_nonzero(upto_low))):
             below = values < low
-            if k > int(below.count_nonzero()):
+            if k > np.count_nonzero(below):
                 return low
-            values = values[below]
+            values = _picked(values, below)
         else:
             below = values < high
-            if k <= int(below.count_nonzero()):
-                values, k = values[below.logical_and_(upto_low.logical_not_())], k - passed
+            if k <= np.count_nonzero(below):
+                values, k = _picked(values, below > upto_low), k - passed
             else:
                 upto_high = values <= high
-                if k <= (passed := int(upto_high.count_nonzero())):
+                if k <= (passed := int(np.count_nonzero(upto_high))):
                     return high
-                values, k = values[upto_high.logical_not_()], k - passed
+                values, k = _picked(values, ~upto_high), k - passed
         shrinks = 2 * len(values) < n
-    return values.sort().values[k - 1]
+    return np.sort(values)[k - 1]
+
+
+def _picked(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """``values[where]``, five times as fast by places; a piece at a time, since a list of them takes eight bytes each."""
+    pieces = range(0, len(values), _PIECE)
+    places = (np.flatnonzero(where[start : start + _PIECE]) + start for start in pieces)
+    return np.concatenate([values[some] for some in places])
 
 
 def smallest_unseen(values: Tensor, k: int) -> Tensor:
@@ -79,13 +102,16 @@ def smallest_unseen(values: Tensor, k: int) -> Tensor:
 
     On a GPU the fastest. It takes 12 bytes for each value of the smaller side.
     """
-    n = len(values)
-    if 2 * k <= n:
-        threshold = values.topk(k, largest=False, sorted=False).values.amax()
-    else:
-        threshold = values.topk(n - k + 1, sorted=False).values.amin()
+    threshold = _kth_unseen(values, k)
     chosen, equal = values < threshold, values == threshold
     return chosen | (equal & (equal.cumsum(0, dtype=torch.int32) <= k - chosen.count_nonzero()))
+
+
+def _kth_unseen(values: Tensor, k: int) -> Tensor:
+    n = len(values)
+    if 2 * k <= n:
+        return values.topk(k, largest=False, sorted=False).values.amax()
+    return values.topk(n - k + 1, sorted=False).values.amin()
 
 
 def cheapest(values: Tensor, budget: int, sizes: Tensor | None = None) -> Tensor:

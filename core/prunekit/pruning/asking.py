@@ -12,7 +12,7 @@ from prunekit import distributed
 from prunekit.errors import RunError
 from prunekit.lending import Lent, changed
 from prunekit.masks.prunable import shortened
-from prunekit.masks.weights import pruned_counts, read_together
+from prunekit.masks.weights import pruned_counts
 from prunekit.pruning.change import Kept
 from prunekit.pruning.criterion import Criterion, refuse_non_finite
 from prunekit.pruning.proposal import Context, Proposal
@@ -101,9 +101,9 @@ def checked_masks(who: str, masks: Mapping[str, Tensor], context: Context) -> di
             raise RunError(
                 f"{name}: the mask selected is {new.dtype} {tuple(new.shape)}, not bool {tuple(old.shape)}"
             )
-    revived = read_together((masks[name] & ~old).any() for name, old in context.masks.items())
-    for name, revives in zip(context.masks, revived, strict=True):
-        if revives:
+    revived = pruned_counts({name: old | ~masks[name] for name, old in context.masks.items()})
+    for name, count in revived.items():
+        if count:
             raise RunError(f"{name}: the mask selected revives pruned weights; masks must be nested")
     pruned = sum(pruned_counts({name: masks[name] for name in context.masks}).values())
     if pruned != context.budget:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from prunekit.errors import RunError
+from prunekit.masks.select import comparable
 from prunekit.masks.weights import read_together
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from prunekit.pruning.selector import Selector
 
 _SHARE = 0.05  # of the weights that go: below, ties are no news
+_PIECE = 1 << 18  # items
 
 
 @dataclass(frozen=True)
@@ -86,23 +91,46 @@ def _undecided(what: str, level: str = "") -> RunError:
 
 
 def _thresholds(items: Items, kept: Tensor, parts: list[slice]) -> Iterator[_Threshold]:
-    import torch
-
-    numbers: list[Tensor] = []
-    for part in parts:
-        values, stays, open_ = (  # the saliency is -inf where an item is gone
-            torch.split(vector[part], _piece(vector)) for vector in (items.saliency, kept, items.open)
-        )
-        if not len(items.saliency[part]):
-            continue
-        pieces = list(zip(values, stays, open_, strict=True))
-        highest = torch.stack([v.masked_fill(s, -torch.inf).amax() for v, s, _ in pieces]).amax()
-        counts = torch.stack([_counts(v == highest, s, o) for v, s, o in pieces]).sum(0)
-        numbers += [*counts.double(), highest.double()]
-    read = read_together(numbers)
+    vectors = items.saliency, kept, items.open
+    pieces = [[vector[part] for vector in vectors] for part in parts if len(items.saliency[part])]
+    if items.saliency.is_cpu and kept.is_cpu:
+        read = [number for piece in pieces for number in _counted(*piece)]
+    else:
+        read = read_together(number for piece in pieces for number in _counted_unseen(*piece))
     for start in range(0, len(read), 5):
         tied, gone, left, all_ = map(int, read[start : start + 4])
         yield _Threshold(tied, gone, left, all_, read[start + 4])
+
+
+def _counted(values: Tensor, stays: Tensor, open_: Tensor) -> list[float]:
+    """How many stand at the highest that goes, how many of these go, how many go, how many were there, and that value.
+
+    By NumPy, and a piece that stays in the cache at a time.
+    """
+    vectors = comparable(values), open_.numpy() & ~stays.numpy(), open_.numpy()
+    pieces = [[v[start : start + _PIECE] for v in vectors] for start in range(0, len(values), _PIECE)]
+    highest, left, all_, equal, gone = -math.inf, 0, 0, 0, 0
+    for value, going, were in pieces:
+        some = value[np.flatnonzero(going)]
+        highest = max(highest, float(some.max(initial=-np.inf)))
+        left += len(some)
+        all_ += int(np.count_nonzero(were))
+    for value, going, _ in pieces:
+        highest_too = value == highest
+        equal += int(np.count_nonzero(highest_too))
+        gone += int(np.count_nonzero(highest_too & going))
+    return [equal, gone, left, all_, highest]
+
+
+def _counted_unseen(values: Tensor, stays: Tensor, open_: Tensor) -> list[Tensor]:
+    """The same without waiting for the device."""
+    import torch
+
+    going = open_ & ~stays
+    highest = values.masked_fill(stays, -torch.inf).amax()  # the saliency is -inf where an item is gone
+    equal = values == highest
+    counts = (equal, equal & going, going, open_)
+    return [*(mask.count_nonzero().double() for mask in counts), highest.double()]
 
 
 def _in_groups(items: Items, kept: Tensor, selector: Selector) -> str | None:
@@ -132,16 +160,3 @@ def _in_groups(items: Items, kept: Tensor, selector: Selector) -> str | None:
         f"in {groups} of the {of} groups that lose weights, some that go and some that stay have the same saliency, and the "
         "first go, in the order of their position: the criterion does not tell them apart"
     )
-
-
-def _counts(equal: Tensor, stays: Tensor, open_: Tensor) -> Tensor:
-    """``[4]``: how many are equal, how many of these go, how many go, and how many were there."""
-    import torch
-
-    going = open_ & ~stays
-    return torch.stack([mask.count_nonzero() for mask in (equal, equal & going, going, open_)])
-
-
-def _piece(vector: Tensor) -> int:
-    """Items that are looked at together: on a CPU as many as stay in its cache, without copies of long vectors."""
-    return 1 << 18 if vector.device.type == "cpu" else max(1, len(vector))

@@ -63,7 +63,7 @@ def create(file: h5py.File, count: int, dtype: np.dtype[Any], gone: np.ndarray |
         storing.create(file, GONE, (count,), dtype, chunk=chunk)
     else:
         storing.store(file, GONE, gone.astype(dtype, copy=False), chunk, compress=True)
-    storing.describe(file[GONE], ("weight",), "step")
+    storing.describe(file[GONE].id, ("weight",), "step")
 
 
 def write(file: h5py.File, gone: np.ndarray) -> None:

@@ -94,7 +94,7 @@ def _write_once(
     for (group, key), values in measured.items():
         series = record.groups[group][key]
         storing.store(moment[group], key, values)
-        storing.describe(moment[group][key], series.axes, series.units)
+        storing.describe(moment[group][key].id, series.axes, series.units)
 
 
 def _append(

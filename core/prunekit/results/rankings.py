@@ -38,7 +38,7 @@ def append(file: h5py.File, step: int, saliencies: Mapping[str, np.ndarray], dty
         storing.create(
             group, "values", (0, values.size), np.dtype(dtype), grows=True, chunk=chunk, compress=True
         )
-        storing.describe(group["values"], ("step", "weight"), "scale")
+        storing.describe(group["values"].id, ("step", "weight"), "scale")
     group = file[GROUP]
     storing.append(group, "step", step)
     storing.append(group, "scale", scale)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ LIBVER = ("v110", "v110")
 CHUNK = 1 << 20  # bytes of a large array's chunks
 _TEXT = 1 << 12  # bytes of a text's chunks
 _DEPTH = 50
+_NATIVE = {np.dtype(np.int64): h5py.h5t.NATIVE_INT64, np.dtype(np.float64): h5py.h5t.NATIVE_DOUBLE}
 _GZIP = 1  # what a higher level saves of a mask history is not worth its time
 
 
@@ -114,14 +116,29 @@ def growing(
     """Make an empty column: a data set that grows by rows of ``shape``."""
     rows = 64 if not shape else 16 if math.prod(shape) <= 64 else 1
     row = chunks(shape, np.dtype(dtype).itemsize)
-    create(group, name, (0, *shape), dtype, grows=True, chunk=(rows, *(max(1, n) for n in row)))
-    describe(group[name], axes, unit)
+    data = create(group, name, (0, *shape), dtype, grows=True, chunk=(rows, *(max(1, n) for n in row)))
+    describe(data, axes, unit)
 
 
-def describe(data: h5py.Dataset, axes: Sequence[str], unit: str) -> None:
-    """Say what an array's axes are and what it is measured in."""
-    data.attrs["units"] = attribute(unit)
-    data.attrs["axes"] = attribute(list(axes))
+def describe(data: h5py.h5d.DatasetID, axes: Sequence[str], unit: str) -> None:
+    """Say what a new array's axes are and what it is measured in."""
+    for name, value in (("units", attribute(unit)), ("axes", attribute(list(axes)))):
+        kind = h5py.h5t.py_create(value.dtype, logical=True)
+        made = h5py.h5a.create(data, name.encode(), kind, h5py.h5s.create_simple(value.shape))
+        made.write(value, mtype=h5py.h5t.py_create(value.dtype))
+
+
+def append_number(group: h5py.Group, name: str, number: float) -> None:
+    """Add a number to a column of numbers, in half the time of :func:`append`: no type and no shape is looked up."""
+    data = h5py.h5d.open(group.id, name.encode())
+    space = data.get_space()
+    (length,) = space.shape
+    data.set_extent((length + 1,))
+    space.set_extent_simple((length + 1,), (h5py.h5s.UNLIMITED,))
+    space.select_hyperslab((length,), (1,))
+    array = np.array([number])
+    kind = _NATIVE.get(array.dtype)  # HDF5 makes of it what the column holds
+    data.write(h5py.h5s.create_simple((1,)), space, array, kind)
 
 
 def append(group: h5py.Group, name: str, rows: Any) -> None:
@@ -146,12 +163,8 @@ def read(group: h5py.Group, name: str) -> np.ndarray:
 
 def has(group: h5py.Group, path: str) -> bool:
     """Is there such a member? h5py's own ``in`` and ``get`` say no of one that is damaged."""
-    *parents, name = path.split("/")
-    for parent in parents:
-        if not group.id.links.exists(parent.encode()):
-            return False
-        group = group[parent]
-    return bool(group.id.links.exists(name.encode()))
+    upto = accumulate(path.split("/"), "{}/{}".format)
+    return all(group.id.links.exists(part.encode()) for part in upto)
 
 
 def members(group: h5py.Group, path: str) -> list[str]:

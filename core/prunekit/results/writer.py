@@ -205,9 +205,12 @@ class ResultsWriter:
             for label, record in found:
                 probes.write(file, label, record)
             steps = file["steps"]
-            for column in storing.members(file, "steps"):
-                value = list(row["layers"].values()) if column == "layers" else row.get(column)
-                storing.append(steps, column, np.nan if value is None else value)
+            for column in list(steps):
+                if column == "layers":
+                    storing.append(steps, column, list(row[column].values()))
+                    continue
+                value = row.get(column)
+                storing.append_number(steps, column, np.nan if value is None else value)
             _add_examples(file, examples, known.last[0] if known.last and same else None)
             if saliencies is not None:
                 rankings.append(file, step, saliencies, saliency_dtype)
@@ -498,22 +501,22 @@ def _add_examples(file: h5py.File, examples: np.ndarray, known: int | None) -> N
             storing.growing(group, name, (), np.int64, ("step",), "examples")
     group = file["examples"]
     if known is None:
-        indices = group["indices"]
-        known = len(indices)
+        indices = h5py.h5d.open(group.id, b"indices")
+        known = int(indices.shape[0])
         if needed.itemsize > indices.dtype.itemsize:
             earlier = storing.read(group, "indices")
             del group["indices"]
             _create_indices(group, needed, examples.size)
             storing.append(group, "indices", earlier)
         storing.append(group, "indices", examples)
-    storing.append(group, "start", known)
-    storing.append(group, "count", examples.size)
+    storing.append_number(group, "start", known)
+    storing.append_number(group, "count", examples.size)
 
 
 def _create_indices(group: h5py.Group, dtype: np.dtype[Any], count: int) -> None:
     chunk = (min(max(count, 64), 1 << 14),)
     storing.create(group, "indices", (0,), dtype, grows=True, chunk=chunk)
-    storing.describe(group["indices"], ("example",), "index")
+    storing.describe(group["indices"].id, ("example",), "index")
 
 
 def _places(file: h5py.File) -> list[history.Place]:
@@ -522,7 +525,7 @@ def _places(file: h5py.File) -> list[history.Place]:
 
 
 def _length(file: h5py.File, column: str) -> int:
-    return len(file[column]) if storing.has(file, column) else 0
+    return int(h5py.h5d.open(file.id, column.encode()).shape[0]) if storing.has(file, column) else 0
 
 
 def _status(status: str) -> np.ndarray:

@@ -332,7 +332,7 @@ class _Execution:
         self._begin("prune", total)
         for cost in pruner.costs if total is None or state.done < total else ():
             self.listener.message(cost)
-        if not state.done:
+        if not state.done and type(self.listener) is not Listener:  # to the plain one nobody listens
             self.listener.message(self._covered(settings))
         for outcome in pruner.outcomes(partial(self._sample, settings), state.attempts, state.done):
             if pruner.levels is None:
