@@ -23,9 +23,10 @@ CRITERIA = {
     "magnitude": {"name": "magnitude"},
     "wanda": {"name": "wanda"},
     "sparsegpt": {"name": "sparsegpt"},
-    "sparsegpt_refit": {"name": "sparsegpt", "refit": True},
+    "sparsegpt_cg": {"name": "sparsegpt", "refit": "cg"},
     "alps": {"name": "alps"},
     "obc": {"name": "obc"},
+    "obs_kfac": {"name": "obs_kfac", "curvature": "ggn_mc", "selection": "saliency", "damping": 1e-3},
 }
 
 
@@ -82,7 +83,11 @@ def one(args: argparse.Namespace) -> None:
         selector="layerwise" if args.one == "magnitude" else "global",
         loss="causal_lm",
         prunable={"preset": "transformer_blocks"},
-        blocks={"blocks": "model.layers.*", "inputs": "pruned", "offload": args.offload},
+        blocks={
+            "blocks": "model.layers.*",
+            "inputs": "dense" if args.one == "obs_kfac" else "pruned",
+            "offload": args.offload,
+        },
         memory=args.memory << 20,
     )
     row = {
@@ -100,7 +105,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--criterion", nargs="*", default=["magnitude", "wanda", "sparsegpt", "sparsegpt_refit", "alps"]
+        "--criterion", nargs="*", default=["magnitude", "wanda", "sparsegpt", "sparsegpt_cg", "alps"]
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--sparsity", type=float, default=0.6)

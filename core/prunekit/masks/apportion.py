@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 
 from prunekit.errors import SpecError
 
@@ -48,9 +47,8 @@ def apportion(
         raise SpecError(
             f"{total} weights cannot be pruned within the layers' bounds, which allow {sum(low)} to {sum(high)}"
         )
-    share = _bounded_quotas(total, sizes, low, high)
-    counts = [min(max(int(s), a), b) for s, a, b in zip(share, low, high, strict=True)]
-    order = sorted(range(len(sizes)), key=lambda i: (int(share[i]) - share[i], i))
+    counts, remainders = _bounded_quotas(total, sizes, low, high)
+    order = sorted(range(len(sizes)), key=lambda i: (-remainders[i], i))
     left = total - sum(counts)
     while left > 0:
         for i in order:
@@ -62,18 +60,25 @@ def apportion(
 
 def _bounded_quotas(
     total: int, sizes: Sequence[int], low: Sequence[int], high: Sequence[int]
-) -> list[Fraction]:
-    """Proportional shares in exact arithmetic, clamped to the bounds, summing to ``total``."""
+) -> tuple[list[int], list[int]]:
+    """Proportional shares, clamped to the bounds, rounded down, and what is left of each, all in the same fraction of one.
+
+    The shares are ratios of integers over one denominator, so nothing is rounded on the way.
+    """
     fixed: dict[int, int] = {}
     while True:
         free = [i for i in range(len(sizes)) if i not in fixed]
         mass = sum(sizes[i] for i in free)
         rest = total - sum(fixed.values())
-        share = {i: Fraction(rest * sizes[i], mass) if mass else Fraction(0) for i in free}
-        over = {i: share[i] - high[i] for i in free if share[i] > high[i]}
-        under = {i: low[i] - share[i] for i in free if share[i] < low[i]}
+        share = {i: rest * sizes[i] for i in free}  # times the mass
+        over = {i: share[i] - high[i] * mass for i in free if share[i] > high[i] * mass}
+        under = {i: low[i] * mass - share[i] for i in free if share[i] < low[i] * mass}
         if not over and not under:
-            return [Fraction(fixed[i]) if i in fixed else share[i] for i in range(len(sizes))]
+            parts = [
+                (fixed[i], 0) if i in fixed else divmod(share[i], mass) if mass else (0, 0)
+                for i in range(len(sizes))
+            ]
+            return [whole for whole, _ in parts], [part for _, part in parts]
         # Fix the side whose violations weigh more; the other side may recover (standard water filling).
         if sum(over.values()) >= sum(under.values()):
             fixed.update({i: high[i] for i in over})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunekit import distributed
 from prunekit.data import Split, Splits
@@ -23,6 +24,7 @@ _SMALL = (
     1_000  # examples whose inputs are small: a tenth faster for an MLP, and wide layers still fit the memory
 )
 _ROOM = 1 << 20  # numbers of a slice's inputs
+_TOKENS = 1 << 15  # of a slice: each has as many outputs as there are words
 _ROOM_ON_GPU = 1 << 24  # where small slices leave it idle between kernels
 
 
@@ -111,7 +113,9 @@ def _everyones(sums: Tensor | None) -> list[float]:
 def slice_size(inputs: Inputs) -> int:
     """How many examples go through the network together: more of small ones, of tokens no more than of anything."""
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        return SLICE
+        first = next((t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.ndim > 1), None)
+        long = first is not None and not first.is_floating_point()
+        return max(1, min(SLICE, _TOKENS // max(1, first.shape[1]))) if long and first is not None else SLICE
     size = max(1, inputs[0].numel())
     return max(SLICE, _ROOM_ON_GPU // size if inputs.is_cuda else min(_SMALL, _ROOM // size))
 

@@ -122,26 +122,15 @@ class Stages:
         self._model = model
         self._by_example: dict[object, frozenset[int]] = {}
         self._is_seen = inputs is not None
+        self._ready = False
+        self._make: Callable[[int, Callable[..., object]], Callable[..., object]] | None = None
         by_name = dict(model.named_modules())
         if inputs is None:
             self.names, self.modules = list(names), [by_name[name] for name in names]
             self.last_use = [i + 1 for i in range(len(names))]
             return
-        few = self._few(inputs)
-        order: list[int] = []
-        answers: dict[int, object] = {}
-
-        def watched(i: int, run: Callable[..., object]) -> Callable[..., object]:
-            def forward(*args: object, **kwargs: object) -> object:
-                order.append(i)
-                answers[i] = output = run(*args, **kwargs)
-                return output
-
-            return forward
-
         modules = [by_name[name] for name in names]
-        with self._standing_in(modules, watched), self._quietly():
-            call(model, few)
+        order, answers, few = self._seen(modules, inputs)
         never = [name for i, name in enumerate(names) if i not in order]
         if never or len(order) != len(set(order)):
             twice = sorted({names[i] for i in order if order.count(i) > 1})
@@ -174,6 +163,41 @@ class Stages:
         if kind not in self._by_example:
             self._by_example[kind] = self._growing(index, inputs, answers, n)
         return Arguments(leaves, spec, self._by_example[kind] & fitting, n)
+
+    @property
+    def model(self) -> nn.Module:
+        """The whole network."""
+        return self._model
+
+    def followed(
+        self, index: int, inputs: Inputs, answers: Sequence[Callable[[], object]], to_the_end: bool
+    ) -> Tensor:
+        """What a block answers as one tensor, or the whole network, in the graph of what it is given.
+
+        Args:
+            index: The block's.
+            inputs: Of some examples.
+            answers: Of the blocks before it, for these.
+            to_the_end: Go on to the network's outputs.
+        """
+        found: list[object] = []
+
+        def standing_in(i: int, run: Callable[..., object]) -> Callable[..., object]:
+            def forward(*args: object, **kwargs: object) -> object:
+                if i < index:
+                    return answers[i]()
+                answer = run(*args, **kwargs)
+                if i == index and not to_the_end:
+                    found.append(answer)
+                    raise _Entered
+                return answer
+
+            return forward
+
+        outputs: Tensor | None = None
+        with self._standing_in(self.modules, standing_in), suppress(_Entered):
+            outputs = call(self._model, inputs)
+        return joined(found[0], count(inputs)) if outputs is None else outputs
 
     def _growing(
         self, index: int, inputs: Inputs, answers: Sequence[Callable[[], object]], n: int
@@ -243,14 +267,30 @@ class Stages:
                 call(self._model, few)
         return reached
 
-    def _few(self, inputs: Inputs) -> Inputs:
-        """One example, or all where the network takes no single one."""
-        with self._quietly():
+    def _seen(
+        self, modules: Sequence[nn.Module], inputs: Inputs
+    ) -> tuple[list[int], dict[int, object], Inputs]:
+        """In which order modules run, what they answer, and the inputs: one example, or all where it takes no single one."""
+        order: list[int] = []
+        answers: dict[int, object] = {}
+
+        def watched(i: int, run: Callable[..., object]) -> Callable[..., object]:
+            def forward(*args: object, **kwargs: object) -> object:
+                order.append(i)
+                answers[i] = output = run(*args, **kwargs)
+                return output
+
+            return forward
+
+        few = few_examples(inputs, 1)
+        with self._standing_in(modules, watched), self._quietly():
             try:
-                call(self._model, few_examples(inputs, 1))
+                call(self._model, few)
             except Exception:
-                return inputs
-        return few_examples(inputs, 1)
+                order.clear()
+                few = inputs
+                call(self._model, few)
+        return order, answers, few
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
@@ -264,17 +304,41 @@ class Stages:
         make: Callable[[int, Callable[..., object]], Callable[..., object]],
     ) -> Iterator[None]:
         """Other functions in place of the forward methods of some modules."""
+        if self._ready:
+            before, self._make = self._make, make
+            try:
+                yield
+            finally:
+                self._make = before
+            return
         own = [vars(module).get("forward") for module in modules]
         for i, module in enumerate(modules):
             module.forward = make(i, module.forward)
         try:
             yield
         finally:
-            for module, before in zip(modules, own, strict=True):
-                if before is None:
-                    del module.forward
+            for module, found in zip(modules, own, strict=True):
+                if found is None:
+                    vars(module).pop("forward", None)
                 else:
-                    module.forward = before
+                    module.forward = found
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Around what keeps and puts back the state of modules: what stands in for blocks is then no part of that state."""
+
+        def either(i: int, run: Callable[..., object]) -> Callable[..., object]:
+            def forward(*args: object, **kwargs: object) -> object:
+                return (run if self._make is None else self._make(i, run))(*args, **kwargs)
+
+            return forward
+
+        with self._standing_in(self.modules, either):
+            self._ready = True
+            try:
+                yield
+            finally:
+                self._ready = False
 
 
 class Relay:
@@ -284,11 +348,18 @@ class Relay:
         stages: The blocks.
         batches: The inputs of the batches.
         shelf: Where answers wait until no later block needs them.
+        keeps: Keep them all the same.
     """
 
-    def __init__(self, stages: Stages, batches: Sequence[Inputs], shelf: Shelf) -> None:
+    def __init__(self, stages: Stages, batches: Sequence[Inputs], shelf: Shelf, keeps: bool = False) -> None:
         self._stages, self._batches, self._shelf = stages, batches, shelf
+        self._keeps = keeps
         self._answers: list[list[Callable[[], object]]] = [[] for _ in batches]
+
+    @property
+    def answers(self) -> Sequence[Sequence[Callable[[], object]]]:
+        """Of each batch, what the blocks have answered."""
+        return self._answers
 
     def arguments(self, index: int) -> Iterator[Arguments]:
         """What a block is called with, batch after batch; the blocks before it have been run."""
@@ -310,7 +381,7 @@ class Relay:
                 answer = _in_pieces(block, arguments, at_once)
             answers = self._answers[number]
             for j, last in enumerate(self._stages.last_use[:index]):
-                if last < index and not isinstance(answers[j], _Gone):
+                if last < index and not self._keeps and not isinstance(answers[j], _Gone):
                     answers[j] = _Gone(answers[j])
             answers.append(self._shelf.put(answer))
 
@@ -335,16 +406,21 @@ class Alone(nn.Module):
     def forward(self, rows: Tensor, **some: Tensor) -> Tensor:
         """What the block answers; of several tensors, all of them, one row for each example."""
         args, kwargs = self._filled(some)
-        leaves = [
-            leaf
-            for leaf in tree_leaves(self.block(*args, **kwargs))
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim
-        ]
-        if len(leaves) > 1:  # what has no graph depends on no weight
-            leaves = [leaf for leaf in leaves if leaf.requires_grad] or leaves
-        if len(leaves) == 1:
-            return leaves[0]
-        return torch.cat([leaf.reshape(len(rows), -1) for leaf in leaves], 1)
+        return joined(self.block(*args, **kwargs), len(rows))
+
+
+def joined(answer: object, examples: int) -> Tensor:
+    """An answer as one tensor; of several, all that depend on anything, one row for each example."""
+    leaves = [
+        leaf
+        for leaf in tree_leaves(answer)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim
+    ]
+    if len(leaves) > 1:
+        leaves = [leaf for leaf in leaves if leaf.requires_grad] or leaves
+    if len(leaves) == 1:
+        return leaves[0]
+    return torch.cat([leaf.reshape(examples, -1) for leaf in leaves], 1)
 
 
 class _Gone:

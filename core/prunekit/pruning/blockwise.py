@@ -24,12 +24,14 @@ from prunekit.masks.experts import experts, spread, unreached
 from prunekit.masks.items import Items
 from prunekit.masks.prunable import shortened
 from prunekit.masks.weights import Layer, pruned_counts
-from prunekit.network.call import Batch, Inputs, count, unpack
+from prunekit.network.call import Batch, Inputs, count, few_examples, pieces, unpack
 from prunekit.network.measure import measure
+from prunekit.network.restore import evaluating
 from prunekit.network.shelf import Shelf
 from prunekit.network.stages import Alone, Arguments, Relay, Stages, blocks_of
 from prunekit.observing.moment import Surroundings
 from prunekit.pruning.asking import asked, lent_weights
+from prunekit.pruning.backward import Backward
 from prunekit.pruning.change import Kept
 from prunekit.pruning.criterion import Criterion
 from prunekit.pruning.proposal import Context
@@ -246,6 +248,7 @@ class Blockwise:
                 "prune.sequential: works in one process; leave it out where there are several"
             )
         self._stages: Stages | None = None
+        self._goes_back = False  # over the blocks, from the last to the first
 
     @property
     def memory(self) -> int:
@@ -262,12 +265,31 @@ class Blockwise:
             UnsupportedError: If a statistic needs more than what enters a layer, or does not fit.
         """
         estimators = self.surroundings.estimators(criterion.required(lam))
-        deep = [e.name for e in estimators.values() if e.needs_data and not e.of_inputs]
-        if deep:
+        deep = {e.name: e for e in estimators.values() if e.needs_data and not e.of_inputs}
+        twice = [name for name, e in deep.items() if e.second_order]
+        whole = [e.name for e in estimators.values() if not e.needs_data]
+        if whole or not criterion.separable:
+            why = (
+                f"needs {', '.join(whole)}, which is of the whole network"
+                if whole
+                else "weighs layers together"
+            )
+            raise UnsupportedError(
+                f"prune.sequential: criterion {criterion.name!r} {why}; leave sequential out, or take a criterion that looks at "
+                "each layer by itself"
+            )
+        if deep and (self.settings.inputs == "pruned" or not self.home.always):
             raise UnsupportedError(
                 f"prune.sequential: criterion {criterion.name!r} needs {', '.join(deep)}, which what comes after a block "
-                "decides with; block by block go criteria of what enters a layer (wanda, sparsegpt, alps, obc, magnitude)"
+                "decides with, and that is not pruned yet; take inputs: dense, or a criterion of what enters a layer "
+                "(wanda, sparsegpt, alps, obc, magnitude)"
             )
+        if twice:
+            raise UnsupportedError(
+                f"prune.sequential: {', '.join(twice)} needs second derivatives through the whole network, which is not "
+                "looked at as a whole; take curvature: ggn, ggn_mc or empirical_fisher"
+            )
+        self._goes_back = bool(deep)
         gone = [0] * len(self.layers)
         apart = self._shares(criterion, selector, gone, budgets[-1] if budgets else 0) is not None
         if not apart and (self.settings.inputs == "pruned" or not criterion.uses_selector):
@@ -318,7 +340,7 @@ class Blockwise:
         counts = pruned_counts(masks)
         gone = [counts[layer.name] for layer in self.layers]
         normaliser = counted.sum / sum(map(count, inputs))
-        self.walk(inputs, normaliser, swept, criterion, lam, selector, gone, budgets, finished)
+        self.walk(inputs, normaliser, swept, criterion, lam, selector, gone, budgets, finished, sample)
         return swept, change, loss
 
     def walk(
@@ -332,6 +354,7 @@ class Blockwise:
         gone: Sequence[int],
         budgets: Sequence[int],
         finished: Finished | None = None,
+        sample: Sample | None = None,
     ) -> None:
         """Go over the blocks and prune them; where it fails, the change is taken back.
 
@@ -345,11 +368,23 @@ class Blockwise:
             gone: Weights of each layer that are pruned before.
             budgets: See :meth:`sweep`.
             finished: See :meth:`sweep`.
+            sample: The step's, for statistics of the loss.
         """
         if self._stages is None:
             self._stages = Stages(self._model, self._names, inputs[0] if self.home.always else None)
         with Shelf(self.settings.offload) as shelf:
-            walk = _Walk(self, self._stages, inputs, normaliser, shelf, swept, criterion, lam, selector)
+            walk = _Walk(
+                self,
+                self._stages,
+                inputs,
+                normaliser,
+                shelf,
+                swept,
+                criterion,
+                lam,
+                selector,
+                sample if self._goes_back else None,
+            )
             try:
                 levels = self._levels(criterion, selector, gone, budgets)
                 if levels is not None:
@@ -394,6 +429,7 @@ class _Walk:
         criterion: Proposes.
         lam: Its λ.
         selector: Spends the budget.
+        sample: Where statistics are of the loss: the step's, and the blocks are gone through from the last to the first.
     """
 
     of: Blockwise
@@ -405,6 +441,8 @@ class _Walk:
     criterion: Criterion
     lam: float
     selector: Selector
+    sample: Sample | None = None
+    _back: Backward | None = None
     _alone: Alone | None = None
     _arguments: Arguments | None = None
 
@@ -417,7 +455,7 @@ class _Walk:
         """Choose layer by layer, each block through all levels before the next."""
         dense = self.of.settings.inputs == "dense"
         for index, block, relay in self._in_turn():
-            if dense:
+            if dense and self._back is None:
                 self._go_on(relay, index)
             done = None if finished is None else finished.get(block.name)
             if done is not None:
@@ -448,7 +486,8 @@ class _Walk:
         saliency: dict[str, Callable[[], Tensor]] = {}
         spared: dict[str, Tensor] = {}
         for index, block, relay in self._in_turn():
-            self._go_on(relay, index)
+            if self._back is None:
+                self._go_on(relay, index)
             context, _ = self._context(block, index, relay, _Noting(), None)
             try:
                 self.criterion.propose(context)
@@ -457,6 +496,8 @@ class _Walk:
                     values = noted.items.saliency[layer.part].view(layer.shape)
                     saliency[block.names[layer.name]] = self.shelf.put(values)
             spared |= {block.names[key]: which for key, which in context.spared.items()}
+            if self._back is not None:
+                self._back.step_back(index)
         of, masks = self.of, dict(self.swept.masks)
         context = Context(
             {}, {}, masks, budget, self.lam, self.selector, of.layers, watch=of.watch, spared=spared
@@ -467,12 +508,16 @@ class _Walk:
                 self._make(name, None, mask)
             return
         for index, block, relay in self._in_turn():
-            self._go_on(relay, index)
+            if self._back is None:
+                self._go_on(relay, index)
             own = block.own(chosen)
             self._propose(block, index, relay, _Given(own), pruned_counts(own))
 
     def _in_turn(self) -> Iterator[tuple[int, Block, Relay]]:
-        """The blocks with prunable weights, in the order in which they run; others are run through."""
+        """The blocks with prunable weights, in the order in which they run, or from the last; others are run through."""
+        if self.sample is not None:
+            yield from self._backwards(self.sample)
+            return
         relay = Relay(self.stages, self.inputs, self.shelf)
         for index, name in enumerate(self.stages.names):
             block = self.of.blocks[name]
@@ -481,6 +526,25 @@ class _Walk:
                     yield index, block, relay
                 else:
                     self._go_on(relay, index)
+
+    def _backwards(self, sample: Sample) -> Iterator[tuple[int, Block, Relay]]:
+        cut: list[tuple[Inputs, Any]] = []
+        for inputs, targets in map(unpack, sample.batches):
+            entering = self.stages.entered(0, few_examples(inputs, 1), []).some().values()
+            room = self.of.memory // (2 * _WORKING)
+            cut += pieces(inputs, targets, max(1, room // max(1, sum(t.nbytes for t in entering))))
+        relay = Relay(self.stages, [inputs for inputs, _ in cut], self.shelf, keeps=True)
+        last = len(self.stages.names) - 1
+        for index in range(last):
+            relay.run(index, self.of.memory // _WORKING)
+        loss = self.of.surroundings.loss
+        self._back = Backward(self.stages, cut, loss, relay.answers, self.shelf, self.normaliser)
+        for index in range(last, -1, -1):
+            block = self.of.blocks[self.stages.names[index]]
+            if block.layers:
+                yield index, block, relay
+            else:
+                self._back.step_back(index)
 
     def _go_on(self, relay: Relay, index: int) -> None:
         """Run a block, for those that come after it."""
@@ -492,6 +556,8 @@ class _Walk:
     ) -> Done:
         context, kept = self._context(block, index, relay, selector, shares)
         proposal = asked(self.criterion, context, kept)
+        if self._back is not None:
+            self._back.step_back(index)  # through the block as it was
         wrong = [block.names[key] for key, n in pruned_counts(proposal.masks).items() if n != shares[key]]
         if wrong:
             raise RunError(
@@ -564,7 +630,10 @@ class _Walk:
         estimators = self.of.surroundings.estimators(self._wanted)
         if not estimators:
             return Estimates()
-        alone = self._by_itself(self.stages.modules[index])
+        if self._back is not None and self.sample is not None:
+            alone: nn.Module = self._back.network(index)
+        else:
+            alone = self._by_itself(self.stages.modules[index])
         remember_axes(alone, {layer.name: (layer.input_axis, layer.output_axis) for layer in block.layers})
 
         def batches() -> Iterator[Batch]:
@@ -573,18 +642,25 @@ class _Walk:
                 numbers = torch.arange(arguments.examples, device=next(iter(parameters.values())).device)
                 yield {"rows": numbers, **arguments.some(), "labels": numbers}
 
-        draws = generator(0, "blocks", block.name)
         try:
-            found = estimate(
-                alone,
-                batches(),
-                estimators,
-                _Answers(self.normaliser),
-                parameters,
-                draws,
-                self.of.memory,
-                masks,
-            )
+            if self._back is not None and self.sample is not None:
+                # Every block, and the network as a whole, begin their draws alike.
+                draws = torch.Generator().set_state(self.sample.generator.get_state())
+                with self.stages.ready(), evaluating(self.stages.model):
+                    found = estimate(
+                        alone,
+                        self._back.batches(index),
+                        estimators,
+                        self._back.loss(index),
+                        parameters,
+                        draws,
+                        self.of.memory,
+                        masks,
+                    )
+            else:
+                draws = generator(0, "blocks", block.name)
+                loss = _Answers(self.normaliser)
+                found = estimate(alone, batches(), estimators, loss, parameters, draws, self.of.memory, masks)
         except (UnsupportedError, RunError) as error:
             raise type(error)(f"{block.name}: {error}") from error
         finally:

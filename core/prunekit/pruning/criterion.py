@@ -44,6 +44,12 @@ class Criterion(Component, ABC):
         return True
 
     @property
+    def separable(self) -> bool:
+        """False where what a layer is worth depends on other layers' weights or statistics: on a sum over all of them, or a
+        matrix over all. Then the network cannot be pruned block by block."""
+        return True
+
+    @property
     def predicts(self) -> bool:
         """False where no step comes with a prediction; one that overrides :meth:`propose` and has none says so."""
         own = type(self)

@@ -6,13 +6,13 @@ themselves where the gradient is taken to be zero (OBS), a Newton step away wher
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
 from prunekit import Context, Criterion, JointModel, Options, Proposal, Request, Statistic, UnsupportedError
-from prunekit.masks import FlatIndex
+from prunekit.masks import FlatIndex, Layer, apportion
 from prunekit_plugins._curvature.options import Curvature, Terms, check_terms
 
 if TYPE_CHECKING:
@@ -78,6 +78,11 @@ class Surgeon(Criterion):
         return self.options.update
 
     @property
+    def separable(self) -> bool:
+        """Unless the inverse is of a matrix over all layers."""
+        return self.statistic != "inverse_full"
+
+    @property
     def uses_selector(self) -> bool:
         """Where the masks come from saliencies."""
         return self.options.selection == "saliency"
@@ -97,6 +102,11 @@ class Surgeon(Criterion):
         damping = self.options.damping + (lam if self.damps else 0.0)
         inverse = Statistic(self.statistic, **self.inverse_options(), damping=damping)
         return frozenset({inverse, "gradient"} if self.first_order else {inverse})
+
+    def shares(self, layers: Sequence[Layer], gone: Sequence[int], budget: int) -> list[int] | None:
+        """The same share of every layer, unless layers compete."""
+        alike = self.options.scope == "layerwise" and not self.uses_selector
+        return apportion(budget, [layer.size for layer in layers], gone) if alike else None
 
     def inverse_options(self) -> dict[str, str | int | None]:
         """Options of the statistic, without the damping."""
@@ -197,7 +207,8 @@ class Surgeon(Criterion):
         minimum = self._minimum(weights, statistics)
         elimination = GreedyElimination(self._blocks(statistics), minimum, self.options.refresh, penalty)
         saliency = self.saliency(weights, statistics)
-        return elimination.masks(context.masks, context.budget, saliency, self.options.scope, context.spared)
+        scope, spared = self.options.scope, context.spared
+        return elimination.masks(context.masks, context.budget, saliency, scope, spared, context.shares)
 
     def _adjusted(self, weights: Tensors, statistics: Statistics, masks: Tensors) -> dict[str, Tensor]:
         """The weights after the step: in each block, those that are left make up for those that go."""

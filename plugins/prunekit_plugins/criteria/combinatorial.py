@@ -120,6 +120,11 @@ class Combinatorial(Criterion):
         return JointModel(self._factors, self.options.damping + lam, self.options.gradient)
 
     @property
+    def separable(self) -> bool:
+        """No: its matrix is over all layers."""
+        return False
+
+    @property
     def uses_selector(self) -> bool:
         """Where the masks come from saliencies."""
         return self.options.selection == "saliency"

@@ -26,6 +26,11 @@ class SNIP(Criterion):
     name = "snip"
     requires = frozenset({"gradient"})
 
+    @property
+    def separable(self) -> bool:
+        """No: saliencies are shares of the sum over all layers."""
+        return False
+
     def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """|gθ| per weight, divided by their sum."""
         import torch
