@@ -108,6 +108,41 @@ def test_with_dense_inputs_everything_is_as_without_blocks(network, criterion, s
     assert [s.delta_loss for s in parts.steps] == pytest.approx([s.delta_loss for s in whole.steps], rel=1e-6)
 
 
+OF_THE_LOSS = [
+    {"name": "lm", "lambda": 0.1},
+    {"name": "taylor_fo"},
+    {"name": "qm", "curvature": "ggn_mc", "draws": 2},
+    {"name": "obd", "curvature": "auto"},
+    {"name": "empirical_fisher", "terms": "sequence"},
+    {"name": "empirical_fisher"},
+    {"name": "obs_kfac", "curvature": "ggn_mc", "scope": "layerwise"},
+    {"name": "obs_kfac", "curvature": "ggn", "selection": "saliency", "gradient": True, "damping": 0.1},
+    {"name": "obs_block", "curvature": "empirical_fisher", "selection": "saliency", "damping": 0.01},
+    {"name": "obs_rows", "curvature": "ggn_mc", "scope": "layerwise"},
+]
+
+
+@pytest.mark.parametrize("memory", [None, 3 << 20], ids=["whole", "cut"])
+@pytest.mark.parametrize("criterion", OF_THE_LOSS, ids=name_of)
+def test_what_the_loss_sends_back_is_the_same_in_every_block(network, criterion, memory) -> None:
+    """Also in pieces: draws, columns and gradients are those of the whole network."""
+    expected, whole = pruned(network, criterion, steps=2)
+    found, parts = pruned(
+        network,
+        criterion,
+        steps=2,
+        blocks={"blocks": "layers.*", "inputs": "dense", "offload": "disk"},
+        memory=memory,
+    )
+    for name, mask in whole.masks.items():
+        assert torch.equal(parts.masks[name], mask)
+    for (name, p), q in zip(expected.named_parameters(), found.parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=1e-6, atol=1e-8, msg=name)
+    for step, other in zip(parts.steps, whole.steps, strict=True):
+        assert step.delta_loss == pytest.approx(other.delta_loss, rel=1e-6)
+        assert step.predicted_delta_loss == pytest.approx(other.predicted_delta_loss, rel=1e-6)
+
+
 @pytest.mark.parametrize("offload", ["none", "disk"])
 @pytest.mark.parametrize("criterion", LAYER_WISE, ids=name_of)
 def test_pruned_inputs_are_the_published_sequence(network, criterion, offload) -> None:
@@ -192,6 +227,9 @@ def test_a_step_that_fails_leaves_the_network_as_it_was(network, monkeypatch) ->
     assert all("forward" not in vars(module) for module in model.modules())
 
 
+DENSE = {"blocks": "layers.*", "inputs": "dense"}
+
+
 class EveryOther(pk.Scheduler):
     """Adapts, in name at least."""
 
@@ -216,7 +254,24 @@ class EveryOther(pk.Scheduler):
             {"blocks": "layers.*", "criterion": {"name": "obc", "scope": "global"}},
             r"criterion 'obc' lets layers compete.*scope: layerwise",
         ),
-        ({"blocks": "layers.*", "criterion": "qm"}, r"criterion 'qm' needs .*gradient"),
+        ({"blocks": "layers.*", "criterion": "qm"}, r"criterion 'qm' needs .*gradient.*inputs: dense"),
+        ({"blocks": DENSE, "criterion": "snip"}, r"criterion 'snip' weighs layers together"),
+        ({"blocks": DENSE, "criterion": "obs"}, r"criterion 'obs' weighs layers together"),
+        (
+            {"blocks": DENSE, "criterion": "combinatorial"},
+            r"criterion 'combinatorial' weighs layers together",
+        ),
+        (
+            {"blocks": DENSE, "criterion": "synflow"},
+            r"criterion 'synflow' weighs layers together",
+        ),
+        ({"blocks": DENSE, "criterion": "random"}, r"criterion 'random' needs uniform"),
+        ({"blocks": DENSE, "criterion": "grasp"}, r"second derivatives"),
+        (
+            {"blocks": DENSE, "criterion": {"name": "qm", "curvature": "hessian"}},
+            r"hessian_diagonal needs second derivatives",
+        ),
+        ({"blocks": DENSE, "criterion": "obs_kfac"}, r"criterion 'obs_kfac' lets layers compete"),
         (
             {"blocks": "layers.*", "scheduler": EveryOther()},
             r"'every_other' decides after each step.*inputs: dense",
@@ -273,6 +328,23 @@ def test_answers_are_kept_as_long_as_a_later_block_needs_them() -> None:
             parts = [arguments.filled(arguments.some())[0][0] for arguments in relay.arguments(index)]
             torch.testing.assert_close(torch.cat(parts), expected[index].detach())
             relay.run(index, 1 << 20)
+
+
+def test_what_goes_past_a_block_is_not_followed_backwards() -> None:
+    torch.manual_seed(0)
+    network, x = Skipping().double().eval(), torch.randn(5, 4, dtype=torch.float64)
+    batches = [(x, torch.randn(5, 4, dtype=torch.float64))]
+    before = copy.deepcopy(network)
+    blocks = {"blocks": ["down.*", "up.*"], "inputs": "dense"}
+    options = {"sparsity": 0.5, "steps": 1, "loss": "mse", "blocks": blocks}
+    with pytest.raises(pk.UnsupportedError, match="goes past the next one"):
+        pk.prune(network, batches, "lm", **options)
+    for p, q in zip(network.parameters(), before.parameters(), strict=True):
+        assert torch.equal(p, q)
+    whole = pk.prune(before, batches, "sparsegpt", sparsity=0.5, steps=1, loss="mse")
+    parts = pk.prune(network, batches, "sparsegpt", **options)
+    for name, mask in whole.masks.items():
+        assert torch.equal(parts.masks[name], mask)
 
 
 def test_blocks_that_run_twice_or_never_are_refused() -> None:

@@ -275,8 +275,8 @@ class Blockwise:
                 else "weighs layers together"
             )
             raise UnsupportedError(
-                f"prune.sequential: criterion {criterion.name!r} {why}; leave sequential out, or take a criterion that looks at "
-                "each layer by itself"
+                f"prune.sequential: criterion {criterion.name!r} {why}; leave sequential out, or take a criterion that "
+                "looks at each layer by itself"
             )
         if deep and (self.settings.inputs == "pruned" or not self.home.always):
             raise UnsupportedError(

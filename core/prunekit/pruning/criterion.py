@@ -45,8 +45,10 @@ class Criterion(Component, ABC):
 
     @property
     def separable(self) -> bool:
-        """False where what a layer is worth depends on other layers' weights or statistics: on a sum over all of them, or a
-        matrix over all. Then the network cannot be pruned block by block."""
+        """False where what a layer is worth depends on other layers: then the network cannot be pruned block by block.
+
+        That is so where saliencies are divided by a sum over all layers, and where a matrix is over all of them.
+        """
         return True
 
     @property

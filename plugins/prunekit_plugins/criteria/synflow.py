@@ -25,6 +25,11 @@ class SynFlow(Criterion):
     name = "synflow"
     requires = frozenset({"synaptic_flow"})
 
+    @property
+    def separable(self) -> bool:
+        """No: what flows through a layer depends on all others."""
+        return False
+
     def saliency(self, weights: Tensors, statistics: Mapping[Request, Tensors]) -> dict[str, Tensor]:
         """|∂R/∂|θ| θ| per weight."""
         slope = statistics["synaptic_flow"]
