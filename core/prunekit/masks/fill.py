@@ -26,7 +26,7 @@ def fill_(values: Tensor, where: Tensor, value: float = 0.0) -> None:
         values.masked_fill_(where, value)
         return
     kind = _BITS[values.element_size()]
-    fill = int(torch.full((), value, dtype=values.dtype).view(kind))
+    fill = int(torch.full((), value, dtype=values.dtype, device="cpu").view(kind))
     rows = max(1, _PIECE * len(values) // max(1, values.numel()))
     pieces = (torch.split(t, rows) for t in (values.detach().view(kind), where))
     for bits, here in zip(*pieces, strict=True):

@@ -55,7 +55,7 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
     """
     if not values.is_cpu:
         return _kth_unseen(values, k)
-    return torch.tensor(_kth_smallest(comparable(values), k).item(), dtype=values.dtype)
+    return torch.tensor(_kth_smallest(comparable(values), k).item(), dtype=values.dtype, device="cpu")
 
 
 def comparable(values: Tensor) -> np.ndarray:
@@ -145,7 +145,7 @@ def smallest_of_rows(values: Tensor, counts: Tensor) -> Tensor:
         >>> smallest_of_rows(torch.tensor([[3.0, 1.0, 1.0], [0.0, 2.0, 1.0]]), torch.tensor([1, 2])).tolist()
         [[False, True, False], [True, False, True]]
     """
-    if values.is_cuda:
+    if not values.is_cpu:
         return _by_sorting(values, counts)
     chosen = torch.zeros_like(values, dtype=torch.bool)
     for count in sorted(set(counts.tolist())):  # rows of one layer differ by one at most

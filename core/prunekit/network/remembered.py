@@ -209,6 +209,14 @@ def overwrites(model: nn.Module) -> frozenset[str] | None:
     return _OVERWRITES.get(model)
 
 
+def trust(model: nn.Module) -> None:
+    """Keep no copies of a model's parameters; if it overwrites one all the same, that is refused.
+
+    For weights that can be read again, and are too large to be copied.
+    """
+    _OVERWRITES.setdefault(model, frozenset())
+
+
 def drew_from_its_own(model: nn.Module) -> bool:
     """Whether the last pass drew random numbers from a generator that a module holds."""
     state = _STATES.get(model)

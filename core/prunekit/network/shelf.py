@@ -115,8 +115,9 @@ class _InFile(_Waiting):
     def __call__(self) -> Tensor:
         if not self._shape.numel():
             return torch.empty(self._shape, dtype=self._dtype, device=self._device)
-        size = torch.empty((), dtype=self._dtype).element_size()
-        bits = torch.from_file(str(self._path), size=self._shape.numel(), dtype=_BITS[size])
+        bits = torch.from_file(
+            str(self._path), size=self._shape.numel(), dtype=_BITS[self._dtype.itemsize], device="cpu"
+        )
         return bits.clone().view(self._dtype).view(self._shape).to(self._device)
 
     def __del__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -99,6 +100,16 @@ def written(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str])
     os.umask(mask)
     temporary.chmod(0o666 & ~mask)  # safetensors makes files that only their owner may read
     os.replace(temporary, path)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of some tensors on the CPU: names, types, shapes and values."""
+    sums = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name]
+        sums.update(f"{name} {t.dtype} {tuple(t.shape)};".encode())
+        sums.update(t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sums.hexdigest()
 
 
 def emptied(module: nn.Module, name: str) -> None:

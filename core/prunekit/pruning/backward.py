@@ -72,7 +72,7 @@ class Backward:
     def batches(self, index: int) -> Iterator[Batch]:
         """Examples of a block, with what comes back to its answer as their targets."""
         for number, (inputs, targets) in enumerate(self._pieces):
-            numbers = torch.arange(count(inputs))
+            numbers = torch.arange(count(inputs), device="cpu")
             place = torch.full_like(numbers, number)
             given = {"piece": place, "numbers": numbers, "inputs": inputs}
             if self._is_last(index):

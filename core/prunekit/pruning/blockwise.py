@@ -25,7 +25,9 @@ from prunekit.masks.items import Items
 from prunekit.masks.prunable import shortened
 from prunekit.masks.weights import Layer, pruned_counts
 from prunekit.network.call import Batch, Inputs, count, few_examples, pieces, unpack
+from prunekit.network.heap import give_back
 from prunekit.network.measure import measure
+from prunekit.network.remembered import trust
 from prunekit.network.restore import evaluating
 from prunekit.network.shelf import Shelf
 from prunekit.network.stages import Alone, Arguments, Relay, Stages, blocks_of
@@ -44,6 +46,8 @@ from prunekit.statistics.request import Estimates, Statistic
 
 _OWN = "block."
 """What names of parameters begin with inside :class:`Alone`."""
+_TIGHT = 4
+"""By which activations have less than the memory, where the network has no room: beside them lie a block's matrices."""
 _WORKING = 64
 """Bytes that an example's activations inside a block may take, for each byte that enters it."""
 
@@ -468,6 +472,7 @@ class _Walk:
                     done = self._propose(block, index, relay, selector, shares)
                 if finished is not None:
                     finished.put(block.name, done)
+            del done  # which has the block's weights, and must not outlive it
             self.of.home.settle(block.name)
             if not dense:
                 self._go_on(relay, index)
@@ -549,7 +554,9 @@ class _Walk:
     def _go_on(self, relay: Relay, index: int) -> None:
         """Run a block, for those that come after it."""
         if self._sees and index + 1 < len(self.stages.names):
+            give_back()
             relay.run(index, self.of.memory // _WORKING)
+            give_back()
 
     def _propose(
         self, block: Block, index: int, relay: Relay, selector: Selector, shares: Mapping[str, int]
@@ -660,11 +667,14 @@ class _Walk:
             else:
                 draws = generator(0, "blocks", block.name)
                 loss = _Answers(self.normaliser)
-                found = estimate(alone, batches(), estimators, loss, parameters, draws, self.of.memory, masks)
+                memory = self.of.memory
+                room = memory if self.of.home.always else memory // _TIGHT
+                found = estimate(alone, batches(), estimators, loss, parameters, draws, memory, masks, room)
         except (UnsupportedError, RunError) as error:
             raise type(error)(f"{block.name}: {error}") from error
         finally:
             self._arguments = None
+        give_back()
         for request, tensors in found.statistics.items():
             if remark := getattr(tensors, "remark", ""):
                 self.of.warn(f"statistic {Statistic.of(request).name}", remark)
@@ -674,6 +684,8 @@ class _Walk:
         """A block as a network; blocks of one make share what has been found out about them."""
         if self._alone is None or not _alike(self._alone.block, module):
             self._alone = Alone(module, self._filled)
+            if not self.of.home.always:
+                trust(self._alone)
         self._alone.block = module
         return self._alone
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from prunekit.errors import ResultsError
+from prunekit.network.stored import digest, written
 from prunekit.pruning.blockwise import Done
 
 _NAME = r"\d+-[0-9a-f]{16}\.(safetensors|tmp)"
@@ -40,7 +38,7 @@ class FinishedBlocks:
                 about = file.metadata() or {}
         except (OSError, SafetensorError):
             return None
-        if about.get("digest") != _digest(tensors) or about.get("block") != block:
+        if about.get("digest") != digest(tensors) or about.get("block") != block:
             return None
         masks = {key[5:]: t for key, t in tensors.items() if key.startswith("mask:")}
         values = {key[6:]: t for key, t in tensors.items() if key.startswith("value:")}
@@ -53,21 +51,14 @@ class FinishedBlocks:
         Raises:
             ResultsError: If it cannot be written.
         """
-        from safetensors.torch import save_file
-
         tensors = {f"mask:{name}": mask.cpu().contiguous() for name, mask in done.masks.items()}
         tensors |= {f"value:{name}": value.detach().cpu().contiguous() for name, value in done.values.items()}
         if done.predicted is not None:
             tensors["predicted"] = torch.tensor(done.predicted, dtype=torch.float64)
-        about = {"digest": _digest(tensors), "block": block}
-        path = self._path(block)
-        temporary = path.with_suffix(".tmp")
+        about = {"digest": digest(tensors), "block": block}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, about)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            written(self._path(block), tensors, about)
         except OSError as error:
             raise ResultsError(f"{self._folder}: cannot be written: {error.strerror or error}") from None
 
@@ -85,12 +76,3 @@ def forget(folder: Path) -> None:
             if re.fullmatch(_NAME, path.name) and path.is_file():
                 path.unlink()
         folder.rmdir()
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    sums = hashlib.sha256()
-    for name in sorted(tensors):
-        t = tensors[name]
-        sums.update(f"{name} {t.dtype} {tuple(t.shape)};".encode())
-        sums.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sums.hexdigest()

@@ -30,8 +30,9 @@ from prunekit.masks.apportion import pruned_count
 from prunekit.masks.axes import layers_of
 from prunekit.masks.prunable import prunable_parameters
 from prunekit.network.call import Inputs
+from prunekit.network.remembered import trust
 from prunekit.network.restore import preserved_rng, taking_turns
-from prunekit.network.stored import StoredWeights, emptied, placed, written
+from prunekit.network.stored import StoredWeights, digest, emptied, placed, written
 from prunekit.observing.moment import Surroundings
 from prunekit.plugins.build import estimators
 from prunekit.plugins.host import PluginManager
@@ -169,6 +170,8 @@ class _Job:
                 f"model {model.cls.name!r}: has no folder to be read block by block; accepted is hf, without a checkpoint"
             )
         self.folder, self.network = skeleton.folder, skeleton.network
+        for module in self.network.modules():
+            trust(module)
         self.stored = StoredWeights(self.folder)
         self._refuse_other_names()
         self.parameters = prunable_parameters(self.network, prune.prunable)
@@ -186,7 +189,7 @@ class _Job:
         splits, _ = load_data(spec)
         self.loss = choose_loss(spec, splits, manager)
         count, total = prune.examples, len(splits.train)
-        chosen = torch.arange(total)
+        chosen = torch.arange(total, device="cpu")
         if count is not None and count < total:
             draws = generator(spec.data["seeds"]["sample"], "examples", 0)
             chosen = torch.randperm(total, generator=draws, device="cpu")[:count]
@@ -259,7 +262,7 @@ class _Job:
         count = len(self.examples)
         inputs, normaliser = list[Inputs](), 0.0
         for start in range(0, count, _BATCH):
-            some = self.examples.take(torch.arange(start, min(count, start + _BATCH)))
+            some = self.examples.take(torch.arange(start, min(count, start + _BATCH), device="cpu"))
             inputs.append(some.x)
             normaliser += _normaliser(self.loss, some.y)
         masks = self.home.masks = _AllKept(self.parameters)
@@ -353,7 +356,7 @@ class _Job:
 
 def _pace() -> float:
     """Floating-point operations per second of a product of matrices, measured."""
-    a = torch.ones(1024, 1024)
+    a = torch.ones(1024, 1024, device="cpu")
     a @ a
     started = time.perf_counter()
     for _ in range(4):
@@ -424,7 +427,7 @@ class _Folder(Home):
         file = self._file(block)
         if not (self._out / file).is_file():
             written(self._out / file, tensors, {"format": "pt"})
-            self._note(block).write_text(_digest(tensors), encoding="utf-8")
+            self._note(block).write_text(digest(tensors), encoding="utf-8")
         self.written |= dict.fromkeys(tensors, file)
         for name in job.blockwise.blocks[block].names.values():
             mask = tensors[name] == 0
@@ -441,10 +444,10 @@ class _Folder(Home):
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            digest = self._note(block).read_text(encoding="utf-8")
+            noted = self._note(block).read_text(encoding="utf-8")
         except (SafetensorError, OSError):
-            tensors, digest = {}, ""
-        if digest != _digest(tensors):
+            tensors, noted = {}, ""
+        if noted != digest(tensors):
             path.unlink()
             return None
         values = {name: tensors[name] for name in self._job.blockwise.blocks[block].names.values()}
@@ -488,7 +491,11 @@ class _AllKept(MutableMapping[str, Tensor]):
         self._set: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._set[name] if name in self._set else torch.ones(self._shapes[name], dtype=torch.bool)
+        return (
+            self._set[name]
+            if name in self._set
+            else torch.ones(self._shapes[name], dtype=torch.bool, device="cpu")
+        )
 
     def __setitem__(self, name: str, mask: Tensor) -> None:
         self._set[name] = mask
@@ -539,15 +546,6 @@ def _normaliser(loss: Loss, targets: Tensor) -> float:
         return loss.normaliser(outputs, targets)
     except Exception:  # one that looks at the outputs' values, or wants another shape
         return float(targets.numel())
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    sums = hashlib.sha256()
-    for name in sorted(tensors):
-        t = tensors[name]
-        sums.update(f"{name} {t.dtype} {tuple(t.shape)};".encode())
-        sums.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sums.hexdigest()
 
 
 def _claimed(out: Path, identity: str, resume: bool, overwrite: bool) -> Path:

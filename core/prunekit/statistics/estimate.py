@@ -61,6 +61,7 @@ def estimate(
     generator: Generator,
     memory: int | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    room: int | None = None,
 ) -> Estimated:
     """Compute statistics of the loss at the current weights, in eval mode.
 
@@ -75,6 +76,7 @@ def estimate(
         generator: For estimators that draw.
         memory: Bytes for activations and products; larger batches are cut into slices.
         masks: What is kept, for statistics that cover only that.
+        room: Bytes for activations alone, where they are to have less.
 
     Raises:
         UnsupportedError: If something cannot be computed, by name.
@@ -82,7 +84,7 @@ def estimate(
     """
     problem = Problem(model, parameters, loss, own_draws(generator), memory or DEFAULT_MEMORY, masks)
     refuse_unshareable(estimators.values())
-    reading = _Pass(problem, estimators)
+    reading = _Pass(problem, estimators, room)
     if reading.working:
         refuse_batch_statistics(model)
     with evaluating(model, tuple(parameters)), differentiable(reading.twice):
@@ -107,6 +109,7 @@ class _Pass:
     Args:
         problem: What is estimated.
         estimators: By request.
+        room: Bytes for activations; the memory by default.
 
     Attributes:
         working: Those that need the data.
@@ -115,8 +118,10 @@ class _Pass:
         twice: Whether graphs are differentiated twice.
     """
 
-    def __init__(self, problem: Problem, estimators: Mapping[Request, Estimator]) -> None:
-        self.problem = problem
+    def __init__(
+        self, problem: Problem, estimators: Mapping[Request, Estimator], room: int | None = None
+    ) -> None:
+        self.problem, self.room = problem, room or problem.memory
         self.working = {key: e for key, e in estimators.items() if e.needs_data}
         self.problems = {key: replace(problem, generator=_copied(problem.generator)) for key in estimators}
         capturing = [e for e in self.working.values() if e.captures]
@@ -141,7 +146,7 @@ class _Pass:
         if layout is None:
             layout = self._layouts[shapes] = self._find(shapes, inputs, targets)
         # The rest is for pieces of work, or for vectors that a Hessian is multiplied with.
-        memory = self.problem.memory
+        memory = self.room
         room = memory // (2 * _TWICE) if self.twice else memory * 3 // 4
         size = max(1, room // layout.bytes_per_example)
         examples, first = count(inputs), True

@@ -236,7 +236,9 @@ def examine_anew(problem: Problem, shapes: Shapes, inputs: Inputs, targets: Tens
 
 def examine(problem: Problem, inputs: Inputs, targets: Tensor, ways: Ways | None = None) -> Layout:
     """Find the layout for inputs of this shape, with a few of its examples, or all where the network takes no few."""
-    for examples in (1, _EXAMPLES) if ways is None else (_EXAMPLES,):  # one is enough to be weighed
+    # One is enough to be weighed, and two where it does not matter which position belongs to which example.
+    enough = [1, _EXAMPLES] if ways is None else [_EXAMPLES if ways.by_example else 2]
+    for examples in enough:
         try:
             return _examined(problem, few_examples(inputs, examples), few_examples(targets, examples), ways)
         except Exception:  # a batch size that is fixed inside; other reasons come back below

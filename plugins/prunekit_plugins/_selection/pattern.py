@@ -149,7 +149,7 @@ def side_by_side(inputs: int, kernel: int, m: int) -> Tensor | None:
 
     if kernel == 1:
         return None
-    return torch.arange(inputs).view(-1, m, kernel).transpose(1, 2).flatten()
+    return torch.arange(inputs, device="cpu").view(-1, m, kernel).transpose(1, 2).flatten()
 
 
 def caps(chunk: Chunk, masks: Mapping[str, Tensor], n: int, m: int) -> Caps:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from prunekit_plugins._curvature.blocks import Chunk
     from prunekit_plugins._curvature.kronecker import Kronecker
 
+_MANY, _ROUGH = 1 << 19, 1e-4
+"""Layers of as many weights, that are not double, are solved in single precision, to this relative residual."""
 _TOLERANCE = 1e-10
 _MOST_PRODUCTS = 10_000
 
@@ -76,11 +78,27 @@ class KroneckerSurgeon(Surgeon):
         for family in cast("list[Kronecker]", self._blocks(statistics).families):
             places = family.positions
             slope = None if gradient is None else gradient[places]
-            everything[places] = _minimised(family, everything[places], left[places], slope)
+            single = places.numel() >= _MANY and weights[family.layer or ""].dtype == torch.float32
+            solve = _in_single if single else _minimised
+            everything[places] = solve(family, everything[places], left[places], slope)
         return everything
 
 
-def _minimised(family: Kronecker, weights: Tensor, left: Tensor, gradient: Tensor | None) -> Tensor:
+def _in_single(family: Kronecker, weights: Tensor, left: Tensor, gradient: Tensor | None) -> Tensor:
+    """The same in single precision: of a large layer half the time, and fewer products."""
+    import torch
+
+    rounded = cast(
+        "Kronecker",
+        family.map(lambda t: t.float() if isinstance(t, torch.Tensor) and t.is_floating_point() else t),
+    )
+    slope = None if gradient is None else gradient.float()
+    return _minimised(rounded, weights.float(), left, slope, _ROUGH).to(weights.dtype)
+
+
+def _minimised(
+    family: Kronecker, weights: Tensor, left: Tensor, gradient: Tensor | None, tolerance: float = _TOLERANCE
+) -> Tensor:
     """``argmin_w ½ΔᵀHΔ + gᵀΔ``, Δ = w − θ, with w zero except at what is left.
 
     Args:
@@ -88,6 +106,7 @@ def _minimised(family: Kronecker, weights: Tensor, left: Tensor, gradient: Tenso
         weights: θ ``[groups, units, inputs]``, zero where pruned before.
         left: Of the same shape.
         gradient: g of the same shape.
+        tolerance: Of the residual, relative to the right-hand side.
     """
     from prunekit_plugins._linalg.conjugate import solved
 
@@ -106,12 +125,12 @@ def _minimised(family: Kronecker, weights: Tensor, left: Tensor, gradient: Tenso
         return values / diagonal
 
     change, residual, products = solved(
-        lambda values: family.product(values).mul_(free), precondition, wanted, _TOLERANCE, _MOST_PRODUCTS
+        lambda values: family.product(values).mul_(free), precondition, wanted, tolerance, _MOST_PRODUCTS
     )
-    if not residual <= _TOLERANCE:
+    if not residual <= tolerance:
         raise RunError(
             f"obs_kfac: conjugate gradients for {family.layer} did not converge: they stand at a relative residual of "
-            f"{residual:.1e} after {products:,} products, and {_TOLERANCE:.0e} is asked for; raise damping "
+            f"{residual:.1e} after {products:,} products, and {tolerance:.0e} is asked for; raise damping "
             f"(now {family.damping:g}), or take update: false without gradient"
         )
     return (weights + change) * free
