@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import prunekit as pk
+from prunekit.network.relay import Relay
 from prunekit.network.shelf import Shelf
-from prunekit.network.stages import Relay, Stages, blocks_of
+from prunekit.network.stages import Stages, blocks_of
 
 D = 12
 
@@ -480,7 +481,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_block(
 
 
 def test_what_is_left_of_a_block_is_computed_again_where_it_is_damaged(tmp_path) -> None:
-    from prunekit.pruning.blockwise import Done
+    from prunekit.pruning.blocks import Done
     from prunekit.runs.finished import FinishedBlocks, forget
 
     kept = FinishedBlocks(tmp_path / "blocks", 3)

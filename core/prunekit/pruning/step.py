@@ -25,7 +25,8 @@ from prunekit.network.measure import measure
 from prunekit.network.restore import refuse_inference_tensors, taking_turns
 from prunekit.observing.moment import StepMoment, Surroundings
 from prunekit.pruning.asking import asked, lent_weights, losing
-from prunekit.pruning.blockwise import Blockwise, Finished, Swapped
+from prunekit.pruning.blocks import Finished
+from prunekit.pruning.blockwise import Blockwise
 from prunekit.pruning.change import Change, Kept
 from prunekit.pruning.criterion import Criterion, locality_weight
 from prunekit.pruning.guard import refuse_several_functions
@@ -35,6 +36,7 @@ from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.pruning.selector import Selector
 from prunekit.pruning.sequential import Sequential
 from prunekit.pruning.start import Zeros, fitting, steps_without_effect, without_zeros
+from prunekit.pruning.swapped import Swapped
 from prunekit.pruning.ties import ties
 from prunekit.records import Attempt, StepRecord, Target
 from prunekit.statistics.estimate import DEFAULT_MEMORY

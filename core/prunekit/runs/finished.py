@@ -11,7 +11,7 @@ import torch
 
 from prunekit.errors import ResultsError
 from prunekit.network.stored import digest, written
-from prunekit.pruning.blockwise import Done
+from prunekit.pruning.blocks import Done
 
 _NAME = r"\d+-[0-9a-f]{16}\.(safetensors|tmp)"
 

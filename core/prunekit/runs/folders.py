@@ -12,36 +12,36 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunekit.component import scalar
 from prunekit.data import Skeleton, Split
 from prunekit.errors import CheckpointError, ResultsError, SpecError
 from prunekit.losses.base import Loss
-from prunekit.masks.apply import zero
 from prunekit.masks.apportion import pruned_count
 from prunekit.masks.axes import layers_of
 from prunekit.masks.prunable import prunable_parameters
 from prunekit.network.call import Inputs
 from prunekit.network.remembered import trust
 from prunekit.network.restore import preserved_rng, taking_turns
-from prunekit.network.stored import StoredWeights, digest, emptied, placed, written
+from prunekit.network.stored import StoredWeights, written
 from prunekit.observing.moment import Surroundings
 from prunekit.plugins.build import estimators
 from prunekit.plugins.host import PluginManager
-from prunekit.pruning.blockwise import Blockwise, Done, Home, Swept
+from prunekit.pruning.blockwise import Blockwise
 from prunekit.pruning.criterion import Criterion
 from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.pruning.selector import Selector
 from prunekit.pruning.sequential import Sequential
+from prunekit.pruning.swapped import Swept
 from prunekit.results.ours import EXPORT
+from prunekit.runs.folder import AllKept, Folder, InPlace, Live
 from prunekit.runs.plan import choose_loss, load_data
 from prunekit.seeds import derived, generator
 from prunekit.spec.resolve import Spec
@@ -198,11 +198,11 @@ class _Job:
         surroundings = Surroundings(
             self.network, self.loss, partial(estimators, manager=manager), memory=spec.settings.memory
         )
-        self.home = _Folder(self)
+        self.home = Folder(self.network, self.stored)
         self.blockwise = Blockwise(
             surroundings,
             self.sequential,
-            _Live(self.network, list(self.parameters)),
+            Live(self.network, list(self.parameters)),
             self.layers,
             self._warn,
             lambda items, kept: None,
@@ -216,7 +216,7 @@ class _Job:
         sizes = {n: torch.Size(shape).numel() for n, shape in shapes.items()}
         blocks = {
             name: sum(size for n, size in sizes.items() if n.startswith(f"{name}."))
-            for name in self.blockwise.blocks
+            for name in self.blockwise.scene.blocks
         }
         outside = sum(size for n, size in sizes.items() if not n.startswith(tuple(f"{b}." for b in blocks)))
         tokens = (
@@ -224,10 +224,12 @@ class _Job:
             if self.examples.inputs[0].ndim > 1
             else len(self.examples)
         )
-        statistics = list(self.blockwise.surroundings.estimators(self.criterion.required(self.lam)).values())
+        statistics = list(
+            self.blockwise.scene.surroundings.estimators(self.criterion.required(self.lam)).values()
+        )
         operations = 2.0 * 2 * sum(blocks.values()) * tokens
         largest = 0
-        for name, block in self.blockwise.blocks.items():
+        for name, block in self.blockwise.scene.blocks.items():
             held = 4 * blocks[name]
             work = 0
             for layer in block.layers:
@@ -242,7 +244,7 @@ class _Job:
         width = max((shape[0] for shape in shapes.values() if len(shape) == 1), default=1)
         boundary = 2 * 4 * tokens * width
         waits = self.sequential.offload == "disk"
-        memory = 4 * outside + largest + self.blockwise.memory + (boundary // 8 if waits else boundary)
+        memory = 4 * outside + largest + self.blockwise.scene.memory + (boundary // 8 if waits else boundary)
         stored = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
         seconds = operations / _pace() + 3 * stored / _DISK
         return Expected(seconds, memory, stored + boundary * waits, len(blocks), self.total)
@@ -257,7 +259,7 @@ class _Job:
 
     def go(self, folder: Path, told: Callable[[str, int, int], None]) -> Report:
         """Prune all blocks that are not written yet."""
-        self.home.begin(folder, told)
+        self.home.begin(self.blockwise.scene.blocks, folder, told)
         report = Report(folder, prunable=self.total)
         count = len(self.examples)
         inputs, normaliser = list[Inputs](), 0.0
@@ -265,8 +267,8 @@ class _Job:
             some = self.examples.take(torch.arange(start, min(count, start + _BATCH), device="cpu"))
             inputs.append(some.x)
             normaliser += _normaliser(self.loss, some.y)
-        masks = self.home.masks = _AllKept(self.parameters)
-        swept = Swept(masks, _InPlace(self.blockwise.parameters))
+        masks = self.home.masks = AllKept(self.parameters)
+        swept = Swept(masks, InPlace(self.blockwise.scene.parameters))
         self.blockwise.walk(
             inputs,
             normaliser / count,
@@ -362,181 +364,6 @@ def _pace() -> float:
     for _ in range(4):
         a @ a
     return 4 * 2 * 1024**3 / (time.perf_counter() - started)
-
-
-class _Folder(Home):
-    """Brings blocks from the files and takes them to new ones."""
-
-    always = False
-
-    def __init__(self, job: _Job) -> None:
-        self._job = job
-        self.masks = _AllKept({})
-        self.written: dict[str, str] = {}
-        self.sparsities: dict[str, float] = {}
-
-    def begin(self, folder: Path, told: Callable[[str, int, int], None]) -> None:
-        """Bring what is in no block."""
-        job, self._out, self._told = self._job, folder, told
-        blocks = tuple(f"{name}." for name in job.blockwise.blocks)
-        self._dtypes: dict[str, torch.dtype] = {}
-        network, stored = job.network, job.stored
-        # What comes after the last block is not run.
-        head = getattr(network, "get_output_embeddings", lambda: None)()
-        unused = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
-        entry = getattr(network, "get_input_embeddings", lambda: None)()
-        unused -= {id(p) for p in entry.parameters()} if isinstance(entry, nn.Module) else set()
-        outside = [
-            n for n, p in network.named_parameters() if not n.startswith(blocks) and id(p) not in unused
-        ]
-        for name, tensor in stored.read(outside).items():
-            placed(network, name, _wide(tensor))
-        buffers = [n for n, _ in network.named_buffers() if n in stored.shapes and not n.startswith(blocks)]
-        for name, tensor in stored.read(buffers).items():
-            placed(network, name, tensor)
-        getattr(network, "tie_weights", lambda: None)()  # a head that is the embedding
-        self._order = list(job.blockwise.blocks)
-
-    @contextmanager
-    def present(self, block: str) -> Iterator[None]:
-        """Read the block's weights, and let go of them afterwards."""
-        job = self._job
-        names = [n for n in job.stored.shapes if n.startswith(f"{block}.")]
-        for name, tensor in job.stored.read(names).items():
-            self._dtypes[name] = tensor.dtype
-            placed(job.network, name, _wide(tensor))
-        try:
-            yield
-            if block not in self._ended():
-                self.settle(block)
-        finally:
-            for name in names:
-                emptied(job.network, name)
-            self.masks.clear_set()
-
-    def settle(self, block: str) -> None:
-        """Round to the type of the files what the blocks after it will see, and write it."""
-        job, done = self._job, self._order.index(block) + 1
-        tensors = {}
-        for name in self._dtypes:
-            if name.startswith(f"{block}."):
-                path, _, key = name.rpartition(".")
-                held = getattr(job.network.get_submodule(path), key)
-                tensors[name] = held.detach().to(self._dtypes[name])
-                held.data.copy_(tensors[name])
-        file = self._file(block)
-        if not (self._out / file).is_file():
-            written(self._out / file, tensors, {"format": "pt"})
-            self._note(block).write_text(digest(tensors), encoding="utf-8")
-        self.written |= dict.fromkeys(tensors, file)
-        for name in job.blockwise.blocks[block].names.values():
-            mask = tensors[name] == 0
-            self.sparsities[name] = int(mask.count_nonzero()) / max(1, mask.numel())
-        self._told(block, done, len(self._order))
-
-    def get(self, block: str) -> Done | None:
-        """What an earlier call has written of a block, if it is whole."""
-        path = self._out / self._file(block)
-        if not path.is_file():
-            return None
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            noted = self._note(block).read_text(encoding="utf-8")
-        except (SafetensorError, OSError):
-            tensors, noted = {}, ""
-        if noted != digest(tensors):
-            path.unlink()
-            return None
-        values = {name: tensors[name] for name in self._job.blockwise.blocks[block].names.values()}
-        return Done({name: value != 0 for name, value in values.items()}, values)
-
-    def put(self, block: str, done: Done) -> None:
-        """:meth:`settle` writes it."""
-
-    def _ended(self) -> set[str]:
-        return {block for block in self._order if self._file(block) in self.written.values()}
-
-    def _note(self, block: str) -> Path:
-        """Where it says what a block's file holds, until all are there."""
-        return (self._out / self._file(block)).with_suffix(".digest")
-
-    def _file(self, block: str) -> str:
-        return f"block-{self._order.index(block):05}.safetensors"
-
-
-class _Live(Mapping[str, Tensor]):
-    """The parameters that a network has now."""
-
-    def __init__(self, network: nn.Module, names: list[str]) -> None:
-        self._network, self._names = network, names
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._network.get_parameter(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-class _AllKept(MutableMapping[str, Tensor]):
-    """Masks that keep everything until they are set; those of a block go with it."""
-
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self._shapes = {name: p.shape for name, p in parameters.items()}
-        self._set: dict[str, Tensor] = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return (
-            self._set[name]
-            if name in self._set
-            else torch.ones(self._shapes[name], dtype=torch.bool, device="cpu")
-        )
-
-    def __setitem__(self, name: str, mask: Tensor) -> None:
-        self._set[name] = mask
-
-    def __delitem__(self, name: str) -> None:
-        self._set.pop(name, None)
-
-    def clear_set(self) -> None:
-        """Let go of those that were set."""
-        self._set.clear()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-
-class _InPlace:
-    """Puts new values and zeros into the network; nothing is taken back, since the files that were read are still there."""
-
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self._parameters = parameters
-
-    def make(self, name: str, value: Tensor | None, mask: Tensor) -> None:
-        """Give a parameter new values, if there are any, and zeros where it is pruned."""
-        p = self._parameters[name]
-        with torch.no_grad():
-            if value is not None:
-                p.copy_(value)
-        zero({name: p}, {name: ~mask})
-
-    def undo(self) -> None:
-        """Nothing."""
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In single precision at least, in which products are fast on every device."""
-    return (
-        tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
-    )
 
 
 def _normaliser(loss: Loss, targets: Tensor) -> float:
