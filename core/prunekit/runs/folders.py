@@ -28,6 +28,7 @@ from prunekit.masks.apportion import pruned_count
 from prunekit.masks.axes import layers_of
 from prunekit.masks.prunable import prunable_parameters
 from prunekit.network.call import Inputs
+from prunekit.network.heap import map_large
 from prunekit.network.remembered import trust
 from prunekit.network.restore import preserved_rng, taking_turns
 from prunekit.network.stored import StoredWeights, written
@@ -121,6 +122,7 @@ def prune_folder(
 ) -> Report:
     """Prune the network of a spec's folder into another; see :func:`prunekit.prune_folder`."""
     started = time.perf_counter()
+    map_large()
     job = _Job(spec, manager)
     partial_out = _claimed(out, job.identity, resume, overwrite)
     with taking_turns(), preserved_rng():

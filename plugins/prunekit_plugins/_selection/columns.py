@@ -34,7 +34,9 @@ def factor(damped: Tensor) -> Tensor:
     del damped  # of a large layer, each of these counts
     lower = torch.linalg.cholesky(flipped)
     del flipped
-    return triangular_inverse(lower).flip(1, 2)
+    inverse = triangular_inverse(lower)
+    del lower
+    return inverse.flip(1, 2)
 
 
 def sweep(layer: Columns, width: int, step: int, choose: Choice) -> tuple[Tensor, Tensor]:
