@@ -144,6 +144,12 @@ def test_what_is_stopped_goes_on_with_the_next_block(stop: int, source: Path, tm
     other = spec(source, criterion="wanda")
     with pytest.raises(pk.ResultsError, match="begun with another spec"):
         pk.prune_folder(other, tmp_path / "out", resume=True)
+    text = source.parent / "text.txt"
+    before = text.read_text()
+    text.write_text(before[::-1])
+    with pytest.raises(pk.ResultsError, match="other files"):
+        pk.prune_folder(given, tmp_path / "out", resume=True)
+    text.write_text(before)
     pk.prune_folder(given, tmp_path / "out", resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not (tmp_path / "out.partial").exists()

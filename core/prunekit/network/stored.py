@@ -52,6 +52,11 @@ class StoredWeights:
                 raise CheckpointError(f"{path}: {', '.join(twice[:4])} in more than one file")
             self._files |= dict.fromkeys(names, path)
 
+    @property
+    def files(self) -> list[Path]:
+        """All of them, by name."""
+        return sorted(set(self._files.values()))
+
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Some tensors, copies.
 

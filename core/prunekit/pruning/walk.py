@@ -81,6 +81,8 @@ class Walk:
     def choose(self, levels: Sequence[Mapping[str, int]], finished: Finished | None) -> None:
         """Choose layer by layer, each block through all levels before the next."""
         dense = self.of.settings.inputs == "dense"
+        if self.sample is not None:
+            finished = None  # what comes back to a block has to be followed through all that are after it
         for index, block, relay in self._in_turn():
             if dense and self._back is None:
                 self._go_on(relay, index)

@@ -31,7 +31,7 @@ from prunekit.network.call import Inputs
 from prunekit.network.heap import map_large
 from prunekit.network.remembered import trust
 from prunekit.network.restore import preserved_rng, taking_turns
-from prunekit.network.stored import StoredWeights, written
+from prunekit.network.stored import StoredWeights, digest, written
 from prunekit.observing.moment import Surroundings
 from prunekit.plugins.build import estimators
 from prunekit.plugins.host import PluginManager
@@ -253,10 +253,12 @@ class _Job:
 
     @property
     def identity(self) -> str:
-        """A digest of what decides the result: the spec's values, and names and sizes of the files of weights."""
+        """A digest of what decides the result: the spec, the examples, and the files of weights by size and time."""
         data = {k: v for k, v in self.spec.data.items() if k not in ("name", "recorders", "folder")}
-        shapes = {name: list(shape) for name, shape in sorted(self.stored.shapes.items())}
-        text = json.dumps([data, shapes, __version__], sort_keys=True, default=str)
+        tensors = dict(enumerate([*self.examples.inputs, self.examples.y]))
+        examples = digest({str(number): t.cpu() for number, t in tensors.items()})
+        files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.stored.files]
+        text = json.dumps([data, examples, files, __version__], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def go(self, folder: Path, told: Callable[[str, int, int], None]) -> Report:
