@@ -331,6 +331,12 @@ def test_answers_are_kept_as_long_as_a_later_block_needs_them() -> None:
             relay.run(index, 1 << 20)
 
 
+def test_patterns_may_name_a_block_twice_and_only_the_outermost_counts(network) -> None:
+    assert blocks_of(network, ["layers.*", "layers.1", "layers.2.q"]) == ["layers.0", "layers.1", "layers.2"]
+    with pytest.raises(pk.SpecError, match=r"'layers\.9' matches no module"):
+        blocks_of(network, ["layers.*", "layers.9"])
+
+
 def test_what_goes_past_a_block_is_not_followed_backwards() -> None:
     torch.manual_seed(0)
     network, x = Skipping().double().eval(), torch.randn(5, 4, dtype=torch.float64)

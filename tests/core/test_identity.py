@@ -22,6 +22,7 @@ from prunekit.runs.identity import digest, inputs, spec_hash
 from prunekit.runs.plan import Plan, bind
 from prunekit.runs.run import execute
 from prunekit.spec import Spec, load
+from prunekit.spec.later import without_later
 
 SMALL = """\
 version: 1
@@ -220,6 +221,21 @@ def test_every_value_that_determines_the_results_changes_the_hash(tmp_path: Path
     }
     found["nothing"] = hashed(spec)
     assert len(set(found.values())) == len(found), found
+
+
+def test_an_option_that_magnitude_did_not_have_changes_no_hash_while_it_does_nothing(tmp_path: Path) -> None:
+    spec = running.write_spec(tmp_path)
+
+    def values(criterion: dict[str, Any]) -> Any:
+        return without_later({"prune": {"criterion": criterion}})["prune"]["criterion"]
+
+    assert values({"name": "magnitude", "update": False}) == {"name": "magnitude"}
+    assert values({"name": "magnitude", "update": "cg"}) == {"name": "magnitude", "update": "cg"}
+    assert values({"name": "wanda", "update": False}) == {"name": "wanda", "update": False}
+    found = {
+        hashed(spec, {"prune.criterion": {"name": "magnitude", **more}}) for more in ({}, {"update": False})
+    }
+    assert len(found) == 1
 
 
 def test_where_things_wait_between_blocks_is_no_part_of_the_hash(tmp_path: Path) -> None:

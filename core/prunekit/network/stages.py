@@ -52,8 +52,8 @@ def blocks_of(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         matching = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
         if name and matching and not inside:
             names.append(name)
-        if matching:
-            unused.pop(matching[0], None)
+        for pattern in matching:
+            unused.pop(pattern, None)
     if unused:
         some = [name for name, _ in model.named_children()]
         raise SpecError(

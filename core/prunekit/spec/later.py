@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -14,6 +14,10 @@ _LATER: Mapping[tuple[str, ...], Any] = {
     ("prune", "sequential"): None,
 }
 """Place to the value that changes nothing."""
+_LATER_OF: Mapping[tuple[str, ...], Mapping[str, Any]] = {
+    ("prune", "criterion", "magnitude"): {"update": False}
+}
+"""The same for options of one component, by its place and name, where others have always had an option of that name."""
 
 
 def without_later(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,10 +28,23 @@ def without_later(values: Mapping[str, Any]) -> dict[str, Any]:
         {'evaluate': {'train_examples': 9}, 'prune': None}
     """
     copied = deepcopy(dict(values))
-    for place, value in _LATER.items():
-        here: Any = copied
-        for key in place[:-1]:
-            here = (here or {}).get(key)
-        if isinstance(here, dict) and here.get(place[-1], ...) == value:
-            del here[place[-1]]
+    for *place, key in _LATER:
+        _leave_out(_at(copied, place), {key: _LATER[*place, key]})
+    for *place, name in _LATER_OF:
+        here = _at(copied, place)
+        if isinstance(here, dict) and here.get("name") == name:
+            _leave_out(here, _LATER_OF[*place, name])
     return copied
+
+
+def _at(values: Any, place: Sequence[str]) -> Any:
+    """What stands at a place; ``None`` if it is not there."""
+    for key in place:
+        values = (values or {}).get(key)
+    return values
+
+
+def _leave_out(here: Any, options: Mapping[str, Any]) -> None:
+    for key, value in options.items():
+        if isinstance(here, dict) and here.get(key, ...) == value:
+            del here[key]
