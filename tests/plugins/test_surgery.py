@@ -17,7 +17,8 @@ from prunekit.masks.weights import Layer
 from prunekit.plugins.build import component
 from prunekit_plugins._linalg.constrained import adjusted
 from prunekit_plugins._linalg.inversion import inverse
-from prunekit_plugins._selection.elimination import Caps, eliminate
+from prunekit_plugins._selection.elimination import Caps, Traces, eliminate
+from prunekit_plugins._selection.pivoted import eliminate_alike
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +199,55 @@ def test_caps_close_a_group_when_its_share_is_gone() -> None:
         allowed = lambda gone, q: sum(g // 4 == q // 4 for g in gone) < 2  # noqa: E731
         expected, _ = one_by_one(matrix[block], values[block], 6, allowed)
         assert [q for q in traces.order[block].tolist() if q >= 0] == expected
+
+
+def given_up(traces: Traces, block: int) -> tuple[list[int], Tensor]:
+    """What a block gave up, in order, and at which level."""
+    there = traces.order[block] >= 0
+    assert bool((traces.level[block].isfinite() == there).all())
+    return traces.order[block][there].tolist(), traces.level[block][there]
+
+
+@pytest.mark.parametrize("size", [1, 9, 150])
+def test_blocks_with_one_inverse_lose_one_weight_after_another(size) -> None:
+    matrix, values = spd(1, size), torch.randn(3, size, dtype=float64)
+    traces = eliminate_alike(inverse(matrix)[0][0], values, lambda found: torch.inf)
+    for block in range(3):
+        gone, costs = one_by_one(matrix[0], values[block], size)
+        order, levels = given_up(traces, block)
+        assert order == gone
+        torch.testing.assert_close(
+            levels, torch.tensor(costs).double().cummax(0).values, rtol=1e-6, atol=1e-12
+        )
+
+
+def test_blocks_with_one_inverse_keep_to_caps() -> None:
+    matrix, values = spd(1, 160), torch.randn(2, 160, dtype=float64)
+    caps = Caps((torch.arange(160) // 4).expand(2, -1), torch.full((2, 40), 2))
+    traces = eliminate_alike(inverse(matrix)[0][0], values, lambda found: torch.inf, caps)
+    for block in range(2):
+        allowed = lambda gone, q: sum(g // 4 == q // 4 for g in gone) < 2  # noqa: E731
+        assert given_up(traces, block)[0] == one_by_one(matrix[0], values[block], 80, allowed)[0]
+    assert not bool(caps.left.any()), "the limits are used up, as the caller sees"
+
+
+@pytest.mark.parametrize("limit", [1e-3, 0.05, 0.5])
+def test_blocks_with_one_inverse_stop_where_any_others_do(limit) -> None:
+    """Rows of very different sizes end at very different times; some weights cost more, some may not go at all."""
+    x = torch.relu(torch.randn(600, 500, dtype=float64) + torch.randn(600, 1, dtype=float64))
+    matrix = x.mT @ x / 600 + 1e-3 * torch.eye(500, dtype=float64)
+    values = torch.randn(7, 500, dtype=float64) * torch.logspace(-1.5, 0.5, 7, dtype=float64).unsqueeze(1)
+    values[:, 3] = 0.0
+    penalty = 0.02 * torch.rand(7, 500, dtype=float64)
+    penalty[torch.rand(7, 500) < 0.1] = torch.inf
+    inverted, there = inverse(matrix.unsqueeze(0))[0], torch.ones(7, 500, dtype=torch.bool)
+    found = eliminate_alike(inverted[0], values, lambda levels: limit, penalty=penalty)
+    expected = eliminate(inverted.expand(7, -1, -1), values, there, lambda levels: limit, penalty=penalty)
+    for block in range(7):
+        order, levels = given_up(found, block)
+        other, others = given_up(expected, block)
+        assert order == other
+        torch.testing.assert_close(levels, others, rtol=1e-6, atol=1e-12)
 
 
 def test_the_group_solution_meets_its_constraint_and_has_the_value_of_the_formula() -> None:

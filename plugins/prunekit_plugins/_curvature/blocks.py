@@ -127,6 +127,11 @@ class Chunk:
     there: Tensor
     inverse: Tensor
 
+    @property
+    def alike(self) -> bool:
+        """Whether all of them have the same inverse, of which there is one."""
+        return len(self.inverse) > 1 and self.inverse.stride(0) == 0
+
     def at(self, values: Tensor) -> Tensor:
         """A vector over all weights, at these blocks; zero in padding."""
         return self.family.at(values, self.start, self.stop)

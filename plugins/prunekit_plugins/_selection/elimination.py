@@ -76,7 +76,7 @@ def eliminate(
     if caps is not None:
         open_ &= caps.left.gather(1, caps.group) > 0
     blocks = torch.arange(len(values), device=values.device)
-    work = _Work(blocks, inverse, values, open_, values.new_zeros(len(values)), caps, penalty)
+    work = Eliminating(blocks, inverse, values, open_, values.new_zeros(len(values)), caps, penalty)
     count = int(there.sum(1).max()) if len(there) else 0
     orders = torch.full((len(values), count), -1, dtype=torch.long, device=values.device)
     levels = values.new_full((len(values), count), torch.inf)
@@ -86,22 +86,41 @@ def eliminate(
         if refresh:
             steps = min(steps, refresh - removed % refresh)
         now = slice(removed, removed + steps)
-        columns, orders[work.blocks, now], new_levels = work.remove(steps, limit)
-        levels[work.blocks, now] = new_levels
-        limit = enough(new_levels)
+        gone = work.remove(steps, limit)
+        orders[work.blocks, now], levels[work.blocks, now] = gone.orders, gone.levels
+        limit = enough(gone.levels)
         removed += steps
-        columns = work.keep((work.level <= limit) & work.open.any(1), columns)
+        columns = work.keep((work.level <= limit) & work.open.any(1), gone.columns)
         if refresh and damped is not None and removed % refresh == 0:
             trace = orders[work.blocks, :removed]
-            gone = torch.zeros_like(work.open).scatter_(1, trace, True)
-            work.inverse = _fresh(damped()[work.blocks], there[work.blocks] & ~gone)
+            left = there[work.blocks].scatter(1, trace, False)
+            work.inverse = _fresh(damped()[work.blocks], left)
         elif len(work.blocks):
             work.inverse = torch.baddbmm(work.inverse, columns.transpose(1, 2), columns, alpha=-1)
     return Traces(orders[:, :removed], levels[:, :removed])
 
 
+@dataclass(frozen=True)
+class Removed:
+    """What some blocks have lost.
+
+    Attributes:
+        columns: u ``[B, steps, k]``, by which the inverse is now less by ``Σ u uᵀ``.
+        shares: ``[B, steps]``, how much of each column the values have lost.
+        orders: What went ``[B, steps]``, −1 where nothing did.
+        levels: The highest cost so far ``[B, steps]``, infinite where nothing went.
+        costs: Of the cheapest weight ``[B, steps]``, whether it went or not; infinite where none may go.
+    """
+
+    columns: Tensor
+    shares: Tensor
+    orders: Tensor
+    levels: Tensor
+    costs: Tensor
+
+
 @dataclass
-class _Work:
+class Eliminating:
     """The blocks that still lose weights.
 
     Attributes:
@@ -122,17 +141,13 @@ class _Work:
     caps: Caps | None
     penalty: Tensor | None
 
-    def remove(self, steps: int, limit: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Take up to so many weights from each block, none that costs more than the limit.
-
-        Returns:
-            Columns u ``[B, steps, k]``, by which the inverse is now less by ``Σ u uᵀ``; what went, and at which
-            level, ``[B, steps]``, −1 and infinite where nothing did.
-        """
+    def remove(self, steps: int, limit: float) -> Removed:
+        """Take up to so many weights from each block, none that costs more than the limit."""
         count = len(self.blocks)
         rows = torch.arange(count, device=self.values.device)
         columns = self.inverse.new_zeros(count, steps, self.inverse.shape[1])
-        orders, levels = self.blocks.new_empty(count, steps), self.level.new_empty(count, steps)
+        orders = self.blocks.new_empty(count, steps)
+        levels, costs, shares = (self.level.new_empty(count, steps) for _ in range(3))
         # What cannot go is never asked for: a one keeps the quotients finite.
         diagonal = self.inverse.diagonal(dim1=1, dim2=2).clone().masked_fill_(~self.open, 1.0)
         for step in range(steps):
@@ -156,9 +171,10 @@ class _Work:
             self.open[rows, q] &= ~going
             if self.caps is not None:
                 _close(self.caps, self.open, rows, q, going)
+            shares[:, step], costs[:, step] = share, least
             orders[:, step] = torch.where(going, q, -1)
             levels[:, step] = torch.where(going, self.level, torch.inf)
-        return columns, orders, levels
+        return Removed(columns, shares, orders, levels, costs)
 
     def keep(self, which: Tensor, columns: Tensor) -> Tensor:
         """Go on with some of the blocks; returns their columns."""

@@ -13,8 +13,10 @@ from prunekit import Context, Tensors
 from prunekit.masks import FlatIndex, apportion, kth_smallest, pruned_counts, smallest
 from prunekit_plugins._curvature.blocks import Blocks, Chunk
 from prunekit_plugins._selection.elimination import Caps, Traces, eliminate
+from prunekit_plugins._selection.pivoted import eliminate_alike
 
 _FIRST_GUESS = 3.0  # the highest cost of a step, in those of its weights before any went
+_MANY = 384  # weights of a block from which a factor of its own is cheaper than an inverse of its own
 
 
 class Cut:
@@ -176,13 +178,9 @@ class GreedyElimination:
         return torch.cat(gone)
 
     def _traces(self, chunk: Chunk, cut: Cut, caps: Callable[[Chunk], Caps] | None) -> Traces:
-        return eliminate(
-            chunk.inverse,
-            self.minimum(chunk),
-            chunk.there,
-            cut,
-            partial(chunk.family.damped, chunk.start, chunk.stop, self.blocks.damping),
-            self.refresh,
-            None if caps is None else caps(chunk),
-            None if self.penalty is None else chunk.at(self.penalty),
-        )
+        minimum, limits = self.minimum(chunk), None if caps is None else caps(chunk)
+        penalty = None if self.penalty is None else chunk.at(self.penalty)
+        if chunk.alike and chunk.inverse.shape[1] >= _MANY:
+            return eliminate_alike(chunk.inverse[0], minimum, cut, limits, penalty)
+        damped = partial(chunk.family.damped, chunk.start, chunk.stop, self.blocks.damping)
+        return eliminate(chunk.inverse, minimum, chunk.there, cut, damped, self.refresh, limits, penalty)
