@@ -84,6 +84,55 @@ def test_the_new_folder_is_what_a_run_in_memory_gives(criterion: str, tied: bool
         assert float((found[name] == 0).double().mean()) == pytest.approx(share)
 
 
+KFAC = {"name": "obs_kfac", "curvature": "ggn_mc", "selection": "saliency", "damping": 1e-3}
+DENSE = {"blocks": "model.layers.*", "inputs": "dense", "offload": "disk"}
+OF_THE_LOSS = [
+    {"criterion": "wanda"},
+    {"criterion": "lm", "selector": "layerwise"},
+    {"criterion": {"name": "qm", "curvature": "ggn_mc"}, "selector": "layerwise"},
+    {"criterion": KFAC, "selector": "layerwise"},
+]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("prune", OF_THE_LOSS, ids=["wanda", "lm", "qm", "obs_kfac"])
+def test_with_dense_inputs_criteria_may_need_the_loss(prune: dict[str, Any], tied: bool, tmp_path) -> None:
+    given = spec(llama(tmp_path / "source", tied=tied), sequential=DENSE, **prune)
+    told = []
+    pk.prune_folder(given, tmp_path / "out", told=lambda *call: told.append(call))
+    order = [0, 1, 2] if prune["criterion"] == "wanda" else [2, 1, 0]
+    assert told == [(f"model.layers.{i}", done, 3) for done, i in enumerate(order, 1)]
+    found = loaded(tmp_path / "out")
+    with pk.run(given, tmp_path / "run.h5") as results:
+        expected = results.weights("pruned")
+    assert any(bool((p == 0).any()) for p in found.values())
+    for name, p in found.items():
+        assert torch.equal(p, torch.from_numpy(expected[name])), name
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_what_is_stopped_on_its_way_back_goes_on(
+    stop: int, source: Path, tmp_path: Path, monkeypatch
+) -> None:
+    given = spec(source, sequential=DENSE, criterion=KFAC, selector="layerwise")
+    pk.prune_folder(given, tmp_path / "whole")
+
+    def told(name: str, count: int, total: int) -> None:
+        if count == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pk.prune_folder(given, tmp_path / "out", told=told)
+    from prunekit_plugins.criteria.obs_kfac import KroneckerSurgeon
+
+    asked: list[int] = []
+    update = KroneckerSurgeon.update
+    monkeypatch.setattr(KroneckerSurgeon, "update", lambda *given: asked.append(1) or update(*given))
+    pk.prune_folder(given, tmp_path / "out", resume=True)
+    assert len(asked) == 3 - stop
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_half_precision_is_rounded_before_the_next_block_sees_it(tmp_path: Path) -> None:
     import transformers
 
@@ -221,7 +270,11 @@ def test_damaged_files_are_refused(damage: str, source: Path, tmp_path: Path) ->
     ("change", "message"),
     [
         ({"sequential": None}, "prune.sequential: says which blocks"),
-        ({"sequential": {"blocks": "model.layers.*", "inputs": "dense"}}, "must be pruned"),
+        (
+            {"sequential": DENSE, "scheduler": {"name": "linear", "sparsity": 0.5, "steps": 2}},
+            "2 steps; with inputs: dense",
+        ),
+        ({"sequential": DENSE, "criterion": "lm"}, "selector 'global' lets layers compete"),
         ({"criterion": "magnitude"}, "selector 'global' lets layers compete"),
         ({"prunable": {}}, r"lm_head\.weight is prunable and in no block"),
         ({"recalibrate_batchnorm": 5}, "prune.recalibrate_batchnorm: needs the whole network"),

@@ -63,11 +63,11 @@ class Backward:
 
     def network(self, index: int) -> nn.Module:
         """A block as a network, whose examples :meth:`batches` gives and whose loss is :meth:`loss`."""
-        return _From(self._stages, index, self._is_last(index), lambda number: self._answers[number][:index])
+        return _From(self._stages, index, self.is_last(index), lambda number: self._answers[number][:index])
 
     def loss(self, index: int) -> Loss:
         """What :meth:`network` has as its loss."""
-        return self._noting if self._is_last(index) else self._replay
+        return self._noting if self.is_last(index) else self._replay
 
     def batches(self, index: int) -> Iterator[Batch]:
         """Examples of a block, with what comes back to its answer as their targets."""
@@ -75,7 +75,7 @@ class Backward:
             numbers = torch.arange(count(inputs), device="cpu")
             place = torch.full_like(numbers, number)
             given = {"piece": place, "numbers": numbers, "inputs": inputs}
-            if self._is_last(index):
+            if self.is_last(index):
                 yield given, {"piece": place, "numbers": numbers, "targets": targets}
             else:
                 columns = {key: column() for key, column in self._columns[number].items()}
@@ -87,7 +87,7 @@ class Backward:
             return
         self._replay.learn(self._noting)
         for number, (inputs, targets) in enumerate(self._pieces):
-            columns = self._noting.columns(number) if self._is_last(index) else self._columns[number]
+            columns = self._noting.columns(number) if self.is_last(index) else self._columns[number]
             self._columns[number] = {
                 key: self._shelf.put(column)
                 for key, column in self._returned(index, number, inputs, targets, columns)
@@ -105,16 +105,17 @@ class Backward:
             answers = list(self._answers[number][:index])
             given, leaf = _differentiable(answers[-1]())
             answers[-1] = lambda: given
-            outputs = self._stages.followed(index, inputs, answers, to_the_end=self._is_last(index))
+            outputs = self._stages.followed(index, inputs, answers, to_the_end=self.is_last(index))
             keys = list(columns)
-            if self._is_last(index):
+            if self.is_last(index):
                 total = self._noting.true.total(outputs, targets)
                 yield _TOTAL, torch.autograd.grad(total, leaf, retain_graph=bool(keys))[0]
             for key in keys:
                 along = (outputs * columns[key]().to(outputs)).sum()
                 yield key, torch.autograd.grad(along, leaf, retain_graph=key != keys[-1])[0]
 
-    def _is_last(self, index: int) -> bool:
+    def is_last(self, index: int) -> bool:
+        """Whether a block is the one that is seen with all that follows it."""
         return index == len(self._stages.names) - 1
 
 

@@ -88,7 +88,7 @@ class Home:
         yield
 
     def settle(self, block: str) -> None:
-        """Called when a block has been pruned, before those after it are run."""
+        """Called when a block is what it will be, before those after it are run."""
 
 
 @dataclass(frozen=True)

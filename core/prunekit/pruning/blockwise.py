@@ -45,6 +45,8 @@ class Blockwise:
 
     Attributes:
         scene: All of these, and the blocks.
+        goes_back: Whether a criterion that has been checked needs the loss, so that blocks are pruned from the last to the
+            first.
 
     Raises:
         SpecError: If there are no such blocks, or prunable weights outside of them.
@@ -76,7 +78,7 @@ class Blockwise:
                 "prune.sequential: works in one process; leave it out where there are several"
             )
         self._stages: Stages | None = None
-        self._goes_back = False  # over the blocks, from the last to the first
+        self.goes_back = False
 
     def check(
         self, criterion: Criterion, lam: float, selector: Selector, budgets: Sequence[int]
@@ -101,7 +103,7 @@ class Blockwise:
                 f"prune.sequential: criterion {criterion.name!r} {why}; leave sequential out, or take a criterion that "
                 "looks at each layer by itself"
             )
-        if deep and (self.scene.settings.inputs == "pruned" or not self.scene.home.always):
+        if deep and self.scene.settings.inputs == "pruned":
             raise UnsupportedError(
                 f"prune.sequential: criterion {criterion.name!r} needs {', '.join(deep)}, which what comes after a block "
                 "decides with, and that is not pruned yet; take inputs: dense, or a criterion of what enters a layer "
@@ -112,16 +114,23 @@ class Blockwise:
                 f"prune.sequential: {', '.join(twice)} needs second derivatives through the whole network, which is not "
                 "looked at as a whole; take curvature: ggn, ggn_mc or empirical_fisher"
             )
-        self._goes_back = bool(deep)
+        self.goes_back = bool(deep)
         gone = [0] * len(self.scene.layers)
         apart = self._shares(criterion, selector, gone, budgets[-1] if budgets else 0) is not None
-        if not apart and (self.scene.settings.inputs == "pruned" or not criterion.uses_selector):
+        over_all = (
+            self.scene.settings.inputs == "dense" and criterion.uses_selector and self.scene.home.always
+        )
+        if not apart and not over_all:
             raise SpecError(
                 "prune.sequential: each layer has to know beforehand how much it loses, since its block is finished before "
                 f"the next is looked at; {'selector' if criterion.uses_selector else 'criterion'} "
                 f"{(selector if criterion.uses_selector else criterion).name!r} lets layers compete. Accepted are the "
                 "selectors layerwise and nm, and criteria with scope: layerwise"
-                + ("; with inputs: dense, every selector" if criterion.uses_selector else "")
+                + (
+                    "; with inputs: dense, every selector"
+                    if criterion.uses_selector and self.scene.home.always
+                    else ""
+                )
             )
         notices = [
             estimator.check(block.layers, self.scene.memory)
@@ -208,7 +217,7 @@ class Blockwise:
                 criterion,
                 lam,
                 selector,
-                sample if self._goes_back else None,
+                sample if self.goes_back else None,
             )
             try:
                 levels = self._levels(criterion, selector, gone, budgets)

@@ -81,13 +81,15 @@ class Walk:
     def choose(self, levels: Sequence[Mapping[str, int]], finished: Finished | None) -> None:
         """Choose layer by layer, each block through all levels before the next."""
         dense = self.of.settings.inputs == "dense"
-        if self.sample is not None:
-            finished = None  # what comes back to a block has to be followed through all that are after it
         for index, block, relay in self._in_turn():
             if dense and self._back is None:
                 self._go_on(relay, index)
             done = None if finished is None else finished.get(block.name)
             if done is not None:
+                if self._back is not None:
+                    if self._back.is_last(index):  # whose statistics say what is sent back
+                        self._context(block, index, relay, self.selector, None)
+                    self._back.step_back(index)
                 self._again(block, done)
             else:
                 done = Done({}, {})
@@ -156,6 +158,7 @@ class Walk:
                     yield index, block, relay
                 else:
                     self._go_on(relay, index)
+                    self.of.home.settle(name)
 
     def _backwards(self, sample: Sample) -> Iterator[tuple[int, Block, Relay]]:
         cut: list[tuple[Inputs, Any]] = []
@@ -165,16 +168,19 @@ class Walk:
             cut += pieces(inputs, targets, max(1, room // max(1, sum(t.nbytes for t in entering))))
         relay = Relay(self.stages, [inputs for inputs, _ in cut], self.shelf, keeps=True)
         last = len(self.stages.names) - 1
-        for index in range(last):
-            relay.run(index, self.of.memory // _WORKING)
+        for index, name in enumerate(self.stages.names[:last]):
+            with self.of.home.present(name):
+                relay.run(index, self.of.memory // _WORKING)
         loss = self.of.surroundings.loss
         self._back = Backward(self.stages, cut, loss, relay.answers, self.shelf, self.normaliser)
         for index in range(last, -1, -1):
             block = self.of.blocks[self.stages.names[index]]
-            if block.layers:
-                yield index, block, relay
-            else:
-                self._back.step_back(index)
+            with self.of.home.present(block.name):
+                if block.layers:
+                    yield index, block, relay
+                else:
+                    self._back.step_back(index)
+                    self.of.home.settle(block.name)
 
     def _go_on(self, relay: Relay, index: int) -> None:
         """Run a block, for those that come after it."""
@@ -264,6 +270,8 @@ class Walk:
             return Estimates()
         if self._back is not None and self.sample is not None:
             alone: nn.Module = self._back.network(index)
+            if not self.of.home.always:
+                trust(alone)
         else:
             alone = self._by_itself(self.stages.modules[index])
         remember_axes(alone, {layer.name: (layer.input_axis, layer.output_axis) for layer in block.layers})

@@ -32,7 +32,11 @@ class Folder(Home):
         self.sparsities: dict[str, float] = {}
 
     def begin(
-        self, blocks_there: Mapping[str, Block], folder: Path, told: Callable[[str, int, int], None]
+        self,
+        blocks_there: Mapping[str, Block],
+        folder: Path,
+        told: Callable[[str, int, int], None],
+        to_the_end: bool,
     ) -> None:
         """Bring what is in no block.
 
@@ -40,13 +44,13 @@ class Folder(Home):
             blocks_there: By name.
             folder: Where blocks are written.
             told: Called when one has been.
+            to_the_end: Whether what comes after the last block is run.
         """
         self._blocks, self._out, self._told = blocks_there, folder, told
         blocks = tuple(f"{name}." for name in blocks_there)
         self._dtypes: dict[str, torch.dtype] = {}
         network, stored = self._network, self._stored
-        # What comes after the last block is not run.
-        head = getattr(network, "get_output_embeddings", lambda: None)()
+        head = None if to_the_end else getattr(network, "get_output_embeddings", lambda: None)()
         unused = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
         entry = getattr(network, "get_input_embeddings", lambda: None)()
         unused -= {id(p) for p in entry.parameters()} if isinstance(entry, nn.Module) else set()
@@ -70,8 +74,6 @@ class Folder(Home):
             placed(self._network, name, _wide(tensor))
         try:
             yield
-            if block not in self._ended():
-                self.settle(block)
         finally:
             for name in names:
                 emptied(self._network, name)
@@ -79,7 +81,6 @@ class Folder(Home):
 
     def settle(self, block: str) -> None:
         """Round to the type of the files what the blocks after it will see, and write it."""
-        done = self._order.index(block) + 1
         tensors = {}
         for name in self._dtypes:
             if name.startswith(f"{block}."):
@@ -95,7 +96,7 @@ class Folder(Home):
         for name in self._blocks[block].names.values():
             mask = tensors[name] == 0
             self.sparsities[name] = int(mask.count_nonzero()) / max(1, mask.numel())
-        self._told(block, done, len(self._order))
+        self._told(block, len(set(self.written.values())), len(self._order))
 
     def get(self, block: str) -> Done | None:
         """What an earlier call has written of a block, if it is whole."""
@@ -118,9 +119,6 @@ class Folder(Home):
 
     def put(self, block: str, done: Done) -> None:
         """:meth:`settle` writes it."""
-
-    def _ended(self) -> set[str]:
-        return {block for block in self._order if self._file(block) in self.written.values()}
 
     def _note(self, block: str) -> Path:
         """Where it says what a block's file holds, until all are there."""

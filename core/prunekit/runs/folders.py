@@ -37,6 +37,7 @@ from prunekit.plugins.build import estimators
 from prunekit.plugins.host import PluginManager
 from prunekit.pruning.blockwise import Blockwise
 from prunekit.pruning.criterion import Criterion
+from prunekit.pruning.sample import Sample
 from prunekit.pruning.scheduler import Scheduler, check_levels
 from prunekit.pruning.selector import Selector
 from prunekit.pruning.sequential import Sequential
@@ -158,10 +159,6 @@ class _Job:
             raise SpecError(
                 f"{', '.join(unfit)}: needs the whole network, which is not held here; leave it out, or use run"
             )
-        if prune.sequential.inputs != "pruned":
-            raise SpecError(
-                "prune.sequential.inputs: must be pruned, where a folder is pruned into another; found dense"
-            )
         self.sequential: Sequential = prune.sequential
         model = spec.part("model")
         assert model is not None
@@ -186,6 +183,11 @@ class _Job:
         if scheduler.adapts or spec.parts["prune", "scheduler"].engine["until"] is not None:
             raise SpecError("prune.scheduler: from folder to folder the schedule has to be fixed")
         self.budgets = [pruned_count(level, self.total) for level in check_levels(scheduler.planned())]
+        if prune.sequential.inputs == "dense" and len(self.budgets) > 1:
+            raise SpecError(
+                f"prune.scheduler: {len(self.budgets)} steps; with inputs: dense every one of them would begin with all "
+                "blocks as the last one left them, so a folder is pruned in one. Take one step, or inputs: pruned"
+            )
         self.selector.check(self.layers, self.budgets)
         self.criterion.check(self.layers, self.budgets)
         splits, _ = load_data(spec)
@@ -263,7 +265,8 @@ class _Job:
 
     def go(self, folder: Path, told: Callable[[str, int, int], None]) -> Report:
         """Prune all blocks that are not written yet."""
-        self.home.begin(self.blockwise.scene.blocks, folder, told)
+        goes_back = self.blockwise.goes_back
+        self.home.begin(self.blockwise.scene.blocks, folder, told, goes_back)
         report = Report(folder, prunable=self.total)
         count = len(self.examples)
         inputs, normaliser = list[Inputs](), 0.0
@@ -271,6 +274,7 @@ class _Job:
             some = self.examples.take(torch.arange(start, min(count, start + _BATCH), device="cpu"))
             inputs.append(some.x)
             normaliser += _normaliser(self.loss, some.y)
+        draws = generator(self.spec.data["seeds"]["sample"], "statistics", 0)
         masks = self.home.masks = AllKept(self.parameters)
         swept = Swept(masks, InPlace(self.blockwise.scene.parameters))
         self.blockwise.walk(
@@ -283,6 +287,7 @@ class _Job:
             [0] * len(self.layers),
             self.budgets,
             self.home,
+            Sample([(self.examples.x, self.examples.y)], draws) if goes_back else None,
         )
         report.layers = self.home.sparsities
         gone = sum(round(report.layers[layer.name] * layer.size) for layer in self.layers)
