@@ -11,6 +11,7 @@ from dense import awkward, dense, flat
 from torch import Tensor, float64, nn
 
 import prunekit as pk
+from prunekit_plugins._curvature.jacobian_factors import LayerFactors, LayerRows
 from prunekit_plugins._linalg.conjugate import solved
 from prunekit_plugins._selection.exchange import search
 from prunekit_plugins._selection.quadratic import Quadratic
@@ -47,6 +48,27 @@ def test_products_are_those_of_the_whole_matrix(curvature, parameters) -> None:
     assert found.curved(vector) == pytest.approx(float(vector @ matrix @ vector), rel=1e-9)
     torch.testing.assert_close(flat(found), matrix.diagonal(), rtol=1e-9, atol=1e-12)
     assert found.curved(vector) == pytest.approx(found.map(torch.clone).curved(vector))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_take_the_place_of_larger_factors(groups, columns, transposed) -> None:
+    u = torch.randn(groups, 3, 5, 40, dtype=float64)
+    v = torch.randn(columns, groups, 2, 5, 40, dtype=float64)
+    factors = LayerFactors(u, v, transposed)
+    rows = factors.smaller()
+    assert isinstance(rows, LayerRows)
+    assert rows.nbytes < factors.nbytes
+    shape = torch.Size((groups * 3, 2) if transposed else (groups * 2, 3))
+    vector, share = torch.randn(shape, dtype=float64), torch.randn(columns, 5, dtype=float64)
+    some = torch.tensor([0, 2, 3, 5])
+    torch.testing.assert_close(rows.along(vector), factors.along(vector))
+    torch.testing.assert_close(rows.back(share, shape), factors.back(share, shape))
+    torch.testing.assert_close(rows.at(some, shape), factors.at(some, shape))
+    torch.testing.assert_close(rows.diagonal(shape), factors.diagonal(shape))
+    few = LayerFactors(u[..., :1], v[..., :1], transposed)
+    assert few.smaller() is few or columns * 6 < 3 + 2 * columns
 
 
 @pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher"])

@@ -35,6 +35,19 @@ class LayerFactors:
         """How many bytes of memory both tensors take."""
         return self.inputs.nbytes + self.returned.nbytes
 
+    def smaller(self) -> LayerFactors | LayerRows:
+        """The same, or the gradients that these are factors of, where they take less memory."""
+        groups, a, n, t = self.inputs.shape
+        columns, _, b = self.returned.shape[:3]
+        if columns * groups * a * b >= groups * t * (a + columns * b):
+            return self
+        entered = self.inputs.permute(2, 0, 3, 1)  # [N, groups, T, inputs]
+        rows = self.inputs.new_empty(columns, n, groups * a * b)
+        for v, row in zip(self.returned, rows, strict=True):
+            gradients = v.permute(2, 0, 1, 3) @ entered
+            row.copy_((gradients.mT if self.transposed else gradients).flatten(1))
+        return LayerRows(rows)
+
     def along(self, vector: Tensor) -> Tensor:
         """``J v``, ``[columns, N]``, for a tensor in the parameter's shape."""
         groups, a, n, t = self.inputs.shape
@@ -91,7 +104,7 @@ class LayerFactors:
 
 @dataclass(frozen=True)
 class LayerRows:
-    """The same as rows ``[columns, N, weights]``, for parameters without factors."""
+    """The same as rows ``[columns, N, weights]``, for parameters without factors, or whose factors are larger."""
 
     rows: Tensor
 

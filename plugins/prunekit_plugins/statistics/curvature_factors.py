@@ -42,10 +42,11 @@ class CurvatureFactors(Estimator):
 
     C is a sum of outer products of per-example gradients, and a gradient of a linear layer is an outer product (of a
     convolution, a sum of them): what entered and what came back are kept, and a product with C costs about two
-    forward passes, without the network. Weights that are pruned are covered too; pass zeros there.
+    forward passes, without the network. Where a weight is used at so many positions that the gradients themselves are
+    smaller, they are kept instead. Weights that are pruned are covered too; pass zeros there.
 
     Cost: memory for the inputs (unfolded, for convolutions) and for as many returned gradients as the loss has
-    columns, of every example.
+    columns, of every example; or, where that is less, for a number for each weight, column and example.
     """
 
     name = "curvature_factors"
@@ -85,7 +86,8 @@ class CurvatureFactors(Estimator):
                 u = joined([inward(use) for use in uses]).permute(1, 2, 0, 3)
                 u = torch.empty(u.shape, dtype=dtype, device=u.device).copy_(u)
                 geometry = uses[0].geometry
-                part[name] = LayerFactors(u, stacked, geometry.transposed and not geometry.bias)
+                factors = LayerFactors(u, stacked, geometry.transposed and not geometry.bias)
+                part[name] = factors.smaller()
             else:
                 part[name] = LayerRows(stacked)
         self._seen += len(batch.outputs)
