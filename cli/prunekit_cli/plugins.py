@@ -184,9 +184,10 @@ _ENGINE_TYPES = {
 
 
 def _options(component: type[Component]) -> list[dict[str, str]]:
+    from prunekit.component import meanings
     from prunekit.plugins.kinds import KINDS
 
-    meanings = _meanings(component.Options)
+    about = meanings(component.Options)
     rows = [
         {
             "name": key,
@@ -202,7 +203,7 @@ def _options(component: type[Component]) -> list[dict[str, str]]:
                 "name": field.alias or key,
                 "type": _type(field.annotation, field.metadata),
                 "default": "required" if field.is_required() else _default(field),
-                "description": _plain(field.description or meanings.get(key, "")),
+                "description": _plain(field.description or about.get(key, "")),
             }
         )
     return rows
@@ -239,21 +240,6 @@ def _type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         outer = "list" if origin in (tuple, set, frozenset) else getattr(origin, "__name__", str(origin))
         return f"{outer}[{', '.join(items)}]{limits}"
     return str(_WORDS.get(annotation) or getattr(annotation, "__name__", annotation)) + limits
-
-
-def _meanings(options: type[Any]) -> dict[str, str]:
-    """The ``Attributes:`` sections of an ``Options`` class and its bases, as field to text."""
-    meanings: dict[str, str] = {}
-    for cls in reversed(options.__mro__):
-        _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
-        last = ""
-        for line in section.splitlines():
-            if line.startswith("        ") and last:
-                meanings[last] += " " + line.strip()
-            elif ":" in line:
-                last, _, meaning = line.strip().partition(":")
-                meanings[last] = meaning.strip()
-    return meanings
 
 
 def _plain(text: str) -> str:

@@ -6,7 +6,9 @@ imports torch, so a plugin's options can be listed and a spec checked in an inst
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic_core import CoreSchema
     from torch import Tensor
 
 Tensors = Mapping[str, "Tensor"]
@@ -27,6 +31,46 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Each key is described by the class's own documentation, so that editors show it."""
+        found = handler(schema)
+        resolved = handler.resolve_ref_schema(found)
+        about = meanings(cls)
+        for key, field in resolved.get("properties", {}).items():
+            if "description" not in field and key in about:
+                field["description"] = about[key]
+        return found
+
+
+def summary(cls: type[Any]) -> str:
+    """The first sentence of a class's documentation, without markup."""
+    return " ".join(_plain(inspect.getdoc(cls) or "").partition("\n\n")[0].split())
+
+
+def meanings(options: type[Any]) -> dict[str, str]:
+    """The ``Attributes:`` sections of a class and its bases, as attribute to text without markup."""
+    found: dict[str, str] = {}
+    for cls in reversed(options.__mro__):
+        _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+        last = ""
+        for line in section.splitlines():
+            if line and not line.startswith(" "):
+                break
+            if line.startswith("        ") and last:
+                found[last] += " " + line.strip()
+            elif ":" in line:
+                last, _, meaning = line.strip().partition(":")
+                found[last] = meaning.strip()
+    return {key: _plain(text) for key, text in found.items()}
+
+
+def _plain(text: str) -> str:
+    """A docstring without its markup."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "`")
 
 
 BaseOptions = Options  # inside the classes below, the name means their own options

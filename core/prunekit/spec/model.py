@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from prunekit.component import Options
+from prunekit.component import Component, Options, summary
 from prunekit.masks.settings import Prunable
 from prunekit.plugins.host import PluginManager, default_manager
 from prunekit.plugins.kinds import KINDS
@@ -24,6 +24,7 @@ class Choice(BaseModel):
 
 
 _KIND = "x-prunekit-kind"
+_KEPT = ("default", "description")
 _NAMED = BeforeValidator(named)
 
 
@@ -44,45 +45,62 @@ RecorderChoice = Annotated[Choice, _NAMED, _of("recorder")]
 
 
 class Prune(Options):
-    """What the pruning steps do."""
+    """What the pruning steps do.
+
+    Attributes:
+        criterion: How much the loss is expected to rise without each weight.
+        scheduler: The sparsity after each step.
+        selector: Which weights go, given the saliencies and a budget.
+        prunable: Which parameters may be pruned.
+        zeros: Whether weights that are exactly zero when pruning starts count as pruned (``pruned``) or as weights
+            like any other (``free``).
+        examples: Training examples that each step's statistics are estimated on; null = all.
+        sample: ``fresh``: each step draws its examples anew; ``fixed``: all steps use those of the first.
+        recalibrate_batchnorm: After each step's measurement, recompute BatchNorm's running statistics on this many
+            training examples; null = leave them as they are.
+        sequential: Prune block by block, holding the statistics and activations of one block at a time; null = all
+            blocks together.
+    """
 
     criterion: CriterionChoice
     scheduler: SchedulerChoice
     selector: SelectorChoice = Choice(name="global")
     prunable: Prunable = Prunable()
     zeros: Literal["pruned", "free"] = "pruned"
-    """Whether weights that are exactly zero when pruning starts count as pruned."""
     examples: int | None = Field(default=1000, ge=1)
-    """Training examples that each step's statistics come from; null = all."""
     sample: Literal["fresh", "fixed"] = "fresh"
     recalibrate_batchnorm: int | None = Field(default=None, ge=1)
-    """After each step's measurement, recompute BatchNorm's running statistics on this many examples."""
     sequential: Sequential | None = None
-    """Prune block by block, so that statistics and activations of one block are held at a time; null = all together."""
 
 
 class Seeds(Options):
-    """One seed for each kind of randomness, to tell them apart; ``seed`` stands in for those left out."""
+    """One seed for each kind of randomness, to tell them apart; ``seed`` stands in for those left out.
+
+    Attributes:
+        init: The network's initial weights.
+        order: Order, augmentation and dropout of the dense network's training.
+        sample: Examples of the steps, the draws of their statistics, and probes.
+        finetune: Order, augmentation and dropout of fine-tuning.
+    """
 
     init: int | None = Field(default=None, ge=0, lt=2**63)
-    """The network's first weights."""
     order: int | None = Field(default=None, ge=0, lt=2**63)
-    """Order, augmentation and dropout of the dense network's training."""
     sample: int | None = Field(default=None, ge=0, lt=2**63)
-    """Examples of the steps, what their statistics draw, and probes."""
     finetune: int | None = Field(default=None, ge=0, lt=2**63)
-    """Order, augmentation and dropout of fine-tuning."""
 
 
 class Evaluate(Options):
-    """What the reported metrics are measured on."""
+    """What the reported metrics are measured on.
+
+    Attributes:
+        train_examples: The first so many training examples; null = all.
+        every: Measure after every so many pruning steps and after the last; metrics of the steps between are NaN.
+        metrics: Metrics besides loss and error, on every split.
+    """
 
     train_examples: int | None = Field(default=None, ge=1)
-    """How many training examples, the first of the split; null = all."""
     every: int = Field(default=1, ge=1)
-    """After every so many pruning steps, and after the last; losses of steps between are left out of the results."""
     metrics: tuple[MetricChoice, ...] = ()
-    """What is measured besides loss and error, on every split."""
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -114,13 +132,31 @@ def _whole(value: Plain) -> Plain:
 
 
 class Settings(Options):
-    """A whole spec as the engine reads it; of a plugin, the name."""
+    """A whole spec as the engine reads it; of a plugin, the name.
+
+    Attributes:
+        version: Of the format of specs; 1.
+        name: Names the default output file; default: the spec file's own name.
+        folder: Where relative paths start, relative to the spec file's folder; null = that folder itself.
+        seed: Seeds all randomness for which ``seeds`` gives no seed of its own.
+        seeds: A seed for each kind of randomness.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one, else the CPU.
+        dtype: Of the parameters.
+        model: The network.
+        dataset: Training, validation and test examples.
+        loss: Null = chosen by the targets: ``cross_entropy``, ``mse``, ``bce_with_logits`` or ``causal_lm``.
+        train: How the dense network is trained; null: it is not, as where the model has a ``checkpoint``.
+        prune: The pruning steps; null = none.
+        finetune: How the pruned network is trained on; null: it is not. Missing keys come from ``train``.
+        evaluate: When and on how many examples metrics are measured.
+        memory: Bytes, or text such as ``512MiB``, that activations, products and large statistics may take; null = 512 MiB.
+        probes: Measurements of the loss landscape at moments of the run.
+        recorders: What writes down the run as it goes.
+    """
 
     version: Annotated[Literal[1], BeforeValidator(_whole)]
     name: str = Field(default="run", min_length=1, pattern=r"^[^/\\\x00-\x1f]+$")
-    """Names the default output; the spec file's own name where it is left out."""
     folder: str | None = None
-    """Where relative paths start; by default at the spec file's own folder, from which it is found itself."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     seeds: Seeds = Seeds()
     device: Annotated[str, AfterValidator(_device)] = "auto"
@@ -153,18 +189,15 @@ def json_schema(manager: PluginManager | None = None) -> dict[str, Plain]:
     train = definitions["Train"]
     # A fine-tuning phase takes what it lacks from `train`, so nothing is required of it.
     definitions["Finetune"] = {k: v for k, v in train.items() if k != "required"} | {"title": "Finetune"}
-    filled["properties"]["finetune"] = {
-        "anyOf": [{"$ref": "#/$defs/Finetune"}, {"type": "null"}],
-        "default": None,
-    }
+    filled["properties"]["finetune"] |= {"anyOf": [{"$ref": "#/$defs/Finetune"}, {"type": "null"}]}
     for key in ("optimizer", "lr_scheduler"):
         for owner in ("Train", "Finetune"):
             field = dict(definitions[owner]["properties"][key])
             names = list(field.pop("discriminator", {}).get("mapping", {}))
-            default = {"default": field.pop("default")} if "default" in field else {}
+            kept = {k: field.pop(k) for k in _KEPT if k in field}
             definitions[owner]["properties"][key] = {
                 "anyOf": [{"type": "string", "enum": names}, field],
-                **default,
+                **kept,
             }
     filled["properties"]["memory"]["anyOf"].append({"type": "string"})
     definitions.pop("Choice", None)
@@ -179,25 +212,26 @@ def _fill(node: Plain, manager: PluginManager, definitions: dict[str, Plain]) ->
     kind = node.get(_KIND)
     if kind is None:
         return {k: _fill(v, manager, definitions) for k, v in node.items()}
-    default = {"default": node["default"]} if "default" in node else {}
+    kept = {k: node[k] for k in _KEPT if k in node}
     names = manager.names(kind)
     entries = []
     for name in names:
         providers = manager.providers(kind, name)
         if len(providers) == 1:
             key = f"{kind}.{name}"
-            definitions.setdefault(key, _component_schema(kind, name, providers[0][1].Options, definitions))
+            definitions.setdefault(key, _component_schema(kind, name, providers[0][1], definitions))
             entries.append({"$ref": f"#/$defs/{key}"})
-    return {"anyOf": [{"type": "string", "enum": names}, *entries], **default}
+    return {"anyOf": [{"type": "string", "enum": names}, *entries], **kept}
 
 
 def _component_schema(
-    kind: str, name: str, options: type[Options], definitions: dict[str, Plain]
+    kind: str, name: str, component: type[Component], definitions: dict[str, Plain]
 ) -> dict[str, Plain]:
-    schema = options.model_json_schema(mode="validation")
+    schema = component.Options.model_json_schema(mode="validation")
     for key, value in schema.pop("$defs", {}).items():
         definitions.setdefault(key, value)
     schema["title"] = f"{kind} {name}"
+    schema["description"] = summary(component)
     schema["properties"] = {
         "name": {"const": name},
         **KINDS[kind].keys,

@@ -15,7 +15,15 @@ def named(value: Any) -> Any:
 
 
 class SGD(Options):
-    """Stochastic gradient descent."""
+    """Stochastic gradient descent.
+
+    Attributes:
+        name: ``sgd``.
+        lr: Learning rate.
+        momentum: Share of the last step's direction that is kept.
+        weight_decay: Multiple of the weights that is added to the gradient.
+        nesterov: Nesterov's momentum; needs ``momentum``.
+    """
 
     name: Literal["sgd"]
     lr: float = Field(default=0.01, ge=0)
@@ -36,7 +44,15 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Adam(Options):
-    """Adam; weight decay enters the gradient."""
+    """Adam; weight decay enters the gradient.
+
+    Attributes:
+        name: ``adam``.
+        lr: Learning rate.
+        betas: Decay of the running means of gradients and of their squares, per step.
+        eps: Added to the root of the mean square.
+        weight_decay: Multiple of the weights that is added to the gradient.
+    """
 
     name: Literal["adam"]
     lr: float = Field(default=1e-3, ge=0)
@@ -47,20 +63,35 @@ class Adam(Options):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay."""
+    """Adam with decoupled weight decay.
+
+    Attributes:
+        name: ``adamw``.
+        weight_decay: Share of the weights that is taken away in each step, times the learning rate.
+    """
 
     name: Literal["adamw"]  # type: ignore[assignment]
     weight_decay: float = Field(default=0.01, ge=0)
 
 
 class Constant(Options):
-    """The same learning rate throughout."""
+    """The same learning rate throughout.
+
+    Attributes:
+        name: ``constant``.
+    """
 
     name: Literal["constant"]
 
 
 class Step(Options):
-    """Multiply by ``gamma`` every so many epochs."""
+    """Multiply by ``gamma`` every so many epochs.
+
+    Attributes:
+        name: ``step``.
+        every: Epochs between two changes.
+        gamma: Factor.
+    """
 
     name: Literal["step"]
     every: int = Field(ge=1)
@@ -68,7 +99,13 @@ class Step(Options):
 
 
 class MultiStep(Options):
-    """Multiply by ``gamma`` at each of these epochs."""
+    """Multiply by ``gamma`` at each of these epochs.
+
+    Attributes:
+        name: ``multistep``.
+        milestones: Epochs after which the rate changes.
+        gamma: Factor.
+    """
 
     name: Literal["multistep"]
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1, strict=False)
@@ -76,7 +113,12 @@ class MultiStep(Options):
 
 
 class Cosine(Options):
-    """Half a cosine from the learning rate to ``final`` over all epochs."""
+    """Half a cosine from the learning rate to ``final`` over all epochs.
+
+    Attributes:
+        name: ``cosine``.
+        final: Learning rate after the last epoch.
+    """
 
     name: Literal["cosine"]
     final: float = Field(default=0.0, ge=0)
@@ -89,11 +131,18 @@ LRScheduler = Annotated[Constant | Step | MultiStep | Cosine, Field(discriminato
 
 
 class Train(Options):
-    """How to train, or to fine-tune (where a missing key comes from ``train``)."""
+    """How to train, or to fine-tune (where a missing key comes from ``train``).
+
+    Attributes:
+        epochs: Passes over the training examples.
+        batch_size: Examples of a step; the last batch of an epoch may be smaller.
+        optimizer: ``sgd``, ``adam`` or ``adamw``, with options.
+        lr_scheduler: How the learning rate changes from epoch to epoch.
+        augment: Use the data set's augmentation, where it has one.
+    """
 
     epochs: int = Field(ge=0)
     batch_size: int = Field(default=100, ge=1)
     optimizer: Annotated[Optimizer, BeforeValidator(named)] = SGD(name="sgd")
     lr_scheduler: Annotated[LRScheduler, BeforeValidator(named)] = Constant(name="constant")
     augment: bool = True
-    """Use the data set's augmentation, where it has one."""
