@@ -17,7 +17,7 @@ from prunekit_cli.streams import lasting
 
 app = typer.Typer(
     name="prunekit",
-    help="Prune neural networks by a model of how their loss will change.",
+    help="Prune neural networks using a model of how their loss will change.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -29,19 +29,22 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A results file.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="PATH=VALUE", help="Set one value, such as prune.scheduler.steps=14. Repeatable."
+        "--set",
+        metavar="PATH=VALUE",
+        help="Set a value in the spec, such as prune.scheduler.steps=14. Repeatable.",
     ),
 ]
 Block = Annotated[
-    list[str] | None, typer.Option("--block", metavar="PLUGIN", help="Leave a plugin out. Repeatable.")
+    list[str] | None, typer.Option("--block", metavar="PLUGIN", help="Ignore this plugin. Repeatable.")
 ]
 NoCode = Annotated[
     bool,
     typer.Option(
-        "--no-code", help="Refuse a spec that names Python to run: factories, plugins that are not built in."
+        "--no-code",
+        help="Reject a spec that names Python code to run: factories, plugins that are not built in.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Columns = Annotated[
     int | None,
@@ -50,15 +53,16 @@ Columns = Annotated[
         metavar="1|2",
         min=1,
         max=2,
-        help="With --plot: as wide as one or two columns of a paper, without a title.",
+        help="With --plot: the width of one or two columns of a paper, without a title.",
     ),
 ]
 Page = Annotated[
     Path | None,
-    typer.Option("--html", metavar="FILE", help="Write a page for a browser, which needs nothing else."),
+    typer.Option("--html", metavar="FILE", help="Write a self-contained page for a browser."),
 ]
 Form = Annotated[
-    Format | None, typer.Option("--format", help="Print the tables for papers or other programs.")
+    Format | None,
+    typer.Option("--format", help="Print the tables in this format, for papers or other programs."),
 ]
 
 
@@ -67,14 +71,18 @@ def run(
     spec: Spec,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Results file. Default: the spec's name with .h5, here."),
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Results file. Default: the spec's name with .h5, in the current folder.",
+        ),
     ] = None,
     set_: Set = None,
     device: Annotated[
-        str | None, typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1 or auto.")
+        str | None, typer.Option("--device", metavar="D", help="Device: cpu, cuda, cuda:1 or auto.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished output; start one that is absent.")
+        bool, typer.Option("--resume", help="Continue an unfinished run; start one if there is none.")
     ] = False,
     overwrite: Overwrite = False,
     block: Block = None,
@@ -92,16 +100,16 @@ def prune(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The new folder.")],
     set_: Set = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it will take, in time and memory; write nothing.")
+        bool, typer.Option("--dry-run", help="Print the expected time and memory; write nothing.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the next block where an earlier call was stopped.")
+        bool, typer.Option("--resume", help="Continue with the next block after an interrupted call.")
     ] = False,
     overwrite: Overwrite = False,
     block: Block = None,
     no_code: NoCode = False,
 ) -> None:
-    """Prune a Hugging Face folder into another, block by block, without holding the network as a whole."""
+    """Prune a Hugging Face folder into another, block by block, without ever loading the whole network."""
     from prunekit_cli.prune import prune as command
 
     command(spec, out, set_ or [], dry_run, resume, overwrite, block or [], not no_code)
@@ -113,31 +121,31 @@ def inspect(
     as_json: AsJSON = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show the sparsity of every layer.")] = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="PNG|PDF|SVG", help="Draw the run into this file.")
+        Path | None, typer.Option("--plot", metavar="PNG|PDF|SVG", help="Draw the run to this file.")
     ] = None,
     figure: Annotated[
         str | None,
         typer.Option(
             "--figure",
             metavar="NAME",
-            help="Draw run (the default), loss, honesty, layers, or what this probe found.",
+            help="What to draw: run (the default), loss, honesty, layers, or the findings of this probe.",
         ),
     ] = None,
     columns: Columns = None,
     html: Page = None,
     probe: Annotated[
-        str | None, typer.Option("--probe", metavar="NAME", help="Show everything that this probe found.")
+        str | None, typer.Option("--probe", metavar="NAME", help="Show all findings of this probe.")
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read everything and say whether the file is whole.")
+        bool, typer.Option("--verify", help="Check all checksums: is the file complete and undamaged?")
     ] = False,
     form: Form = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Show the run until it ends; exit code 1 if it fails.")
+        bool, typer.Option("--follow", help="Follow the run until it ends; exit code 1 if it fails.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Show a results file, also while its run goes on."""
+    """Show a results file, even while its run is in progress."""
     from prunekit_cli.inspect import inspect as command
 
     if not command(
@@ -152,14 +160,16 @@ def sweep(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FOLDER", help="Where the runs lie. Default: the sweep's name, beside it."
+            "--out", metavar="FOLDER", help="Folder for the runs. Default: the sweep's name, beside its file."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and how each stands.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their status; run nothing.")
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", metavar="N", min=1, help="At a time. Default: one for each GPU, or for each core."
+            "--workers", metavar="N", min=1, help="Number of workers. Default: one per GPU, or one per core."
         ),
     ] = None,
     executor: Annotated[
@@ -167,18 +177,18 @@ def sweep(
         typer.Option(
             "--executor",
             metavar="NAME",
-            help="What starts them: inline, process, submitit, ray, or a plugin's.",
+            help="How workers are started: inline, process, submitit, ray, or one from a plugin.",
         ),
     ] = None,
     retry: Annotated[
-        str | None, typer.Option("--retry", metavar="failed", help="Try again what has failed.")
+        str | None, typer.Option("--retry", metavar="failed", help="Run failed runs again.")
     ] = None,
     as_json: AsJSON = False,
     block: Block = None,
     no_code: NoCode = False,
     quiet: Annotated[bool, typer.Option("--quiet", hidden=True)] = False,
 ) -> None:
-    """Run every combination of some values of a spec; several of these share the work on one folder."""
+    """Run every combination of some values of a spec; several such commands can share the work on one folder."""
     from prunekit_cli.sweep import sweep as command
 
     if not command(file, out, dry_run, workers, executor, retry, as_json, block or [], not no_code, quiet):
@@ -194,16 +204,21 @@ def reproduce(
             "--tier", metavar="T", help="smoke: digits, two minutes; cpu: MNIST, hours; gpu: all in full."
         ),
     ],
-    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where the data lie.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Default: ID-TIER, here.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="FOLDER", help="Folder for the results. Default: ID-TIER, in the current folder."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there.")] = False,
-    workers: Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="As of sweep.")] = None,
-    executor: Annotated[str | None, typer.Option("--executor", metavar="NAME", help="As of sweep.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue with what is there.")] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="As for sweep.")
+    ] = None,
+    executor: Annotated[str | None, typer.Option("--executor", metavar="NAME", help="As for sweep.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Run a paper's grid; its tables beside the published ones, each claim pass, fail or undecided."""
+    """Run a paper's grid, set its tables beside the published ones, and judge each claim: pass, fail or undecided."""
     from prunekit_cli.reproduce import reproduce as command
 
     if not command(paper, tier, data, out, resume, workers, executor, as_json):
@@ -217,17 +232,17 @@ def compare(
     ],
     as_json: AsJSON = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="PNG|PDF|SVG", help="Draw them into this file.")
+        Path | None, typer.Option("--plot", metavar="PNG|PDF|SVG", help="Draw them to this file.")
     ] = None,
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Also if they were not made under one protocol.")
+        bool, typer.Option("--anyway", help="Compare even if the runs followed different protocols.")
     ] = False,
     form: Form = None,
     columns: Columns = None,
     html: Page = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Show runs side by side: changes of the loss, errors, error budgets, overlap of masks, what differs."""
+    """Show runs side by side: changes of the loss, errors, error budgets, overlap of masks, differences."""
     from prunekit_cli.compare import compare as command
 
     command(files, as_json, plot, anyway, form, columns, html, overwrite)
@@ -239,12 +254,12 @@ def verify(
     as_json: AsJSON = False,
     set_: Set = None,
     device: Annotated[
-        str, typer.Option("--device", metavar="D", help="Where it is computed: cpu, cuda, cuda:1 or auto.")
+        str, typer.Option("--device", metavar="D", help="Device to compute on: cpu, cuda, cuda:1 or auto.")
     ] = "cpu",
     block: Block = None,
     no_code: NoCode = False,
 ) -> None:
-    """Recompute from stored weights and data what a results file claims, a line a claim."""
+    """Recompute the claims of a results file from its stored weights and the data, one line per claim."""
     from prunekit_cli.verify import verify as command
 
     if not command(file, as_json, set_ or [], device, block or [], not no_code):
@@ -257,12 +272,14 @@ def validate(
     set_: Set = None,
     build: Annotated[
         bool,
-        typer.Option("--build", help="Build the network too, load the data, and show what would be pruned."),
+        typer.Option(
+            "--build", help="Also build the network, load the data, and show which weights would be pruned."
+        ),
     ] = False,
     block: Block = None,
     no_code: NoCode = False,
 ) -> None:
-    """Check a spec and report every problem with its place."""
+    """Check a spec and report every problem with its line and column."""
     from prunekit_cli.spec import validate as command
 
     command(spec, set_ or [], block or [], not no_code, build)
@@ -270,7 +287,7 @@ def validate(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of a spec, with every installed plugin's options, for editors."""
+    """Print the JSON Schema of a spec, including the options of all installed plugins, for editors."""
     from prunekit_cli.spec import schema as command
 
     command()
@@ -279,30 +296,35 @@ def schema() -> None:
 @app.command()
 def export(
     file: File,
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Of --hf: the folder to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="With --hf: the folder to write.")
+    ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", metavar="F", help="Write weights here.")
+        Path | None, typer.Option("--weights", metavar="F", help="File for the weights.")
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option("--masks", metavar="F", help="Write masks here, True = kept.")
+        Path | None, typer.Option("--masks", metavar="F", help="File for the masks; True = kept.")
     ] = None,
     phase: Annotated[
-        str | None, typer.Option("--phase", help="dense, pruned or finetuned. Default: the last there is.")
+        str | None,
+        typer.Option("--phase", help="Network to export: dense, pruned or finetuned. Default: the last one."),
     ] = None,
     step: Annotated[
-        int | None, typer.Option("--step", help="Masks after this step. Default: the last.")
+        int | None, typer.Option("--step", help="Export the masks after this step. Default: the last.")
     ] = None,
     form: Annotated[
         str,
-        typer.Option("--format", metavar="F", help="Of weights: dense, csr, 2:4 or compressed-tensors."),
+        typer.Option(
+            "--format", metavar="F", help="Format of the weights: dense, csr, 2:4 or compressed-tensors."
+        ),
     ] = "dense",
     hf: Annotated[
         Path | None,
-        typer.Option("--hf", metavar="SOURCE", help="Write OUT as SOURCE, a folder of transformers, is."),
+        typer.Option("--hf", metavar="SOURCE", help="Write OUT like SOURCE, a Hugging Face folder."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write weights and masks of a results file as safetensors, or the network as a folder of transformers."""
+    """Write weights and masks of a results file as safetensors, or the network as a Hugging Face folder."""
     from prunekit_cli.export import export as command
     from prunekit_cli.export import pretrained
 
@@ -322,8 +344,11 @@ def plugins(context: typer.Context, as_json: AsJSON = False) -> None:
 
 
 @plugins_app.command("show")
-def show(name: Annotated[str, typer.Argument(metavar="NAME")], as_json: AsJSON = False) -> None:
-    """Show one component: where it comes from and its options with types and defaults."""
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a component or a plugin.")],
+    as_json: AsJSON = False,
+) -> None:
+    """Show a component's origin and its options with types and defaults."""
     from prunekit_cli.plugins import show as command
 
     command(name, as_json)
@@ -339,7 +364,7 @@ def check(
     as_json: AsJSON = False,
     block: Block = None,
 ) -> None:
-    """Check what a component of some plugin promises, a verdict a line."""
+    """Check that a component keeps the promises of its kind, one verdict per line."""
     from prunekit_cli.check import check as command
 
     if not command(component, set_ or [], as_json, block or []):

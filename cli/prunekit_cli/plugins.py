@@ -64,7 +64,7 @@ def show(name: str, as_json: bool) -> None:
             "\n".join([f"{first} `prunekit plugins` lists what there is.", *_troubles(manager)])
         )
     with console.only_results():
-        described = [_component(p, c) for p, c in providers] + [_plugin(p) for p in named]
+        described = [record_of(p, c) for p, c in providers] + [_plugin(p) for p in named]
     if as_json:
         print(json.dumps(described, indent=1))
         return
@@ -78,7 +78,8 @@ def show(name: str, as_json: bool) -> None:
             print(f"\n{conflict}", file=sys.stderr)
 
 
-def _component(plugin: Plugin, component: type[Component]) -> dict[str, Plain]:
+def record_of(plugin: Plugin, component: type[Component]) -> dict[str, Plain]:
+    """A component as ``show --json`` prints it: documentation, origin and options."""
     return {
         "kind": component.kind,
         "name": component.name,

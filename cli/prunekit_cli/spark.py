@@ -17,7 +17,7 @@ def spark(values: Sequence[float | None], width: int = 40, encoding: str | None 
         width: Bars, at most.
         encoding: Of the screen; one that has no bars gets plain signs.
 
-    Example:
+    Examples:
         >>> spark([0.0, 1.0, None, 2.0])
         '▁▅ █'
     """

@@ -114,7 +114,7 @@ def coverage(
             example.
         prunable: As for :func:`prune`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
         >>> print(coverage(model))
@@ -152,7 +152,7 @@ def operator(
     Returns:
         An operator averaged like the loss; see :class:`prunekit.statistics.operator.Operator`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(2, 1, bias=False).double()
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
@@ -341,7 +341,7 @@ def prune(
         PrunekitError: If an argument is not acceptable (the model is then unchanged) or a step fails.
         ShortfallError: If the scheduler has stopped short of what it was asked for; ``error.pruning`` is what was done.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(8, 3)
         >>> batch = (torch.randn(20, 8), torch.randint(3, (20,)))
@@ -555,7 +555,7 @@ def certificate(
         seed: For labels that are drawn.
         memory: Bytes for activations and factors.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(6, 3)
         >>> batch = (torch.randn(50, 6), torch.randint(3, (50,)))
@@ -676,7 +676,7 @@ def attach(model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor]) 
     Raises:
         SpecError: If a mask does not fit the model, or the optimizer's steps cannot be seen.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)

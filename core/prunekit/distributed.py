@@ -49,7 +49,7 @@ def speaks() -> bool:
 def shard(count: int) -> slice:
     """This process's share of ``count`` examples: a contiguous one, possibly empty.
 
-    Example:
+    Examples:
         >>> shard(7)
         slice(0, 7, None)
     """

@@ -42,7 +42,7 @@ def unreadable(path: Path) -> str:
 
     Nothing is opened: opening a pipe would wait for its writer.
 
-    Example:
+    Examples:
         >>> unreadable(Path("/dev/null")), unreadable(Path("/nowhere"))
         ('is a device; only regular files are read', 'no such file')
     """

@@ -32,7 +32,7 @@ class Correlation:
 def ranks(values: Floats) -> Floats:
     """From 0, ties with their mean.
 
-    Example:
+    Examples:
         >>> ranks(np.array([3.0, 1.0, 3.0])).tolist()
         [1.5, 0.0, 1.5]
     """
@@ -52,7 +52,7 @@ def spearman(x: Floats, y: Floats, generator: Generator, resamples: int, confide
         resamples: How many.
         confidence: Of the interval.
 
-    Example:
+    Examples:
         >>> spearman(np.arange(9.0), np.arange(9.0) ** 3, np.random.default_rng(0), 10, 0.95).value
         1.0
     """
@@ -69,7 +69,7 @@ def kendall(x: Floats, y: Floats, generator: Generator, resamples: int, confiden
     Arguments are those of :func:`spearman`. A bootstrap sample that holds item i ``m_i`` times has
     ``Σ_ij m_i m_j sign(x_i − x_j) sign(y_i − y_j)`` as its numerator, so one matrix serves all samples.
 
-    Example:
+    Examples:
         >>> kendall(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0]), np.random.default_rng(0), 0, 0.95).value
         0.3333333333333333
     """

@@ -8,7 +8,7 @@ _UNITS = (("GiB", 2**30), ("MiB", 2**20))
 def readable_bytes(size: float) -> str:
     """A number of bytes in words.
 
-    Example:
+    Examples:
         >>> readable_bytes(3 * 2**29), readable_bytes(2**27), readable_bytes(37 * 2**20), readable_bytes(512)
         ('1.5 GiB', '0.1 GiB', '37.0 MiB', '0.5 KiB')
     """
@@ -21,7 +21,7 @@ def readable_bytes(size: float) -> str:
 def duration(seconds: float) -> str:
     """A time in words.
 
-    Example:
+    Examples:
         >>> duration(0.4), duration(75), duration(600), duration(9000), duration(400_000)
         ('0 s', '75 s', '10 min', '2.5 h', '4.6 days')
     """
@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 def memory_option(size: float) -> str:
     """The smallest round value of the option ``memory`` that gives at least so many bytes.
 
-    Example:
+    Examples:
         >>> memory_option(3 * 2**29), memory_option(36.5 * 2**20)
         ('2GiB', '37MiB')
     """

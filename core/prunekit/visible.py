@@ -20,7 +20,7 @@ _BREAKS = re.compile("[\t\n]")
 def visible(text: str) -> str:
     r"""A text in which nothing acts but line feeds and tabs.
 
-    Example:
+    Examples:
         >>> print(visible("a\x1b[2J\u202eb"))
         a\x1b[2J\u202eb
     """
@@ -30,7 +30,7 @@ def visible(text: str) -> str:
 def visible_name(text: str) -> str:
     r"""A name on one line: line feeds and tabs are written as escapes too.
 
-    Example:
+    Examples:
         >>> print(visible_name("a\nb"))
         a\nb
     """
@@ -40,7 +40,7 @@ def visible_name(text: str) -> str:
 def drawn(text: str) -> str:
     r"""A text for matplotlib, which takes what stands between two ``$`` for a formula.
 
-    Example:
+    Examples:
         >>> print(drawn("from $10 to $5"))
         from \$10 to \$5
     """

@@ -38,7 +38,7 @@ def recognised(loss: object) -> dict[str, object] | None:
     Raises:
         SpecError: If the reduction is not the mean.
 
-    Example:
+    Examples:
         >>> recognised(nn.CrossEntropyLoss(label_smoothing=0.1))
         {'name': 'cross_entropy', 'ignore_index': -100, 'label_smoothing': 0.1}
     """

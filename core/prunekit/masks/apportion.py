@@ -10,7 +10,7 @@ from prunekit.errors import SpecError
 def pruned_count(sparsity: float, prunable: int) -> int:
     """``round(sparsity * prunable)``, Python's rounding of the float product (half to even).
 
-    Example:
+    Examples:
         >>> pruned_count(0.98847, 266_200)
         263131
     """
@@ -35,7 +35,7 @@ def apportion(
     Raises:
         SpecError: If the bounds leave no way.
 
-    Example:
+    Examples:
         >>> apportion(5, [10, 10, 10])
         [2, 2, 1]
         >>> apportion(5, [10, 10, 10], lower=[0, 0, 3])

@@ -68,7 +68,7 @@ def spread(silent: Tensor, like: Tensor) -> Tensor:
 def named(silent: Mapping[str, Tensor]) -> list[str]:
     """Names of experts, with their numbers where several lie in one parameter.
 
-    Example:
+    Examples:
         >>> import torch
         >>> named({"experts.up": torch.tensor([True, False, True]), "experts.1.down": torch.tensor([True])})
         ['experts.up[0, 2]', 'experts.1.down']

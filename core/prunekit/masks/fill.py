@@ -15,7 +15,7 @@ def fill_(values: Tensor, where: Tensor, value: float = 0.0) -> None:
     On a CPU torch's own branches at every value, which takes ten times as long where a mask has no pattern. So
     bits are combined there, a piece at a time, since those of a mask take as much memory as the values.
 
-    Example:
+    Examples:
         >>> values = torch.tensor([1.0, float("nan"), 3.0])
         >>> fill_(values, torch.tensor([False, True, False]))
         >>> values.tolist()

@@ -101,7 +101,7 @@ def prune_smallest(
     Returns:
         New masks, each on the device of the old one.
 
-    Example:
+    Examples:
         >>> s = {"w": torch.tensor([0.3, 0.1, 0.1, 0.9])}
         >>> prune_smallest(s, {"w": torch.ones(4, dtype=torch.bool)}, 1)["w"].tolist()
         [True, False, True, True]

@@ -62,7 +62,7 @@ def notable(out: Mapping[Role, Sequence[str]]) -> dict[Role, Sequence[str]]:
 def described(by_role: Mapping[Role, Sequence[str]]) -> str:
     """Names by role, in words.
 
-    Example:
+    Examples:
         >>> described({Role.BIAS: ["a.bias", "b.bias"]})
         'biases: a.bias, b.bias'
     """
@@ -72,7 +72,7 @@ def described(by_role: Mapping[Role, Sequence[str]]) -> str:
 def shortened(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are.
 
-    Example:
+    Examples:
         >>> shortened([f"layer{i}" for i in range(9)])
         'layer0, layer1, layer2, layer3, layer4, layer5 and 3 more'
     """

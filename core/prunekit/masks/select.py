@@ -26,7 +26,7 @@ def smallest(values: Tensor, k: int) -> Tensor:
     Returns:
         Bool vector with exactly ``k`` True.
 
-    Example:
+    Examples:
         >>> smallest(torch.tensor([3.0, 1.0, 1.0, 1.0]), 2).tolist()
         [False, True, True, False]
     """
@@ -122,7 +122,7 @@ def cheapest(values: Tensor, budget: int, sizes: Tensor | None = None) -> Tensor
         budget: Weights.
         sizes: Weights of each entry; ``None`` for one each. They are taken in order up to the first that does not fit.
 
-    Example:
+    Examples:
         >>> cheapest(torch.tensor([3.0, 1.0, 2.0]), 4, torch.tensor([1, 3, 2])).tolist()
         [False, True, False]
     """
@@ -141,7 +141,7 @@ def smallest_of_rows(values: Tensor, counts: Tensor) -> Tensor:
         values: ``[rows, n]``.
         counts: ``[rows]``, 0 to n.
 
-    Example:
+    Examples:
         >>> smallest_of_rows(torch.tensor([[3.0, 1.0, 1.0], [0.0, 2.0, 1.0]]), torch.tensor([1, 2])).tolist()
         [[False, True, False], [True, False, True]]
     """

@@ -48,7 +48,7 @@ class Layer:
 class FlatIndex:
     """Where each weight stands when all prunable tensors are laid one after another, flattened in C order.
 
-    Example:
+    Examples:
         >>> import torch
         >>> index = FlatIndex({"a": (2, 2), "b": (3,)})
         >>> values = index.flat({"a": torch.ones(2, 2), "b": torch.zeros(3)})
@@ -85,7 +85,7 @@ class FlatIndex:
 def pruned_counts(masks: Mapping[str, Tensor]) -> dict[str, int]:
     """How many weights are gone, by parameter; a GPU is waited for once, however many there are.
 
-    Example:
+    Examples:
         >>> import torch
         >>> pruned_counts({"w": torch.tensor([True, False, False])})
         {'w': 2}

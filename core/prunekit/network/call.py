@@ -43,7 +43,7 @@ def call(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None 
         UnsupportedError: If the model returns something else.
         DataError: If the inputs are of a type that the model's weights do not take.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> call(model, {"input": torch.ones(1, 2)}, {"weight": torch.full((1, 2), 3.0)})
         tensor([[6.]])
@@ -109,7 +109,7 @@ def unpack(batch: Batch) -> tuple[Inputs, Any]:
     Raises:
         DataError: If it is neither a pair nor a mapping with ``labels``, saying what it is.
 
-    Example:
+    Examples:
         >>> unpack({"input_ids": torch.ones(1, 2), "labels": torch.zeros(1)})
         ({'input_ids': tensor([[1., 1.]])}, tensor([0.]))
     """

@@ -26,7 +26,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Shelf:
     """Holds structures of tensors until they are needed; a context manager, which removes its files in the end.
 
-    Example:
+    Examples:
         >>> with Shelf("disk") as shelf:
         ...     later = shelf.put((torch.ones(2, dtype=torch.bfloat16), "text"))
         ...     later()

@@ -39,7 +39,7 @@ def blocks_of(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         SpecError: If a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> blocks_of(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU())), ["?"])
         ['0', '1']
     """

@@ -54,7 +54,7 @@ class Estimate:
 def mean(values: Sequence[float]) -> Estimate:
     """A mean with Student's interval.
 
-    Example:
+    Examples:
         >>> found = mean([1.0, 2.0, 3.0])
         >>> found.value, round(found.low, 3), round(found.high, 3), found.deviation
         (2.0, -0.484, 4.484, 1.0)
@@ -81,7 +81,7 @@ def sign_flips(differences: Sequence[float]) -> float:
 
     Exact up to 16 pairs; of n pairs the smallest value is 2^(1−n).
 
-    Example:
+    Examples:
         >>> sign_flips([1.0, 2.0, 3.0])
         0.25
     """

@@ -67,7 +67,7 @@ _LONGEST = 255  # bytes
 def member(name: str) -> str:
     r"""What a tensor's data set is called: its name, in which nothing is a path to HDF5.
 
-    Example:
+    Examples:
         >>> member("layers.0.weight"), member("a//b"), len(member(3000 * "x"))
         ('layers.0.weight', 'a%2F%2Fb', 217)
     """

@@ -41,7 +41,7 @@ def protocol(spec: Row, inputs: Mapping[str, str] | None, environment: Row) -> d
 def mark(protocol: Row) -> str:
     """Twelve hexadecimal digits that tell protocols apart.
 
-    Example:
+    Examples:
         >>> mark({"dtype": "float32"}), mark({"dtype": "float64"})
         ('4215d1418295', '170c4a4e13d0')
     """

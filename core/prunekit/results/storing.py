@@ -50,7 +50,7 @@ def reading(path: Path) -> h5py.File:
 def chunks(shape: Sequence[int], itemsize: int, limit: int = CHUNK) -> tuple[int, ...]:
     """Shape of an array's chunks: whole rows, as many as ``limit`` bytes hold, and of about equal size.
 
-    Example:
+    Examples:
         >>> chunks((10, 100), 1, limit=400), chunks((3, 1000), 1, limit=400)
         ((4, 100), (1, 334))
     """

@@ -23,7 +23,7 @@ _LATER_OF: Mapping[tuple[str, ...], Mapping[str, Any]] = {
 def without_later(values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a spec's values without those that a run of the first release would not have had.
 
-    Example:
+    Examples:
         >>> without_later({"evaluate": {"train_examples": 9, "every": 1}, "prune": None})
         {'evaluate': {'train_examples': 9}, 'prune': None}
     """

@@ -63,7 +63,7 @@ class Certificate:
         Of the two bounds the higher counts; the best value lies between it and ``value``. Where all of that is a cost,
         the gap is a fraction of no less than the bound; where all of it is a gain, of no less than ``−value``.
 
-        Example:
+        Examples:
             >>> [Certificate(v, v, b, 9, 0.1, None).relative_gap for v, b in ((3.0, 2.0), (-2.0, -3.0), (1.0, -1.0))]
             [0.5, 0.5, None]
         """

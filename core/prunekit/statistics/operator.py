@@ -166,7 +166,7 @@ class Operator:
         change inside. Examples may, as far as torch can tell; of those that are read anew for every product nothing is kept.
         Afterwards nothing is.
 
-        Example:
+        Examples:
             >>> import prunekit as pk
             >>> hessian = pk.operator(nn.Linear(2, 1), [(torch.ones(1, 2), torch.ones(1, 1))], "hessian", "mse")
             >>> with hessian.steady():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Statistic:
     """A request for a statistic with options; hashable, equal by name and options.
 
-    Example:
+    Examples:
         >>> Statistic("ggn_mc_diagonal", draws=4)
         Statistic('ggn_mc_diagonal', draws=4)
         >>> Statistic("gradient") == Statistic("gradient")
@@ -110,7 +110,7 @@ class Sampled(Detailed):
 class Estimates(dict[Request, Tensors]):
     """Statistics by request; a plain name also finds the only request of that name.
 
-    Example:
+    Examples:
         >>> estimates = Estimates({Statistic("ggn_mc_diagonal", draws=4): {"w": 1.0}})
         >>> estimates["ggn_mc_diagonal"]
         {'w': 1.0}

@@ -182,7 +182,7 @@ def _values(name: str, table: object) -> list[object]:
 def same(a: object, b: object) -> bool:
     """Whether two answers are equal to the last bit; NaN equals NaN.
 
-    Example:
+    Examples:
         >>> same({"w": torch.ones(2)}, {"w": torch.ones(2)}), same([1.0, float("nan")], [1.0, float("nan")])
         (True, True)
     """

@@ -66,7 +66,7 @@ def not_applicable(why: str) -> NoReturn:
 def sentence(check: Callable[..., None]) -> str:
     """The promise that a check is about: its name in words.
 
-    Example:
+    Examples:
         >>> sentence(not_applicable)
         'not applicable'
     """

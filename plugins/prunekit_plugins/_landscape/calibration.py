@@ -30,7 +30,7 @@ class Calibration:
 def calibration(predicted: Sequence[float | None], measured: Sequence[float]) -> Calibration:
     """Compare them step by step.
 
-    Example:
+    Examples:
         >>> calibration([1.0, None, 2.0, 3.0], [2.0, 0.0, 4.0, 6.0])
         Calibration(slope=2.0, r_squared=1.0, rank_correlation=1.0, steps=3)
     """

@@ -15,7 +15,7 @@ def labels(criteria: Sequence[Spoken]) -> list[str]:
     Raises:
         ValueError: If a mapping has no name, or two are the same.
 
-    Example:
+    Examples:
         >>> labels(["qm", {"name": "qm", "lambda": 0.1}])
         ['qm', 'qm(lambda=0.1)']
     """

@@ -58,7 +58,7 @@ def over_pairs(draws: Sequence[Any], of_two: Callable[[Any, Any], float], confid
 def jaccard(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     """``|A ∩ B| / |A ∪ B|``; NaN of two empty sets.
 
-    Example:
+    Examples:
         >>> jaccard(np.array([True, True, False]), np.array([False, True, True]))
         0.3333333333333333
     """
@@ -71,7 +71,7 @@ def jaccard_by_chance(items: int, chosen: int) -> float:
 
     What they share is hypergeometric.
 
-    Example:
+    Examples:
         >>> jaccard_by_chance(2, 1)
         0.5
     """
@@ -153,7 +153,7 @@ def _crossing(sizes: Sequence[int], values: Floats, target: float) -> float:
 def increasing(values: Floats) -> Floats:
     """The nearest sequence that never falls, in least squares: neighbours that fall are pooled.
 
-    Example:
+    Examples:
         >>> increasing(np.array([1.0, 3.0, 2.0])).tolist()
         [1.0, 2.5, 2.5]
     """
@@ -173,7 +173,7 @@ def t_quantile(share: float, freedom: int) -> float:
         share: Above one half.
         freedom: Degrees of freedom.
 
-    Example:
+    Examples:
         >>> round(t_quantile(0.975, 7), 4)
         2.3646
     """

@@ -20,7 +20,7 @@ def remainder(derivatives: Sequence[float], order: int, change: float) -> float:
         order: Of the polynomial.
         change: ``f(1) − f(0)``.
 
-    Example:
+    Examples:
         >>> remainder([1.0, 2.0, 3.0], 1, 4.0)
         2.0
     """
@@ -39,7 +39,7 @@ def radius(derivatives: Sequence[float], order: int, relative: float, absolute: 
         absolute: In the loss's units.
         limit: The largest t of interest.
 
-    Example:
+    Examples:
         >>> radius([0.0, 1.0, 0.5], 1, 0.0, 0.01, 4.0)  # t²/4 = 0.01
         0.2
     """

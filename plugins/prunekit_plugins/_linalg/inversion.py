@@ -52,7 +52,7 @@ _SMALL = 128  # below which halves are not worth a call
 def triangular_inverse(lower: Tensor) -> Tensor:
     """The inverses of lower triangular matrices ``[G, k, k]``, by halves: a third of the operations of solving for all.
 
-    Example:
+    Examples:
         >>> triangular_inverse(torch.tensor([[[2.0, 0.0], [2.0, 1.0]]]))
         tensor([[[ 0.5000,  0.0000],
                  [-1.0000,  1.0000]]])

@@ -49,7 +49,7 @@ def minimised(
         limit: Most evaluations.
         enough: A value below which it need not go.
 
-    Example:
+    Examples:
         >>> import torch
         >>> kink = lambda x: (float(x.abs().sum() + x.square().sum()), x.sign() + 2 * x)
         >>> minimised(kink, torch.tensor([3.0, -0.7], dtype=torch.float64), 0.3, 1e-9, 200).value < 1e-6

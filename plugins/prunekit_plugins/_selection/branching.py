@@ -58,7 +58,7 @@ def best_choice(matrix: Tensor, wanted: Tensor, count: int, starts: list[Tensor]
         starts: Choices to begin with, bool, with at most k.
         limit: Most nodes.
 
-    Example:
+    Examples:
         >>> eye = torch.eye(3, dtype=torch.float64)
         >>> found = best_choice(eye, torch.tensor([1.0, 3.0, -2.0], dtype=torch.float64), 2, [], 100)
         >>> found.kept.tolist(), found.height

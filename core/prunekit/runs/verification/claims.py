@@ -130,7 +130,7 @@ def all_judged(
 def steps(numbers: Sequence[int]) -> str:
     """Steps in words.
 
-    Example:
+    Examples:
         >>> steps([3]), steps([1, 2, 3]), steps([1, 4])
         ('step 3', 'steps 1 to 3', 'steps 1, 4')
     """
