@@ -257,6 +257,7 @@ class EveryOther(pk.Scheduler):
         ),
         ({"blocks": "layers.*", "criterion": "qm"}, r"criterion 'qm' needs .*gradient.*inputs: dense"),
         ({"blocks": DENSE, "criterion": "snip"}, r"criterion 'snip' weighs layers together"),
+        ({"blocks": DENSE, "criterion": "oba"}, r"criterion 'oba' weighs layers together"),
         ({"blocks": DENSE, "criterion": "obs"}, r"criterion 'obs' weighs layers together"),
         (
             {"blocks": DENSE, "criterion": "combinatorial"},

@@ -25,6 +25,7 @@ from prunekit_plugins.criteria import (
     KroneckerSurgeon,
     LinearModel,
     Magnitude,
+    OptimalBrainApoptosis,
     OptimalBrainDamage,
     OptimalBrainSurgeon,
     QuadraticModel,
@@ -83,6 +84,10 @@ CASES = [
     ),
     pytest.param((OptimalBrainSurgeon, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),
     pytest.param((GraSP, {"temperature": 1.0}), id="grasp-1"),
+    *(
+        pytest.param((OptimalBrainApoptosis, {"curvature": curvature}), id=f"oba-{curvature}")
+        for curvature in ("hessian", "ggn", "empirical_fisher")
+    ),
     pytest.param((Wanda, {"selection": "saliency"}), id="wanda-saliency"),
     pytest.param((Wanda, {"update": True}), id="wanda-update"),
     *(
