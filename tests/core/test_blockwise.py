@@ -72,6 +72,8 @@ LAYER_WISE = [
     {"name": "sparsegpt"},
     {"name": "sparsegpt", "refit": "cg"},
     {"name": "wanda"},
+    {"name": "wanda", "swaps": 20},
+    {"name": "wanda", "swaps": 20, "update": "cg"},
     {"name": "obc"},
     {"name": "alps"},
 ]

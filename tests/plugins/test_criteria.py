@@ -99,6 +99,10 @@ CASES = [
     pytest.param((ALPS, {}), id="alps"),
     pytest.param((ALPS, {"update": False}), id="alps-masks"),
     pytest.param((Wanda, {"update": "cg"}), id="wanda-cg"),
+    *(
+        pytest.param((Wanda, {"swaps": 5, "update": update}), id=f"wanda-swaps-{update}")
+        for update in (False, True, "cg")
+    ),
     pytest.param((Magnitude, {"update": "cg"}), id="magnitude-cg"),
     pytest.param((Magnitude, {"update": True}), id="magnitude-update"),
 ]
