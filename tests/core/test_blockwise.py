@@ -74,6 +74,7 @@ LAYER_WISE = [
     {"name": "wanda"},
     {"name": "wanda", "swaps": 20},
     {"name": "wanda", "swaps": 20, "update": "cg"},
+    {"name": "wanda", "swaps": 20, "n": 2, "m": 4},
     {"name": "obc"},
     {"name": "alps"},
 ]

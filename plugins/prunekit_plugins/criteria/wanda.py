@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prunekit_plugins._curvature.layer_gram import LayerBlocks
 
 _PACE = 60  # operations of a product of matrices in the time in which a swap looks at one pair
-_MOVED = 20  # of so many inputs, a row swaps about one until nothing helps
+_MOVED = 15  # a row swaps about one of so many inputs until nothing helps
 
 
 class WandaOptions(OptionalPattern):
@@ -35,8 +35,8 @@ class WandaOptions(OptionalPattern):
         update: What the survivors are given; not part of the published method. ``true``: the least-squares solution for
             their mask, row by row, as ``obc`` does. ``cg``: ten steps of conjugate gradients towards it, far sooner.
         swaps: How many pairs of a kept and a pruned weight each row may swap afterwards, the best at a time, where that
-            lowers the error at its output with survivors as they were (SparseSwaps). A row of 1000 inputs takes some 50
-            until no swap helps; 0 is the published Wanda.
+            lowers the error at its output with survivors as they were (SparseSwaps). Until no swap helps, a row takes
+            about one for every 15 inputs. 0 is the published Wanda.
         n: Weights kept of every group of ``m`` along the input dimension, as in the selector ``nm``.
         m: Weights of a group.
     """
