@@ -27,6 +27,8 @@ CRITERIA = {
     "magnitude, update: cg": ({"name": "magnitude", "update": "cg"}, {"selector": "layerwise"}),
     "wanda": ({"name": "wanda"}, {}),
     "wanda, update: cg": ({"name": "wanda", "update": "cg"}, {}),
+    "wanda, swaps: 1000": ({"name": "wanda", "swaps": 1000}, {}),
+    "wanda, swaps: 1000, update: cg": ({"name": "wanda", "swaps": 1000, "update": "cg"}, {}),
     "sparsegpt": ({"name": "sparsegpt"}, {}),
     "sparsegpt, refit: cg": ({"name": "sparsegpt", "refit": "cg"}, {}),
     "alps": ({"name": "alps"}, {}),

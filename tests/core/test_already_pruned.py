@@ -12,7 +12,18 @@ from torch import Tensor, float64, nn
 
 import prunekit as pk
 
-CRITERIA = ["magnitude", "lm", "qm", "random", "grasp", "obs_gradient", "combinatorial", "obs", "wanda"]
+CRITERIA = [
+    "magnitude",
+    "lm",
+    "qm",
+    "random",
+    "grasp",
+    "oba",
+    "obs_gradient",
+    "combinatorial",
+    "obs",
+    "wanda",
+]
 COUNTED = r"zeros: \d+ of \d+ prunable weights are exactly zero"
 
 

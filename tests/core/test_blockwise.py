@@ -72,6 +72,9 @@ LAYER_WISE = [
     {"name": "sparsegpt"},
     {"name": "sparsegpt", "refit": "cg"},
     {"name": "wanda"},
+    {"name": "wanda", "swaps": 20},
+    {"name": "wanda", "swaps": 20, "update": "cg"},
+    {"name": "wanda", "swaps": 20, "n": 2, "m": 4},
     {"name": "obc"},
     {"name": "alps"},
 ]
@@ -257,6 +260,7 @@ class EveryOther(pk.Scheduler):
         ),
         ({"blocks": "layers.*", "criterion": "qm"}, r"criterion 'qm' needs .*gradient.*inputs: dense"),
         ({"blocks": DENSE, "criterion": "snip"}, r"criterion 'snip' weighs layers together"),
+        ({"blocks": DENSE, "criterion": "oba"}, r"criterion 'oba' weighs layers together"),
         ({"blocks": DENSE, "criterion": "obs"}, r"criterion 'obs' weighs layers together"),
         (
             {"blocks": DENSE, "criterion": "combinatorial"},

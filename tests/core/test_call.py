@@ -116,6 +116,7 @@ STATISTICS = [
     "empirical_fisher_diagonal",
     "hessian_diagonal",
     "hessian_gradient",
+    "curvature_weights",
     "input_second_moment",
     pk.Statistic("ggn_mc_diagonal", draws=3),
     pk.Statistic("hutchinson_diagonal", draws=2),
@@ -126,7 +127,7 @@ STATISTICS = [
 @pytest.mark.parametrize("memory", [None, 1])
 def test_statistics_are_those_of_the_plain_twin(both, memory) -> None:
     model, batches, twin, plain = both
-    for parameters, requests in (("all", STATISTICS[:5]), (None, STATISTICS if memory is None else [])):
+    for parameters, requests in (("all", STATISTICS[:6]), (None, STATISTICS if memory is None else [])):
         found = pk.statistics(model, batches, requests, parameters=parameters, memory=memory)
         expected = pk.statistics(twin, plain, requests, parameters=parameters, memory=memory)
         for request in requests:

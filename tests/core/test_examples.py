@@ -354,7 +354,11 @@ def batch_of(n: int) -> tuple[Tensor, Tensor]:
     ("middle", "which", "names"),
     [
         (Zeta(), "first", ["gradient", "ggn_diagonal", "hutchinson_diagonal"]),
-        (Alignment(), "second", ["hutchinson_diagonal", "hessian_diagonal", "hessian_gradient"]),
+        (
+            Alignment(),
+            "second",
+            ["hutchinson_diagonal", "hessian_diagonal", "hessian_gradient", "curvature_weights"],
+        ),
     ],
     ids=["no gradient", "no second derivative"],
 )

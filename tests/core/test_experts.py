@@ -89,6 +89,7 @@ def test_an_expert_that_no_example_reaches_is_left_as_it_is_and_named(
     [
         {"name": "wanda"},
         {"name": "wanda", "update": True},
+        {"name": "wanda", "swaps": 20},
         {"name": "sparsegpt"},
         {"name": "sparsegpt", "scope": "global", "refit": True},
         {"name": "obc"},

@@ -69,8 +69,8 @@ def loaded(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("criterion", ["sparsegpt", "wanda", "alps", "obc"])
-def test_the_new_folder_is_what_a_run_in_memory_gives(criterion: str, tied: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("criterion", ["sparsegpt", "wanda", {"name": "wanda", "swaps": 20}, "alps", "obc"])
+def test_the_new_folder_is_what_a_run_in_memory_gives(criterion: Any, tied: bool, tmp_path: Path) -> None:
     source = llama(tmp_path / "source", tied=tied)
     given = spec(source, criterion=criterion)
     report = pk.prune_folder(given, tmp_path / "out")

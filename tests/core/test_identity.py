@@ -238,6 +238,24 @@ def test_an_option_that_magnitude_did_not_have_changes_no_hash_while_it_does_not
     assert len(found) == 1
 
 
+def test_swaps_and_patterns_of_wanda_change_no_hash_while_there_are_none(tmp_path: Path) -> None:
+    spec = running.write_spec(tmp_path)
+
+    def values(criterion: dict[str, Any]) -> Any:
+        return without_later({"prune": {"criterion": criterion}})["prune"]["criterion"]
+
+    published = {"name": "wanda", "update": False, "selection": "rows"}
+    assert values({**published, "swaps": 0, "n": None, "m": None}) == published
+    assert values({**published, "swaps": 3, "n": 2, "m": 4}) == {**published, "swaps": 3, "n": 2, "m": 4}
+    assert values({"name": "alps", "n": None, "m": None}) == {"name": "alps", "n": None, "m": None}
+    found = [
+        hashed(spec, {"prune.criterion": {"name": "wanda", **more}})
+        for more in ({}, {"swaps": 0}, {"swaps": 3}, {"n": 2, "m": 4})
+    ]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
 def test_where_things_wait_between_blocks_is_no_part_of_the_hash(tmp_path: Path) -> None:
     spec = running.write_spec(tmp_path)
     found = {

@@ -31,7 +31,9 @@ def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
     )
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "random", "wanda", "lm", "qm", "obd", "obs", "synflow"])
+@pytest.mark.parametrize(
+    "criterion", ["magnitude", "random", "wanda", "lm", "qm", "obd", "oba", "obs", "synflow"]
+)
 def test_a_loss_that_is_not_finite_is_an_error_with_the_parameters_name(criterion) -> None:
     model = network()
     model[2].bias.data[0] = float("nan")

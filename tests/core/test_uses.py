@@ -206,13 +206,16 @@ def test_every_part_of_a_weight_has_the_moments_of_its_own_inputs(name: str) -> 
         torch.testing.assert_close(blocks[part], damped.inverse().diagonal().expand_as(blocks[part]))
 
 
-@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt", "obc"])
+SWAPPING = {"name": "wanda", "swaps": 9}
+
+
+@pytest.mark.parametrize("criterion", ["wanda", SWAPPING, "sparsegpt", "obc"], ids=str)
 @pytest.mark.parametrize("name", [*WHOLE, *PARTS])
-def test_layer_wise_criteria_prune_whatever_multiplies(criterion: str, name: str) -> None:
+def test_layer_wise_criteria_prune_whatever_multiplies(criterion: Any, name: str) -> None:
     model = network(*(WHOLE | PARTS)[name])
 
     pruning = pk.prune(
-        model, examples(), {"name": criterion}, sparsity=0.5, steps=1, loss="cross_entropy",
+        model, examples(), criterion, sparsity=0.5, steps=1, loss="cross_entropy",
         prunable={"include": ["weight"]},
     )  # fmt: skip
 
@@ -221,15 +224,15 @@ def test_layer_wise_criteria_prune_whatever_multiplies(criterion: str, name: str
     assert not model.weight[~kept].any()
 
 
-@pytest.mark.parametrize("criterion", ["sparsegpt", "obc", "wanda"])
-def test_a_turned_layer_is_pruned_as_the_same_layer_upright(criterion: str) -> None:
+@pytest.mark.parametrize("criterion", ["sparsegpt", "obc", "wanda", SWAPPING], ids=str)
+def test_a_turned_layer_is_pruned_as_the_same_layer_upright(criterion: Any) -> None:
     turned = network(*WHOLE["right"])
     upright = Applied((OUTPUTS, INPUTS), lambda x, w: F.linear(x, w).mean(1)).double()
     upright.load_state_dict(turned.state_dict() | {"weight": turned.weight.T})
 
     masks = [
         pk.prune(
-            m, examples(), {"name": criterion}, sparsity=0.5, steps=1, loss="cross_entropy",
+            m, examples(), criterion, sparsity=0.5, steps=1, loss="cross_entropy",
             prunable={"include": ["weight"]},
         ).masks["weight"]
         for m in (turned, upright)
@@ -239,14 +242,14 @@ def test_a_turned_layer_is_pruned_as_the_same_layer_upright(criterion: str) -> N
     torch.testing.assert_close(turned.weight.T, upright.weight)
 
 
-@pytest.mark.parametrize("criterion", ["sparsegpt", "obc"])
+@pytest.mark.parametrize("criterion", [{"name": "sparsegpt"}, {"name": "obc"}, SWAPPING], ids=str)
 @pytest.mark.parametrize("name", ["right", "turned"])
-def test_patterns_lie_along_the_inputs_however_the_weight_lies(criterion: str, name: str) -> None:
+def test_patterns_lie_along_the_inputs_however_the_weight_lies(criterion: dict[str, Any], name: str) -> None:
     shape, use = WHOLE[name]
     model = network(shape, use)
 
     pruning = pk.prune(
-        model, examples(), {"name": criterion, "n": 1, "m": 2}, sparsity=0.5, steps=1, loss="cross_entropy",
+        model, examples(), {**criterion, "n": 1, "m": 2}, sparsity=0.5, steps=1, loss="cross_entropy",
         prunable={"include": ["weight"]},
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from prunekit_plugins.criteria import (
     KroneckerSurgeon,
     LinearModel,
     Magnitude,
+    OptimalBrainApoptosis,
     OptimalBrainDamage,
     OptimalBrainSurgeon,
     QuadraticModel,
@@ -83,6 +84,10 @@ CASES = [
     ),
     pytest.param((OptimalBrainSurgeon, {"curvature": "empirical_fisher"}), id="obs-empirical_fisher"),
     pytest.param((GraSP, {"temperature": 1.0}), id="grasp-1"),
+    *(
+        pytest.param((OptimalBrainApoptosis, {"curvature": curvature}), id=f"oba-{curvature}")
+        for curvature in ("hessian", "ggn", "empirical_fisher")
+    ),
     pytest.param((Wanda, {"selection": "saliency"}), id="wanda-saliency"),
     pytest.param((Wanda, {"update": True}), id="wanda-update"),
     *(
@@ -94,6 +99,10 @@ CASES = [
     pytest.param((ALPS, {}), id="alps"),
     pytest.param((ALPS, {"update": False}), id="alps-masks"),
     pytest.param((Wanda, {"update": "cg"}), id="wanda-cg"),
+    *(
+        pytest.param((Wanda, {"swaps": 5, "update": update}), id=f"wanda-swaps-{update}")
+        for update in (False, True, "cg")
+    ),
     pytest.param((Magnitude, {"update": "cg"}), id="magnitude-cg"),
     pytest.param((Magnitude, {"update": True}), id="magnitude-update"),
 ]

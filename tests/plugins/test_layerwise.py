@@ -509,7 +509,7 @@ def test_weights_of_inputs_that_are_always_zero_cost_nothing_and_change_nothing(
         torch.testing.assert_close(model(x).detach(), output)
 
 
-@pytest.mark.parametrize("name", ["obc", "sparsegpt", "alps"])
+@pytest.mark.parametrize("name", ["obc", "sparsegpt", "alps", "wanda"])
 def test_patterns_that_cannot_be_kept_are_refused(name) -> None:
     model, batches = mlp(hidden=6)
     criterion = {"name": name, "n": 2, "m": 4}
@@ -593,7 +593,7 @@ def test_the_sweep_can_share_the_budget_by_saliency() -> None:
         component("criterion", {**criterion, "n": 2, "m": 4})
 
 
-@pytest.mark.parametrize("name", ["obc", "sparsegpt"])
+@pytest.mark.parametrize("name", ["obc", "sparsegpt", "wanda"])
 def test_a_pattern_beside_a_ranking_is_refused(name) -> None:
     with pytest.raises(pk.SpecError, match="use the selector nm"):
         component("criterion", {"name": name, "selection": "saliency", "n": 2, "m": 4})

@@ -15,7 +15,8 @@ _LATER: Mapping[tuple[str, ...], Any] = {
 }
 """Place to the value that changes nothing."""
 _LATER_OF: Mapping[tuple[str, ...], Mapping[str, Any]] = {
-    ("prune", "criterion", "magnitude"): {"update": False}
+    ("prune", "criterion", "magnitude"): {"update": False},
+    ("prune", "criterion", "wanda"): {"swaps": 0, "n": None, "m": None},
 }
 """The same for options of one component, by its place and name, where others have always had an option of that name."""
 

@@ -137,6 +137,17 @@ def in_groups(tensor: Tensor, layer: Layer, m: int) -> Tensor:
     return moved.reshape(*moved.shape[:-1], -1, m)
 
 
+def first_to_go(saliency: Tensor, layer: Layer, n: int, m: int) -> Tensor:
+    """The ``m - n`` smallest of each group, bool, in the layer's shape; of equal ones the earlier input goes first."""
+    import torch
+
+    assert layer.input_axis is not None  # else it has been refused
+    rank = in_groups(saliency, layer, m)
+    first = rank.argsort(dim=-1, stable=True)[..., : m - n]
+    among = torch.zeros_like(rank, dtype=torch.bool).scatter_(-1, first, True)
+    return among.flatten(-2).movedim(-1, layer.input_axis)
+
+
 def side_by_side(inputs: int, kernel: int, m: int) -> Tensor | None:
     """The order in which the ``m`` inputs of each group stand side by side; ``None`` where they do so already.
 

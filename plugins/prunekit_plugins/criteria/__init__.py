@@ -7,6 +7,7 @@ from prunekit_plugins.criteria.empirical_fisher import EmpiricalFisher
 from prunekit_plugins.criteria.grasp import GraSP
 from prunekit_plugins.criteria.lm import LinearModel
 from prunekit_plugins.criteria.magnitude import Magnitude
+from prunekit_plugins.criteria.oba import OptimalBrainApoptosis
 from prunekit_plugins.criteria.obc import ExactOBS
 from prunekit_plugins.criteria.obd import OptimalBrainDamage
 from prunekit_plugins.criteria.obs import OptimalBrainSurgeon
@@ -47,6 +48,7 @@ def prunekit_register_criteria() -> list[type[Criterion]]:
         SNIP,
         GraSP,
         SynFlow,
+        OptimalBrainApoptosis,
         Wanda,
         Random,
     ]

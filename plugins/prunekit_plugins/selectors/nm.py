@@ -9,7 +9,13 @@ from pydantic import Field, model_validator
 
 from prunekit import Options, Selector
 from prunekit.masks import Layer, apportion
-from prunekit_plugins._selection.pattern import refuse_fuller, refuse_other_ends, refuse_other_layers
+from prunekit_plugins._selection.pattern import (
+    first_to_go,
+    in_groups,
+    refuse_fuller,
+    refuse_other_ends,
+    refuse_other_layers,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,17 +79,8 @@ class Pattern(Selector):
 
     def _may_go(self, saliency: Tensor, layer: Layer) -> Tensor:
         """The ``m - n`` first of each group, flat: those gone, whose saliency is -inf, then the smallest."""
-        import torch
-
-        assert layer.input_axis is not None  # else it has been refused
-        rank = self.in_groups(saliency, layer)
-        # Stable: of equal saliencies the earlier input goes first.
-        first = rank.argsort(dim=-1, stable=True)[..., : self.options.m - self.options.n]
-        among = torch.zeros_like(rank, dtype=torch.bool).scatter_(-1, first, True)
-        return among.flatten(-2).movedim(-1, layer.input_axis).flatten()
+        return first_to_go(saliency.view(layer.shape), layer, self.options.n, self.options.m).flatten()
 
     def in_groups(self, values: Tensor, layer: Layer) -> Tensor:
         """``[…, groups, m]``."""
-        assert layer.input_axis is not None  # else it has been refused
-        moved = values.view(layer.shape).movedim(layer.input_axis, -1)
-        return moved.reshape(*moved.shape[:-1], -1, self.options.m)
+        return in_groups(values.view(layer.shape), layer, self.options.m)

@@ -2,6 +2,7 @@
 
 from prunekit import Estimator, hookimpl
 from prunekit_plugins.statistics.curvature_factors import CurvatureFactors
+from prunekit_plugins.statistics.curvature_weights import CurvatureWeights
 from prunekit_plugins.statistics.empirical_fisher_diagonal import EmpiricalFisherDiagonal
 from prunekit_plugins.statistics.ggn_diagonal import GGNDiagonal
 from prunekit_plugins.statistics.ggn_mc_diagonal import GGNMonteCarloDiagonal
@@ -39,6 +40,7 @@ def prunekit_register_statistics() -> list[type[Estimator]]:
         InverseKroneckerFactored,
         InverseProducts,
         HessianGradient,
+        CurvatureWeights,
         SynapticFlow,
         InputSecondMoment,
         InputGram,
