@@ -54,7 +54,7 @@ class Row:
 
     Attributes:
         changes: What it changes in the spec: dotted paths to values.
-        one_shot: Prune in a single step: of criteria whose ranking the step before does not change.
+        one_shot: Prune in a single step, of what needs no statistics: more would choose the same.
         nothing: Keep all weights, with as many steps: what the updates do by themselves.
         optimizer: Of a control that is trained by stochastic gradients, ``sgd`` or ``adam``.
         masks: The row whose masks, examples and seconds such a control has.

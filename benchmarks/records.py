@@ -33,7 +33,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import memory
@@ -41,6 +40,7 @@ import numpy as np
 import torch
 from record_controls import RATES, trained
 from record_rows import NETWORKS, OURS, ROWS, SPECS, Network
+from record_tables import show
 
 import prunekit as pk
 from prunekit.network.measure import metrics
@@ -51,15 +51,6 @@ from prunekit.runs import run as runs
 from prunekit.runs.plan import bind
 from prunekit.spec import load
 from prunekit.training.normalisation import recalibrate
-
-COLUMNS = {
-    "accuracy": ("test accuracy, %", 2),
-    "train": ("Δ training loss", 4),
-    "heldout": ("Δ held-out loss", 4),
-    "seconds": ("CPU s", 1),
-    "passes": ("passes", 1),
-    "mib": ("MiB", 0),
-}
 
 Found = dict[str, Any]
 
@@ -159,7 +150,7 @@ class Records:
         return {
             **_figures(summary["dense"], summary["pruned"]),
             "seconds": watch.seconds,
-            "passes": 0.0 if ROWS[row].nothing and ROWS[row].one_shot else drawn / self._size,
+            "passes": 0.0 if ROWS[row].one_shot else drawn / self._size,
             "mib": watch.peak / 2**20,
             "steps": len(summary["steps"]),
             "sparsity_reached": summary["steps"][-1]["sparsity"],
@@ -229,52 +220,6 @@ def _figures(before: Mapping[str, float], after: Mapping[str, float]) -> Found:
     }
 
 
-def table(records: Records, rows: list[str], sparsity: float, draws: int) -> Iterator[str]:
-    """One sparsity's table in Markdown: means over the draws, and standard deviations of accuracy and losses."""
-    yield "| " + " | ".join(["row", *(title for title, _ in COLUMNS.values())]) + " |"
-    yield "|---" + "|---:" * len(COLUMNS) + "|"
-    for row in rows:
-        found = [f for f in records.kept(row) if f["sparsity"] == sparsity and f["draw"] < draws]
-        if not found:
-            continue
-        cells = []
-        for key, (_, digits) in COLUMNS.items():
-            values = [f[key] for f in found]
-            spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and digits > 1 else ""
-            cells.append(f"{mean(values):.{digits}f}{spread}")
-        yield "| " + " | ".join([f"`{row}`", *cells]) + " |"
-
-
-def summary(records: Records, rows: list[str], sparsities: list[float], draws: int) -> Iterator[str]:
-    """Test accuracies of all sparsities side by side, the published ones first."""
-    network = records.network
-    yield "| test accuracy, % | " + " | ".join(f"{s:g}" for s in sparsities) + " |"
-    yield "|---" + "|---:" * len(sparsities) + "|"
-    for name, figures in network.published.items():
-        known = dict(zip(network.sparsities, figures, strict=True))
-        cells = [f"{known[s]:.2f}" if s in known else "" for s in sparsities]
-        yield f"| {name}, published | " + " | ".join(cells) + " |"
-    for row in rows:
-        cells = []
-        for sparsity in sparsities:
-            found = [
-                f["accuracy"] for f in records.kept(row) if f["sparsity"] == sparsity and f["draw"] < draws
-            ]
-            spread = f" ± {stdev(found):.2f}" if len(found) > 1 else ""
-            cells.append(f"{mean(found):.2f}{spread}" if found else "")
-        if any(cells):
-            yield f"| `{row}` | " + " | ".join(cells) + " |"
-
-
-def show(records: Records, rows: list[str], sparsities: list[float], draws: int) -> None:
-    """Print everything that is kept."""
-    print(f"\n## {records.name}\n")
-    print("\n".join(summary(records, rows, sparsities, draws)))
-    for sparsity in sparsities:
-        print(f"\n### {records.name} at {sparsity:g}\n")
-        print("\n".join(table(records, rows, sparsity, draws)))
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=inspect.getdoc(inspect.getmodule(_arguments)),
@@ -304,20 +249,28 @@ def main() -> None:
         records = Records(name, network, given.data, given.out)
         sparsities = given.sparsity or list(network.sparsities)
         if given.one:
-            for sparsity in sparsities:
-                for draw in range(given.draws):
-                    found = records.complete(given.one, sparsity, draw)
-                    text = f"{found['accuracy']:.2f} %, {found['seconds']:.1f} s"
-                    print(
-                        f"{name} {given.one} at {sparsity:g}, draw {draw}: {text}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-            continue
+            done = _row(records, given.one, sparsities, given.draws)
+            raise SystemExit(0 if done else 1)
         if not given.print:
             for row in given.rows:
                 _apart(name, given, row, sparsities)
-        show(records, given.rows, sparsities, given.draws)
+        kept = {row: records.kept(row) for row in given.rows}
+        show(name, network, kept, sparsities, given.draws)
+
+
+def _row(records: Records, row: str, sparsities: list[float], draws: int) -> bool:
+    """Complete a row; whether all of it could be. What fails, such as a trust region that stops short, is not kept."""
+    whole = True
+    for sparsity in sparsities:
+        for draw in range(draws):
+            try:
+                found = records.complete(row, sparsity, draw)
+                text = f"{found['accuracy']:.2f} %, {found['seconds']:.1f} s"
+            except pk.PrunekitError as error:
+                text, whole = f"failed: {error}", False
+            where = f"{records.name} {row} at {sparsity:g}, draw {draw}"
+            print(f"{where}: {text}", file=sys.stderr, flush=True)
+    return whole
 
 
 def _apart(name: str, given: argparse.Namespace, row: str, sparsities: list[float]) -> None:
