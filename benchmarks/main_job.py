@@ -17,7 +17,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import records
+import recording
 import torch
 from timing import interleaved, median, ratio, show
 from torch import nn
@@ -241,7 +241,7 @@ def main() -> None:
     root = arguments.data
     with tempfile.TemporaryDirectory() as folder:
         if arguments.records:
-            output(records.rows(Path(folder)))
+            output(recording.rows(Path(folder)))
             return
         splits = data(root)
         rows = epochs(splits) + gradient(splits) + engine(root, Path(folder)) + start_up(Path(folder))

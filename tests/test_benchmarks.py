@@ -63,6 +63,7 @@ def test_the_predicted_growth_counts_multiplications():
         ("landscape", "time over that of the step"),
         ("sweep", "two workers against one"),
         ("certificate", "greedy OBS on the MONK's problems"),
+        ("records", "beside plain training of the same survivors"),
     ],
 )
 def test_the_command_starts(script, says):
@@ -143,3 +144,64 @@ def test_a_part_of_the_gpu_check_that_fails_does_not_stop_the_others(tmp_path, m
     assert "broken" in (tmp_path / "out" / "log.txt").read_text()
     shown = capfd.readouterr().out
     assert all(word in shown for word in ("missed", "met", "stopped", "failed"))
+
+
+RECORDS = """
+version: 1
+model: {name: mlp, hidden: [6], activation: relu}
+dataset: {name: digits}
+train: {epochs: 2, batch_size: 50, optimizer: {name: sgd, lr: 0.05}}
+prune:
+  criterion: {name: combinatorial}
+  scheduler: {name: exponential, sparsity: 0.5, steps: 2}
+  examples: 50
+"""
+
+
+def test_records_are_measured_kept_and_shown_beside_their_controls(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(RECORDS)
+    options = [
+        "--spec",
+        tmp_path / "tiny.yaml",
+        "--out",
+        tmp_path / "out",
+        "--draws",
+        "1",
+        "--sparsity",
+        "0.75",
+    ]
+    rows = ["dense", "combinatorial", "no_pruning", "sgd_ours"]
+    command = [sys.executable, BENCHMARKS / "records.py", *options, "--rows", *rows]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert again.stdout == done.stdout  # nothing is measured twice
+    found = {row: json.loads((tmp_path / "out" / f"tiny-{row}.jsonl").read_text()) for row in rows}
+    assert all(f"`{row}`" in done.stdout for row in rows)
+    reached = {row: round(f["sparsity_reached"], 2) for row, f in found.items()}
+    assert reached == {"dense": 0, "combinatorial": 0.75, "no_pruning": 0, "sgd_ours": 0.75}
+    assert (found["dense"]["train"], found["dense"]["passes"]) == (0, 0)
+    assert found["no_pruning"]["train"] < 0
+    assert found["no_pruning"]["passes"] == found["combinatorial"]["passes"] > 0
+    assert found["sgd_ours"]["seconds"] == found["combinatorial"]["seconds"]
+    assert str(found["sgd_ours"]["rate"]) in found["sgd_ours"]["tried"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_trained_control_keeps_its_mask(optimizer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    examples = pk.Split(torch.randn(300, 5), torch.randint(3, (300,)))
+    masks = {name: torch.rand(p.shape) > 0.5 for name, p in model.named_parameters() if p.ndim == 2}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    passes = load("record_controls").trained(model, masks, examples, optimizer, 0.01, 0.3, 0)
+
+    after = dict(model.named_parameters())
+    assert passes > 0
+    assert not model.training
+    for name, mask in masks.items():
+        assert torch.equal(after[name] != 0, mask)
+    assert not torch.equal(after["3.bias"], before["3.bias"])

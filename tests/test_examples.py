@@ -208,3 +208,23 @@ def test_the_text_classifier_takes_tables(tmp_path):
 
     assert summary["finetuned"]["test_accuracy"] == pytest.approx(1 - summary["finetuned"]["test_error"])
     assert summary["prunable"] == 65_536
+
+
+@pytest.mark.parametrize(("sparsity", "published"), [(0.5, 93.93), (0.9, 90.30), (0.98, 32.25)])
+def test_magnitude_on_the_published_network_has_the_published_accuracy(
+    tmp_path, real_data, sparsity, published
+):
+    checkpoint = real_data / "chita" / "mlpnet-mnist.safetensors"
+    if not checkpoint.is_file():
+        pytest.skip(f"needs {checkpoint}")
+    overrides = {
+        "model.checkpoint": str(checkpoint),
+        "dataset.root": str(real_data),
+        "prune.criterion": "magnitude",
+        "prune.scheduler": {"name": "one_shot", "sparsity": sparsity},
+    }
+
+    with pk.run(EXAMPLES / "records" / "mlpnet.yaml", tmp_path / "records.h5", overrides) as results:
+        error = results.summary["pruned"]["test_error"]
+
+    assert 100 * (1 - error) == pytest.approx(published, abs=0.025)
