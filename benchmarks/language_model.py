@@ -16,6 +16,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 HIDDEN, INTERMEDIATE, BLOCKS, VOCABULARY = 768, 2048, 12, 8192
@@ -63,16 +64,50 @@ def resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def mean_loss(model, batches) -> float:
+    import torch
+
+    with torch.no_grad():
+        return sum(float(model(**batch).loss) for batch in batches) / len(batches)
+
+
+def by_peer(args: argparse.Namespace, model, batches) -> None:
+    """The same with llm-compressor, which this interpreter has; it reads networks from folders only."""
+    import llm_compressor
+    import llmcompressor  # noqa: F401  what the import costs is no part of it
+    import torch
+    from transformers import LlamaForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        model = LlamaForCausalLM.from_pretrained(folder).eval()
+        model.config.use_cache = False
+        ids = torch.cat([batch["input_ids"] for batch in batches])
+        dense = mean_loss(model, batches)
+        before, started, clock = resident(), time.process_time(), time.perf_counter()
+        llm_compressor.prune(model, ids, args.one, args.sparsity, args.batch)
+        row = {
+            "cpu": time.process_time() - started,
+            "wall": time.perf_counter() - clock,
+            "gib": resident() - before,
+            "delta_loss": mean_loss(model, batches) - dense,
+        }
+    print(json.dumps(row))
+
+
 def one(args: argparse.Namespace) -> None:
     """Prune with one criterion, and print what it cost."""
     import torch
-
-    import prunekit as pk
 
     torch.set_num_threads(args.threads)
     model, batches = network(args), examples(args)
     with torch.no_grad():
         model(input_ids=batches[0]["input_ids"][:1])  # what torch sets up once is no part of it
+    if args.by_peer:
+        by_peer(args, model, batches)
+        return
+    import prunekit as pk
+
     before, started, clock = resident(), time.process_time(), time.perf_counter()
     pruning = pk.prune(
         model,
@@ -108,6 +143,7 @@ def main() -> None:
         "--criterion", nargs="*", default=["magnitude", "wanda", "sparsegpt", "sparsegpt_cg", "alps"]
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--by-peer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--sparsity", type=float, default=0.6)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--length", type=int, default=128)
@@ -122,8 +158,13 @@ def main() -> None:
         one(args)
         return
     print(f"{'criterion':18} {'CPU s':>8} {'wall s':>8} {'GiB more':>9} {'loss change':>12}")
-    for name in args.criterion:
-        command = [sys.executable, __file__, "--one", name]
+    rows = [(name, [sys.executable, __file__, "--one", name]) for name in args.criterion]
+    if args.peer:
+        rows += [
+            (f"their {name}", [args.peer, __file__, "--one", name, "--by-peer"])
+            for name in ("wanda", "sparsegpt")
+        ]
+    for name, command in rows:
         for key in ("sparsity", "tokens", "length", "batch", "blocks", "threads", "memory", "offload"):
             command += [f"--{key}", str(getattr(args, key))]
         environment = {

@@ -171,6 +171,17 @@ def test_steps_are_nested_and_rows_share_alike_at_each() -> None:
             assert bool(((gone - share).abs() < 2).all()), (name, budget)
 
 
+def test_rounding_is_spread_over_the_layers_and_does_not_fall_on_the_first_ones() -> None:
+    """Four layers with rows of ten: 3.6 of each row means 36 of each layer, not 40, 40, 34 and 30."""
+    torch.manual_seed(0)
+    weights = {name: normal(10, 10) for name in "abcd"}
+    statistics = {MOMENT: {name: torch.ones_like(w) for name, w in weights.items()}}
+    masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}
+    found = propose(component("criterion", "wanda"), weights, statistics, masks, 144).masks
+    for mask in found.values():
+        assert (~mask).sum(1).tolist() == [4] * 6 + [3] * 4
+
+
 @settings(max_examples=60, deadline=None)
 @given(shape=st.tuples(st.integers(1, 5), st.integers(1, 6)), data=st.data())
 def test_within_a_row_the_smallest_go_and_of_equal_ones_the_first(shape, data) -> None:

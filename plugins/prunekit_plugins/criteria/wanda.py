@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 from pydantic import Field, model_validator
@@ -116,14 +115,8 @@ class Wanda(Criterion):
         return count * rows * pairs * swaps * _PACE, max(PIECE, int(8 * pairs))
 
     def shares(self, layers: Sequence[Layer], gone: Sequence[int], budget: int) -> list[int] | None:
-        """The same share of every row, unless a selector chooses."""
-        if self.uses_selector:
-            return None
-        rows = [layer.size // _row_length(layer) for layer in layers]
-        sizes = [_row_length(layer) for layer, count in zip(layers, rows, strict=True) for _ in range(count)]
-        ends = [0, *accumulate(rows)]
-        found = apportion(budget, sizes)
-        return [sum(found[start:stop]) for start, stop in pairwise(ends)]
+        """The same share of every layer, unless a selector chooses."""
+        return None if self.uses_selector else apportion(budget, [layer.size for layer in layers], gone)
 
     def propose(self, context: Context) -> Proposal:
         """Masks row by row, or by the selector."""
@@ -172,32 +165,33 @@ class Wanda(Criterion):
 
 
 def _by_row(scores: Tensors, context: Context, pattern: OptionalPattern) -> dict[str, Tensor]:
-    """The rows' shares differ by rounding only: by largest remainder, earlier rows first on ties."""
+    """Each layer loses the same share, and each of its rows, by largest remainder; earlier rows first on ties.
+
+    Rows of one length have equal remainders: apportioned over all layers at once, the first layers would be rounded up
+    and the last ones down.
+    """
     import torch
 
     from prunekit.masks import smallest_of_rows
+    from prunekit_plugins._selection.greedy import layer_budgets
 
-    layers = {layer.name: layer for layer in context.layers}
-    kept = {name: _rows(mask, layers[name]) for name, mask in context.masks.items()}
     held = _held(scores, context, pattern)
-    spared = {name: _rows(some, layers[name]) & kept[name] for name, some in held.items()}
-    gone = {name: rows.shape[1] - rows.sum(1) for name, rows in kept.items()}
-    sizes = [rows.shape[1] for rows in kept.values() for _ in range(len(rows))]
-    lower = [count for counts in gone.values() for count in counts.tolist()]
-    upper: list[int] = []
-    for name, rows in kept.items():
-        whole = rows.shape[1]
-        upper += (whole - spared[name].sum(1)).tolist() if name in spared else [whole] * len(rows)
-    budgets = _apportioned(context, {n: len(rows) for n, rows in kept.items()}, sizes, lower, upper)
-    chosen, start = {}, 0
-    for name, rows in kept.items():
-        counts = gone[name].new_tensor(budgets[start : start + len(rows)])
-        start += len(rows)
+    shares = context.shares or layer_budgets(context.masks, context.budget, held)
+    layers = {layer.name: layer for layer in context.layers}
+    chosen = {}
+    for name, mask in context.masks.items():
+        rows = _rows(mask, layers[name])
         ranked = _rows(scores[name], layers[name])
-        if name in spared:
-            ranked = ranked.masked_fill(spared[name], float("inf"))
-        mask = ~smallest_of_rows(ranked.detach().masked_fill(~rows, -torch.inf), counts)
-        chosen[name] = _from_rows(mask, layers[name])
+        most = torch.full((len(rows),), rows.shape[1], device=rows.device)
+        if name in held:
+            spared = _rows(held[name], layers[name]) & rows
+            ranked = ranked.masked_fill(spared, float("inf"))
+            most -= spared.sum(1)
+        counts = _counts(rows, most.tolist(), shares[name])
+        gone = smallest_of_rows(
+            ranked.detach().masked_fill(~rows, -torch.inf), torch.tensor(counts, device=rows.device)
+        )
+        chosen[name] = _from_rows(~gone, layers[name])
     return chosen
 
 
@@ -220,28 +214,10 @@ def _held(scores: Tensors, context: Context, pattern: OptionalPattern) -> Tensor
     return held
 
 
-def _apportioned(
-    context: Context, counts: Mapping[str, int], sizes: list[int], lower: list[int], upper: list[int]
-) -> list[int]:
-    """Weights of each row that are pruned afterwards; of a layer together what it is given, where it is."""
-    if context.shares is None:
-        return apportion(context.budget, sizes, lower, upper if sum(upper) >= context.budget else None)
-    budgets: list[int] = []
-    for name, count in counts.items():
-        part, share = slice(len(budgets), len(budgets) + count), context.shares[name]
-        most = upper[part] if sum(upper[part]) >= share else None
-        budgets += apportion(share, sizes[part], lower[part], most)
-    return budgets
-
-
-def _row_length(layer: Layer) -> int:
-    """Weights of a row."""
-    if len(layer.shape) < 2:
-        return max(1, layer.size)
-    axis = _inputs(layer)
-    return max(
-        1, layer.shape[axis] if axis is not None else layer.size // layer.shape[layer.output_axis or 0]
-    )
+def _counts(kept: Tensor, most: list[int], share: int) -> list[int]:
+    """Weights of each row of a layer that are pruned afterwards, no more than ``most`` while that is enough."""
+    sizes, gone = [kept.shape[1]] * len(kept), (~kept).sum(1).tolist()
+    return apportion(share, sizes, gone, most if sum(most) >= share else None)
 
 
 def _rows(tensor: Tensor, layer: Layer) -> Tensor:
