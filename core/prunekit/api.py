@@ -59,7 +59,7 @@ def statistics(
     parameters: str | Sequence[str] | None = None,
     *,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> Estimates:
     """Compute statistics of the loss at the model's weights, in one pass, in eval mode.
 
@@ -77,7 +77,7 @@ def statistics(
             language model whose labels are its tokens; what is ambiguous is refused.
         parameters: ``None`` for the prunable weights, ``"all"`` for every parameter, or name patterns.
         seed: For statistics that draw.
-        memory: Bytes for activations and products; larger batches are cut.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and products; larger batches are cut.
 
     Returns:
         Request to ``{parameter name: tensor}``; zeros for parameters that the loss does not depend on.
@@ -93,7 +93,7 @@ def statistics(
     selected, built = _parameters(model, parameters), estimators(wanted)
     held = _looked_at(model, selected, _fresh(batches))
     task = _task(loss, model, held)
-    estimated = estimate(model, held, built, task, selected, generator(seed, "statistics", 0), memory)
+    estimated = estimate(model, held, built, task, selected, generator(seed, "statistics", 0), _bytes(memory))
     _warn_of_vanished(model, task, held, built, estimated.statistics, only_by_the_loss=True)
     return estimated.statistics
 
@@ -137,7 +137,7 @@ def operator(
     loss: Given | Loss | Callable[..., Tensor] | None = None,
     parameters: str | Sequence[str] | None = None,
     *,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> Operator:
     """Make an operator for matrix-free products with a curvature matrix: ``op @ {name: tensor}``.
 
@@ -147,7 +147,7 @@ def operator(
         kind: ``ggn``, ``hessian`` or ``empirical_fisher``.
         loss: As for :func:`statistics`.
         parameters: ``None`` for the prunable weights, ``"all"`` for every parameter, or name patterns.
-        memory: Bytes for activations.
+        memory: Bytes, or text such as ``"2GiB"``, for activations.
 
     Returns:
         An operator averaged like the loss; see :class:`prunekit.statistics.operator.Operator`.
@@ -170,7 +170,7 @@ def operator(
         kind,
         _task(loss, model, again),
         _parameters(model, parameters),
-        memory or DEFAULT_MEMORY,
+        _bytes(memory) or DEFAULT_MEMORY,
     )
 
 
@@ -187,7 +187,7 @@ def saliency(
     parameters: str | Sequence[str] | None = None,
     *,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> dict[str, Tensor]:
     """Compute a criterion's saliencies, the λ term included; higher = keep.
 
@@ -200,7 +200,7 @@ def saliency(
         masks: Evaluate at the masked weights; ``True`` = kept.
         parameters: ``None`` for the prunable weights, ``"all"`` or name patterns.
         seed: For statistics that draw.
-        memory: Bytes for activations and products.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and products.
 
     Returns:
         One tensor per parameter, in its shape; nats per example for the loss models.
@@ -227,7 +227,7 @@ def saliency(
         held = _looked_at(model, selected, _fresh(batches))
         task = _task(loss, model, held)
         estimated = estimate(
-            model, held, built, task, selected, generator(seed, "statistics", 0), memory, kept_now
+            model, held, built, task, selected, generator(seed, "statistics", 0), _bytes(memory), kept_now
         )
         _warn_of_vanished(model, task, held, built, estimated.statistics, kept_now)
         weights = {
@@ -309,7 +309,7 @@ def prune(
     valid: Batches | Callable[[nn.Module], float] | None = None,
     blocks: str | Sequence[str] | Mapping[str, object] | Sequential | None = None,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> Pruning:
     """Prune a model in place, re-estimating its statistics at every step. Weights are not trained between.
 
@@ -335,7 +335,7 @@ def prune(
             ``"model.layers.*"``, ``"auto"`` for the blocks of a transformer, or a mapping ``{blocks, inputs, offload}`` with
             the keys of :class:`Sequential`. By default a block sees what the pruned blocks before it give.
         seed: For criteria and statistics that draw.
-        memory: Bytes for activations and products.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and products.
 
     Raises:
         PrunekitError: If an argument is not acceptable (the model is then unchanged) or a step fails.
@@ -372,6 +372,7 @@ def prune(
     from prunekit.seeds import generator
     from prunekit.statistics.estimate import DEFAULT_MEMORY
 
+    room = _bytes(memory)
     unlimited, limit = scheduler_with_until(scheduler, until)
     chosen: Scheduler = component("scheduler", unlimited, given={"sparsity": sparsity, "steps": steps})
     if isinstance(prunable, Mapping):
@@ -406,7 +407,7 @@ def prune(
         model, parameters
     ):  # what does not fit is refused before anything is read
         for estimator in estimators(ranked.required(strength)).values():
-            estimator.check(layers_of(model, parameters), memory or DEFAULT_MEMORY)
+            estimator.check(layers_of(model, parameters), room or DEFAULT_MEMORY)
     task = _task(loss, model, first_batches)
     measured = measures_of(chosen.needed(ranked, fresh=callable(batches)), seed)
     if limit is not None:
@@ -416,7 +417,7 @@ def prune(
         raise SpecError("valid: is for `until`, which is not given")
     observe_axes(model, parameters, first_batches)
     pruner = Pruner(
-        Surroundings(model, task, estimators, memory=memory, ranking=ranking),
+        Surroundings(model, task, estimators, memory=room, ranking=ranking),
         ranked,
         chosen,
         component("selector", selector),
@@ -461,7 +462,7 @@ def probe(
     loss: Given | Loss | Callable[..., Tensor] | None = None,
     prunable: Mapping[str, object] | Prunable | None = None,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> dict[str, np.ndarray]:
     """Ask a probe about a model's loss landscape, outside any run.
 
@@ -476,7 +477,7 @@ def probe(
         loss: As for :func:`statistics`.
         prunable: As for :func:`prune`.
         seed: Of the probe's random numbers.
-        memory: Bytes for activations and products.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and products.
 
     Returns:
         The probe's arrays by name; by ``group/name`` where several of its groups have one of that name.
@@ -503,7 +504,7 @@ def probe(
     held = [unpack(batch) for batch in _looked_at(model, parameters, _fresh(batches))]
     phases = {name: whole_network(model, name, weights) for name, weights in (networks or {}).items()}
     surroundings = Surroundings(
-        model, _task(loss, model, held), estimators, phases=phases, memory=memory, ranking=ranking
+        model, _task(loss, model, held), estimators, phases=phases, memory=_bytes(memory), ranking=ranking
     )
     kept = fitting(model, parameters, masks)
     with holding(model, {name: parameters[name].detach() * kept[name] for name in kept if masks}):
@@ -531,7 +532,7 @@ def certificate(
     evaluations: int = 400,
     nodes: int = 10_000,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> Certificate:
     """Bound how far a choice of weights is from the best one of as many, on a quadratic model of the loss.
 
@@ -553,7 +554,7 @@ def certificate(
         evaluations: Of the dual, at most.
         nodes: Of the search for the best choice, at most.
         seed: For labels that are drawn.
-        memory: Bytes for activations and factors.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and factors.
 
     Examples:
         >>> import torch
@@ -600,7 +601,7 @@ def certificate(
     probe: Probe = component("probe", {"name": "certificate", "store": True, **options, **limits})
     moment = StepMoment(
         "proposal",
-        Surroundings(model, _task(loss, model, held), estimators, memory=memory),
+        Surroundings(model, _task(loss, model, held), estimators, memory=_bytes(memory)),
         kept,
         1,
         held,
@@ -808,6 +809,16 @@ def compare(runs: Iterable[Results | str | Path], anyway: bool = False) -> Compa
     from prunekit.reports.compare import compare as compared
 
     return compared(runs, anyway)
+
+
+def _bytes(memory: int | str | None) -> int | None:
+    """A budget as a number."""
+    from prunekit.units import bytes_of
+
+    try:
+        return bytes_of(memory) if isinstance(memory, str) else memory
+    except ValueError as error:
+        raise SpecError(f"memory: {error}; found {memory!r}") from None
 
 
 def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dict[str, Tensor]:
