@@ -268,6 +268,12 @@ class Pruning:
         """Pruned fraction of the prunable weights."""
         return self.steps[-1].sparsity if self.steps else 0.0
 
+    def _repr_html_(self) -> str:
+        from prunekit.reports.notebook import of_pruning
+
+        rest = {"probes": self.probes, "warnings": self.warnings, "stopped": self.stopped}
+        return of_pruning(self.steps, self.attempts, rest)
+
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Keep the pruned weights at zero after each of the optimizer's steps; undo with ``.remove()``."""
         from prunekit.masks.attach import attach
@@ -310,6 +316,7 @@ def prune(
     blocks: str | Sequence[str] | Mapping[str, object] | Sequential | None = None,
     seed: int = 0,
     memory: int | str | None = None,
+    listener: Listener | None = None,
 ) -> Pruning:
     """Prune a model in place, re-estimating its statistics at every step. Weights are not trained between.
 
@@ -336,6 +343,7 @@ def prune(
             the keys of :class:`Sequential`. By default a block sees what the pruned blocks before it give.
         seed: For criteria and statistics that draw.
         memory: Bytes, or text such as ``"2GiB"``, for activations and products.
+        listener: Follows the progress; default as for :func:`run`.
 
     Raises:
         PrunekitError: If an argument is not acceptable (the model is then unchanged) or a step fails.
@@ -369,6 +377,8 @@ def prune(
     from prunekit.pruning.sample import Sample
     from prunekit.pruning.step import Pruner
     from prunekit.pruning.until import KEY, limited
+    from prunekit.reports.notebook import Steps
+    from prunekit.reports.notebook_progress import following
     from prunekit.seeds import generator
     from prunekit.statistics.estimate import DEFAULT_MEMORY
 
@@ -430,19 +440,23 @@ def prune(
     )
     steps_done, attempts = [], []
     found: dict[str, dict[str, list[Row]]] = {label: {"steps": []} for label in asked}
-    for outcome in pruner.outcomes(lambda index: first.pop() if first else drawn(index)):
-        attempts.append(outcome.attempt)
-        if outcome.step is None or outcome.moment is None:
-            continue
-        steps_done.append(outcome.step)
-        number = outcome.step.step
-        for label, (probe, moments) in asked.items():
-            if moments.at("step", number):
-                record = answer(probe, outcome.moment, generator(seed, "probe", label, "step", number))
-                found[label]["steps"].append({"step": number, **record.summary})
+    with following(listener) as told:
+        told.phase("prune", None if pruner.levels is None else len(pruner.levels), 0)
+        for outcome in pruner.outcomes(lambda index: first.pop() if first else drawn(index)):
+            attempts.append(outcome.attempt)
+            if outcome.step is None or outcome.moment is None:
+                told.attempt(outcome.attempt)
+                continue
+            steps_done.append(outcome.step)
+            number = outcome.step.step
+            for label, (probe, moments) in asked.items():
+                if moments.at("step", number):
+                    record = answer(probe, outcome.moment, generator(seed, "probe", label, "step", number))
+                    found[label]["steps"].append({"step": number, **record.summary})
+            told.step(outcome.step)
     stop = chosen.stopped(attempts)
     why = None if stop is None else stop.why
-    done = Pruning(model, pruner.masks, steps_done, attempts, pruner.warnings, found, why)
+    done = Pruning(model, pruner.masks, Steps(steps_done), attempts, pruner.warnings, found, why)
     short = pruner.shortfall(attempts)
     if short is not None:
         raise ShortfallError(short, done)
@@ -716,7 +730,8 @@ def run(
         overwrite: Replace an output that is there.
         block: Plugins to leave out.
         code: ``False`` refuses specs that name Python to run: factories, and plugins that are not built in.
-        listener: Follows the progress.
+        listener: Follows the progress. By default lines below the cell of a notebook do, and elsewhere nothing;
+            ``prunekit.Listener()`` is silent everywhere.
 
     Raises:
         SpecError: With every problem of the spec.
@@ -724,6 +739,7 @@ def run(
         RunError: If the run fails; its file then says so and can be resumed.
     """
     from prunekit.plugins.host import manager_for
+    from prunekit.reports.notebook_progress import following
     from prunekit.runs.start import start
     from prunekit.spec import load
 
@@ -733,7 +749,8 @@ def run(
         path = Path(os.path.expanduser(out if out is not None else f"{resolved.settings.name}.h5"))
         if path.is_symlink():  # a file takes the output's name; the link must stay and its target be written
             path = Path(os.path.realpath(path))
-        start(resolved, path, manager, listener, resume=resume, overwrite=overwrite)
+        with following(listener) as told:
+            start(resolved, path, manager, told, resume=resume, overwrite=overwrite)
     return RunResults.open(path)
 
 
