@@ -71,8 +71,8 @@ def _states(file: Path, sleep: Callable[[float], None]) -> Iterator[Row]:
         alone = 0.0 if owned else alone + _PERIOD
         if alone > _PATIENCE:
             raise ResultsError(
-                f"{file}: its run has died: nobody writes it, and it ends at step {len(summary['steps'])} unfinished; go on "
-                "with prunekit run SPEC --resume"
+                f"{file}: its run has died: nothing is writing it, and it ends unfinished at step {len(summary['steps'])}; "
+                "continue it with prunekit run SPEC --resume"
             )
         sleep(_PERIOD)
 

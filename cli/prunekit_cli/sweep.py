@@ -189,7 +189,8 @@ def show(found: Sweep) -> None:
         some = ", ".join(f"{mark} ({count})" for mark, count in list(marks.items())[:4])
         more = ", …" if len(marks) > 4 else ""
         screen.print(
-            f"made under {len(marks)} protocols, so not all rows compare: {some}{more}; prunekit compare says what differs"
+            f"made under {len(marks)} protocols, so not all rows are comparable: {some}{more}; prunekit compare "
+            "says what differs"
         )
     elif marks:
         screen.print(f"under one protocol, {next(iter(marks))}")
@@ -294,7 +295,7 @@ def _list(plan: Plan, place: Path, as_json: bool) -> None:
         seconds, memory, of = cost
         screen.print(
             f"{len(waiting)} are left: about {duration(seconds)} of one worker, and {readable_bytes(memory)} of memory for "
-            f"each, by the {of} that are done"
+            f"each, estimated from the {of} that are done"
         )
 
 

@@ -62,7 +62,7 @@ def refused(spec: Path, *settings: str, code: int = 2) -> str:
         (["run", "small.yaml", "--device", "cpu", "--set", "device=cpu"], "one is enough"),
         (["run", "small.yaml", "--block", "nothing"], "nothing"),
         (["inspect", "small.yaml"], "not HDF5"),
-        (["export", "absent.h5"], "nothing is given"),
+        (["export", "absent.h5"], "none is given"),
     ],
 )
 def test_bad_usage_ends_with_2_and_a_message(arguments: list[str], message: str, spec: Path) -> None:
@@ -470,7 +470,7 @@ def test_damaged_and_missing_checkpoints_are_refused(checkpoint: Path, spec: Pat
 
 
 def test_a_cuda_device_that_is_not_there_is_refused(spec: Path) -> None:
-    assert "device 'cuda:63' is not there" in running.refused("run", spec, "--device", "cuda:63")
+    assert "device 'cuda:63' does not exist" in running.refused("run", spec, "--device", "cuda:63")
 
 
 def test_a_model_without_prunable_weights_is_refused(spec: Path) -> None:

@@ -230,7 +230,7 @@ def test_only_a_page_of_ours_is_replaced(folder: Path, tmp_path: Path) -> None:
     assert running.cli("inspect", folder / "whole.h5", "--html", page, "--overwrite")[0] == 0
     assert page.read_bytes() == first  # one file gives one page
     page.write_text("<html>mine</html>")
-    assert "no page that prunekit wrote" in running.refused(
+    assert "not a page that prunekit wrote" in running.refused(
         "inspect", folder / "whole.h5", "--html", page, "--overwrite"
     )
     assert page.read_text() == "<html>mine</html>"

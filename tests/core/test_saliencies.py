@@ -46,7 +46,7 @@ def test_what_weights_were_chosen_by_is_kept_of_every_step(folder: Path) -> None
             stays = [kept[n][after[n]].min(initial=np.inf) for n in kept]
             assert max(gone) <= min(stays)
         assert results.whole().arrays
-        with pytest.raises(pk.ResultsError, match="no saliencies of step 4; kept are those of 1, 2, 3"):
+        with pytest.raises(pk.ResultsError, match="no saliencies of step 4; those of 1, 2, 3 are kept"):
             results.saliencies(4)
 
 

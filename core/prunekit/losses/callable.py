@@ -46,7 +46,7 @@ class CallableLoss(Loss):
         """The mean, times what it is over.
 
         Raises:
-            SpecError: If the function is no mean over examples.
+            SpecError: If the function is not a mean over examples.
         """
         if not self._checked:
             self._check(outputs.detach(), targets)
@@ -110,8 +110,8 @@ class CallableLoss(Loss):
             over = self.normaliser(outputs, targets)
             summed = abs(float(whole / over - sums)) <= tolerance
             raise SpecError(
-                f"loss: the function is no mean over the batch's examples: it gives {float(whole) / over:.6g} for a batch "
-                f"and {float(together) / over:.6g} as the mean over its halves. "
+                f"loss: the function is not a mean over the batch's examples: it gives {float(whole) / over:.6g} for a "
+                f"batch and {float(together) / over:.6g} as the mean over its halves. "
                 + (
                     "It looks like a sum; divide by the number of examples (reduction='mean')"
                     if summed
@@ -165,7 +165,7 @@ class CallableLoss(Loss):
             raise UnsupportedError(
                 f"no GGN: the loss function has no Hessian in its outputs ({error})"
                 if lacking
-                else f"no GGN: the loss function fails on one example alone ({error}), whose Hessian the GGN is made of"
+                else f"no GGN: the loss function fails on a single example ({error}), whose Hessian the GGN is made of"
             ) from error
         return matrix
 

@@ -402,7 +402,9 @@ class Moment:
             return own_part(data)
         if data is not None:
             return data
-        raise DataError(f'moment {self.name!r}: say on which examples: data=moment.split("train"), say')
+        raise DataError(
+            f'moment {self.name!r}: say which examples to use, for example data=moment.split("train")'
+        )
 
 
 def _parts(places: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -64,7 +64,7 @@ class Moments:
             elif one in MOMENTS:
                 names.append(one)
             else:
-                raise ValueError(f"must be of {', '.join(MOMENTS)} or {{every: n}}; found {one!r}")
+                raise ValueError(f"must be one of {', '.join(MOMENTS)} or {{every: n}}; found {one!r}")
         if not listed or len(every) > 1 or len(set(names)) < len(names):
             raise ValueError(f"must name at least one moment, and each once; found {spoken!r}")
         return cls(tuple(names), every[0] if every else 0)

@@ -129,7 +129,7 @@ class PluginManager:
             plugin.status = "blocked"
             return
         if not self._code and normal(plugin.distribution) != PROJECT:
-            plugin.status, plugin.error = "blocked", "is not built in, and no code but built-in code may run"
+            plugin.status, plugin.error = "blocked", "is not built in, and only built-in code may run"
             return
         if entry.unreadable:
             _mark_broken(plugin, entry.unreadable)
@@ -189,7 +189,7 @@ class PluginManager:
             cls = providers[0][1]
             if cls.runs_code and not self._code:
                 raise PluginError(
-                    f"{kind} {name!r} runs Python that the spec names, and no code but built-in code may run"
+                    f"{kind} {name!r} runs Python that the spec names, and only built-in code may run"
                 )
             return cls
         if not providers:

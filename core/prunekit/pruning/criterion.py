@@ -215,5 +215,5 @@ def old_form(cls: type[Criterion]) -> str:
         return f"defines `select`, which 0.2 never calls: override `propose(context)` instead ({MIGRATION})"
     for name in ("saliency", "update", "predicted_delta_loss", "propose"):
         if not callable(getattr(cls, name)):
-            return f"has a `{name}` that is no method: define the method, and return None for nothing ({MIGRATION})"
+            return f"has a `{name}` that is not a method: define the method, and return None for nothing ({MIGRATION})"
     return ""

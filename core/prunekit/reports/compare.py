@@ -81,7 +81,7 @@ def compare(runs: Iterable[Results | str | Path], anyway: bool = False) -> Compa
     """
     given = [runs] if isinstance(runs, str | Path | Results) else list(runs)
     if len(given) < 2:
-        raise ResultsError(f"to compare takes two results files at least; found {len(given)}")
+        raise ResultsError(f"compare takes at least two results files; found {len(given)}")
     with ExitStack() as stack:
         opened = [
             one if isinstance(one, Results) else stack.enter_context(open_results(one)) for one in given
@@ -90,7 +90,7 @@ def compare(runs: Iterable[Results | str | Path], anyway: bool = False) -> Compa
         unlike = _differing([one.summary["protocol"] for one in opened])
         if unlike and not anyway:
             raise ResultsError(
-                "these runs were not made under one protocol, so their numbers do not compare: "
+                "these runs were not made under one protocol, so their numbers are not comparable: "
                 f"{'; '.join(_told(path, values, names) for path, values in unlike.items())}. Compare them anyway with "
                 "--anyway (anyway=True)"
             )

@@ -101,7 +101,7 @@ def check(path: Path, columns: int | None = None) -> None:
     if columns not in (None, *_WIDTHS):
         raise SpecError(f"--columns {columns}: must be 1 or 2")
     if path.exists() and not path.is_file():
-        raise ResultsError(f"{path}: is no regular file; a picture is one")
+        raise ResultsError(f"{path}: is not a regular file; a picture must be one")
 
 
 @contextmanager

@@ -153,7 +153,7 @@ class Results:
             kept = layout.ranked()
             if step not in kept:
                 there = ", ".join(map(str, kept)) or "none"
-                raise ResultsError(f"{self.path}: no saliencies of step {step}; kept are those of {there}")
+                raise ResultsError(f"{self.path}: no saliencies of step {step}; those of {there} are kept")
             return layout.saliencies(step)
 
     def history(self, phase: str) -> dict[str, np.ndarray]:

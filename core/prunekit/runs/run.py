@@ -245,8 +245,8 @@ class _Execution:
             {"step": len(state.steps), "phase": state.phase, "date": now["date"], "changes": changed}
         )
         warnings.warn(
-            f"resumption: other circumstances than before ({described_changes(changed)}), so from here on the numbers may "
-            "differ in their bits from those of a run that was never stopped",
+            f"resumed under other circumstances than before ({described_changes(changed)}), so from here on the numbers "
+            "may differ in some bits from those of an uninterrupted run",
             PrunekitWarning,
             stacklevel=2,
         )
@@ -309,7 +309,9 @@ class _Execution:
         own = self.source(state.environment, self.plan.inputs) if self.first and self.source else None
         found = distributed.from_first(own)
         if found is None and state.done:
-            raise RunError("the network that this run had begun with is gone; use --overwrite to start again")
+            raise RunError(
+                "the network that this run started with is missing; use --overwrite to start again"
+            )
         if found is None:
             return False
         setup.load_state(self.model, dict(found.weights))

@@ -43,7 +43,7 @@ class Values(Options):
     @model_validator(mode="after")
     def _one(self) -> Values:
         if (self.values is None) == (self.range is None):
-            raise ValueError("takes values or range, and one of them")
+            raise ValueError("takes either values or range")
         if self.range is not None and not self.listed():
             raise ValueError(f"range {self.range} has no numbers")
         return self
@@ -197,21 +197,24 @@ def _settings(document: Document) -> SweepSettings:
         problems.say(("seeds",), "the parameter seed has values already; give one of them")
     for name in dict.fromkeys(zipped):
         if name not in named:
-            problems.say(("zip",), f"{name}: is no parameter; there are {', '.join(named) or 'none'}")
+            problems.say(("zip",), f"{name}: is not a parameter; there are {', '.join(named) or 'none'}")
         elif zipped.count(name) > 1:
-            problems.say(("zip",), f"{name}: goes together with others once")
+            problems.say(
+                ("zip",), f"{name}: is listed more than once; a parameter goes together with others once"
+            )
     for group in settings.zip:
         sizes = {name: len(settings.parameters[name].listed()) for name in group if name in named}
         if len(set(sizes.values())) > 1:
             problems.say(
-                ("zip",), f"{', '.join(f'{n} has {size}' for n, size in sizes.items())} values; as many each"
+                ("zip",),
+                f"{', '.join(f'{n} has {size}' for n, size in sizes.items())} values; all must have as many",
             )
     known = named | ({"seed"} if settings.seeds is not None else set())
     for place in ("exclude", "only"):
         for i, given in enumerate(getattr(settings, place)):
             for name in given.keys() - known:
                 problems.say(
-                    (place, i), f"{name}: is no parameter; there are {', '.join(sorted(known)) or 'none'}"
+                    (place, i), f"{name}: is not a parameter; there are {', '.join(sorted(known)) or 'none'}"
                 )
     if problems.lines:
         raise SpecError(problems.in_order())
