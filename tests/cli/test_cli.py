@@ -282,8 +282,8 @@ def test_labels_that_start_at_1_or_have_gaps_are_said(labels, said: str, spec: P
 @pytest.mark.parametrize(
     ("loss", "value", "message"),
     [
-        ("bce_with_logits", 1.5, "targets are 0, 1 or between; found 0 to 1.5"),
-        ("bce_with_logits", -0.25, "targets are 0, 1 or between; found -0.25 to 0"),
+        ("bce_with_logits", 1.5, "targets are 0, 1 or in between; found 0 to 1.5"),
+        ("bce_with_logits", -0.25, "targets are 0, 1 or in between; found -0.25 to 0"),
         ("cross_entropy", -0.25, "class indices (integers) or probabilities; found -0.25"),
     ],
 )

@@ -457,7 +457,7 @@ def test_an_unknown_executor_and_several_workers_inline_are_refused(folder: Path
     path = written(folder)
     assert "unknown executor 'rey'; did you mean 'ray'" in running.refused("sweep", path, "--executor", "rey")
     said = running.refused("sweep", path, "--executor", "inline", "--workers", "2")
-    assert "is one worker, and not 2" in said
+    assert "is one worker, not 2" in said
 
 
 def test_a_run_that_another_machine_has_taken_over_is_no_failure(

@@ -262,7 +262,7 @@ def test_shards_make_one_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": "nowhere"}, "is no folder; accepted is a folder"),
+        ({"path": "nowhere"}, "is not a folder; accepted is a folder"),
         ({"task": "image_classification"}, "cannot be loaded for task image_classification"),
     ],
 )

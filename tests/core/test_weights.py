@@ -326,7 +326,7 @@ def test_a_pattern_lies_along_the_inputs_of_every_weight(criterion) -> None:
 
 def test_a_pattern_for_a_weight_whose_inputs_are_not_known_is_refused_by_name() -> None:
     model = Matrices().double()
-    with pytest.raises(pk.SpecError, match="which axis of product its inputs are on is not known"):
+    with pytest.raises(pk.SpecError, match="the input axis of product is not known"):
         pk.prune(
             model, [batch(8)], "magnitude", 0.5, 1, selector={"name": "nm"}, prunable={"include": ["product"]}
         )
