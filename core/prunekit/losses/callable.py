@@ -27,7 +27,7 @@ class CallableLoss(Loss):
     Args:
         function: Gives an example the same loss alone as within a batch.
         normaliser: ``(outputs, targets) -> float``, what the function divides its sum by, where that is not the number
-            of examples: of class weights, say, or of targets that count.
+            of examples: for example a sum of class weights, or the number of targets that count.
     """
 
     name = "callable"
@@ -53,7 +53,7 @@ class CallableLoss(Loss):
         return self._sum(outputs, targets)
 
     def normaliser(self, outputs: Tensor, targets: object) -> float:
-        """Number of examples, or what was said."""
+        """Number of examples, or the given normaliser."""
         if self._normaliser is not None:
             return float(self._normaliser(outputs, targets))
         return float(_count(outputs))

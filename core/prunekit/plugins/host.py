@@ -70,17 +70,17 @@ class PluginManager:
     """Loads plugins and answers which component has which name.
 
     A plugin that fails to import, or that implements a hook that does not exist, is reported and left
-    out; the others go on. Nothing is raised before a name that the broken plugin might have supplied is
-    asked for.
+    out; the others keep working. Nothing is raised until a name is requested that the broken plugin might
+    have supplied.
 
     Args:
         load_entry_points: Look for installed plugins; ``False`` gives an empty host for tests.
         block: Names of plugins, modules or distributions to leave out.
-        code: Whether a spec may name Python to run: ``False`` imports no plugin but the built-in ones, and refuses
+        code: Whether a spec may name Python to run: ``False`` imports no plugin but the built-in ones, and rejects
             components with :attr:`~prunekit.component.Component.runs_code`.
 
     Raises:
-        PluginError: If there is nothing of a name in ``block``.
+        PluginError: If nothing has a name given in ``block``.
     """
 
     def __init__(

@@ -32,10 +32,11 @@ class Comparison:
     Attributes:
         runs: A row of numbers for each.
         differences: Dotted path of a spec's value to that of each run, where they are not all the same.
-        unlike: The same of what makes runs hard to compare: network, data, training, what is measured; empty if they are
+        unlike: The same for whatever makes runs hard to compare: network, data, training, measurements; empty if they are
             alike.
-        overlaps: Of the final masks of two runs: their places in ``runs``, over all tensors, and of each.
-        curves: For pictures: of each run sparsities and training losses after the steps.
+        overlaps: Overlaps of the final masks of two runs: their places in ``runs``, the overlap of all tensors, and that of
+            each.
+        curves: For pictures: each run's sparsities and training losses after the steps.
     """
 
     runs: Sequence[Row]
