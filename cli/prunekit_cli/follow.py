@@ -30,7 +30,7 @@ _CURVES = (
 def follow(file: Path, screen: Console, sleep: Callable[[float], None] = time.sleep) -> Row:
     """Show a run until it ends.
 
-    On a terminal the picture is drawn anew; elsewhere every step is a line.
+    On a terminal the picture is redrawn; elsewhere every step is a line.
 
     Args:
         file: Its results.

@@ -1,4 +1,4 @@
-"""``prunekit reproduce``: a paper's grid, run or gone on with, and what comes of it."""
+"""``prunekit reproduce``: a paper's grid, run or continued, and its outcome."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_the_page_says_in_words_how_it_stands(folder: Path) -> None:
     texts = {name: (folder / f"{name}.html").read_text("utf-8") for name in ("whole", "failed", "running")}
     assert "<p>The run has failed, after 0 steps: " in texts["failed"]
     assert "<p>Nothing has been pruned.</p>" in texts["failed"]
-    assert "<p>The run goes on, after 3 steps.</p>" in texts["running"]
+    assert "<p>The run is in progress, after 3 steps.</p>" in texts["running"]
     with pk.open(folder / "whole.h5") as results:
         last = results.summary["steps"][-1]
     assert f"{last['remaining']} are kept." in texts["whole"]

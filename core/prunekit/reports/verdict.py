@@ -48,7 +48,7 @@ def _state(summary: Row) -> Iterator[str]:
     if status == "complete":
         return
     steps, error = len(summary["steps"]), summary["environment"].get("error")
-    text = {"running": "The run goes on", "failed": "The run has failed"}.get(
+    text = {"running": "The run is in progress", "failed": "The run has failed"}.get(
         status, "The run was interrupted"
     )
     yield f"{text}, after {steps} step{'' if steps == 1 else 's'}" + (f": {error}." if error else ".")

@@ -4,7 +4,7 @@ Every change is made to a copy, which then takes the file's name in one atomic r
 a file in the middle of a change and never wait for a lock. Copying costs memory bandwidth only: the bytes
 go through the page cache, and nothing waits for the disk more than once a second. What a step overwrites
 is left out of the copy, and what it adds is small, so a step costs as much at the end of a run as at its start.
-What is added has to be the next: a file that another process has gone on with is refused.
+What is added has to be the next: a file that another process has continued is refused.
 
 The HDF5 library does not survive a disk that fills up while it writes. So space is set aside before it
 starts, and a new file is made in memory.

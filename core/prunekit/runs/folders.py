@@ -2,7 +2,7 @@
 
 A block's weights are read from the files when its turn comes, pruned, written, and let go of. What is outside of blocks
 (embeddings, a last norm, a head) stays in memory. Blocks that are written already are not pruned again, so what is stopped
-goes on with the next block.
+continues with the next block.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def admit(spec: Spec, out: Path, resume: bool, overwrite: bool) -> tuple[State |
         Where to go on, ``None`` for a new run; and whether nothing is left to do.
 
     Raises:
-        ResultsError: If the output may not be replaced, or cannot be gone on with.
+        ResultsError: If the output may not be replaced, or cannot be continued.
         RunError: If something is in the way.
     """
     leftover = state_path(out)
