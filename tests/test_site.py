@@ -24,7 +24,7 @@ from prunekit.spec import text as yaml
 ROOT = Path(__file__).resolve().parent.parent
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"), run_name="generate")
 PAGES = sorted(p for p in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
-ELSEWHERE = {"plugins.md", "format.md", "huggingface.md", "verify.md"}
+ELSEWHERE = {"plugins.md", "format.md", "huggingface.md", "verify.md", "tour.md"}
 """Pages whose Python runs in tests of their own."""
 
 

@@ -11,11 +11,11 @@ from rich.live import Live
 
 from prunekit.errors import ResultsError
 from prunekit.records import Row
+from prunekit.reports.spark import spark
 from prunekit.reports.words import number, percent
 from prunekit.results import open_results
 from prunekit.results.claim import written
 from prunekit_cli.console import table
-from prunekit_cli.spark import spark
 
 _PERIOD = 1.0  # seconds between two looks
 _PATIENCE = 10.0  # seconds that a file may be without an owner and unfinished: its run may be starting

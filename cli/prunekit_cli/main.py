@@ -24,6 +24,8 @@ app = typer.Typer(
 plugins_app = typer.Typer(help="List what is installed, from where, and what failed to load.")
 app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
 
+_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A results file.")]
 Set = Annotated[
@@ -444,7 +446,20 @@ def _completes(arguments: list[str]) -> bool:
     return asked or arguments[:1] in (["--install-completion"], ["--show-completion"])
 
 
+def _shows_completion(shell: str) -> int:
+    """Print the script of a shell that is named, also where it is not the one that asks."""
+    from importlib import import_module
+
+    if shell not in _SHELLS:
+        raise typer.BadParameter(f"{shell}: accepted: {', '.join(_SHELLS)}", param_hint="--show-completion")
+    script = import_module("typer.completion").get_completion_script  # not among those that typer lists
+    print(script(prog_name="prunekit", complete_var="_PRUNEKIT_COMPLETE", shell=shell))
+    return 0
+
+
 def _called(arguments: list[str]) -> int:
+    if arguments[:1] == ["--show-completion"] and len(arguments) == 2:
+        return _shows_completion(arguments[1])
     command = typer.main.get_command(app)
     try:
         result = command.main(arguments, prog_name="prunekit", standalone_mode=False)

@@ -19,56 +19,9 @@ from rich.progress import (
 
 from prunekit.observing.listener import Listener
 from prunekit.records import Attempt, StepRecord
-from prunekit.reports.words import number, percent
+from prunekit.reports.progress import TITLES, Pieces, attempt_text, epoch_text, step_text
 from prunekit.visible import visible_name
 from prunekit_cli import signals
-
-_TITLES = {"train": "train", "prune": "prune", "finetune": "fine-tune", "probes": "probes"}
-
-
-def _epoch_text(row: Mapping[str, float | None]) -> str:
-    text = f"running loss {number(row.get('running_loss'))}"
-    if row.get("valid_loss") is not None:
-        text += f"  valid loss {number(row['valid_loss'])}"
-    if row.get("valid_error") is not None:
-        text += f"  valid error {percent(row['valid_error'])}"
-    return text
-
-
-def _step_text(step: StepRecord) -> str:
-    text = f"sparsity {percent(step.sparsity, 3)}"
-    if step.train_loss is not None:
-        text += f"  train loss {number(step.train_loss)}"
-    text += f"  Δloss {number(step.delta_loss)}"
-    if step.predicted_delta_loss is not None:
-        text += f" (predicted {number(step.predicted_delta_loss)})"
-    return text
-
-
-def _attempt_text(attempt: Attempt) -> str:
-    text = f"step {attempt.step} to sparsity {percent(attempt.sparsity, 3)} taken back"
-    text += f": Δloss {number(attempt.delta_loss)}"
-    if attempt.predicted_delta_loss is not None:
-        text += f" (predicted {number(attempt.predicted_delta_loss)})"
-    return text
-
-
-class _Pieces:
-    """How far a probe is, and how long it will take from the pace of its pieces."""
-
-    def __init__(self) -> None:
-        self._name, self._since, self._first = "", 0.0, 0
-
-    def text(self, name: str, done: int, total: int | None) -> str:
-        now = time.monotonic()
-        if self._name != name or done <= self._first:
-            self._name, self._since, self._first = name, now, done
-        if total is None:
-            return f"{name} {done}"
-        pace = (now - self._since) / max(1, done - self._first)
-        return f"{name} {done}/{total}" + (
-            f"  {pace * max(0, total - done):.0f} s left" if done > self._first else ""
-        )
 
 
 class RichProgress(Listener):
@@ -86,7 +39,7 @@ class RichProgress(Listener):
             console=screen,
         )
         self._task: TaskID | None = None
-        self._pieces = _Pieces()
+        self._pieces = Pieces()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -98,7 +51,7 @@ class RichProgress(Listener):
     def phase(self, name: str, total: int | None, done: int) -> None:
         """Start the phase's line."""
         if total != 0:
-            self._task = self._progress.add_task(_TITLES[name], total=total, completed=done, text="")
+            self._task = self._progress.add_task(TITLES[name], total=total, completed=done, text="")
 
     def message(self, text: str) -> None:
         """Print above the live line."""
@@ -107,17 +60,17 @@ class RichProgress(Listener):
     def epoch(self, phase: str, row: Mapping[str, float | None]) -> None:
         """Move the live line on by an epoch, and show its losses there."""
         signals.check()
-        self._advance(_epoch_text(row))
+        self._advance(epoch_text(row))
 
     def attempt(self, attempt: Attempt) -> None:
         """Print above the live line."""
         signals.check()
-        self._progress.console.print(_attempt_text(attempt))
+        self._progress.console.print(attempt_text(attempt))
 
     def step(self, record: StepRecord) -> None:
         """Move the live line on by a pruning step, and show its sparsity and losses there."""
         signals.check()
-        self._advance(_step_text(record))
+        self._advance(step_text(record))
 
     def piece(self, name: str, done: int, total: int | None) -> None:
         """Show on the live line how far a probe is."""
@@ -145,7 +98,7 @@ class PlainProgress(Listener):
         self._done = 0
         self._last = 0.0
         self._name = ""
-        self._pieces = _Pieces()
+        self._pieces = Pieces()
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +108,7 @@ class PlainProgress(Listener):
 
     def phase(self, name: str, total: int | None, done: int) -> None:
         """Remember the phase's name, its length and when it began, for the lines to come."""
-        self._name, self._total, self._done = _TITLES[name], total, done
+        self._name, self._total, self._done = TITLES[name], total, done
         self._started, self._first = time.monotonic(), done
 
     def message(self, text: str) -> None:
@@ -169,18 +122,18 @@ class PlainProgress(Listener):
         now = time.monotonic()
         if now - self._last >= self._every or self._done == self._total:
             self._last = now
-            self._print(_epoch_text(row))
+            self._print(epoch_text(row))
 
     def attempt(self, attempt: Attempt) -> None:
         """Print a line for a pruning step that was taken back."""
         signals.check()
-        self._screen.print(f"{self._name}  {_attempt_text(attempt)}")
+        self._screen.print(f"{self._name}  {attempt_text(attempt)}")
 
     def step(self, record: StepRecord) -> None:
         """Print a line for a pruning step that is done."""
         signals.check()
         self._done += 1
-        self._print(_step_text(record))
+        self._print(step_text(record))
 
     def piece(self, name: str, done: int, total: int | None) -> None:
         """Print how far a probe is, but not too often, with the time left where it has said how long it is."""

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import RenderableType
-
-from prunekit.records import Plain
-from prunekit.reports.words import number, percent
+from prunekit.sweeps.table import parts, value, varying
 from prunekit.units import duration, readable_bytes
 from prunekit_cli import console, signals
 from prunekit_cli.console import table
-from prunekit_cli.values import shown
 
 if TYPE_CHECKING:
     from prunekit.plugins.host import PluginManager
-    from prunekit.sweeps.folder import Folder, Found
+    from prunekit.sweeps.folder import Folder
     from prunekit.sweeps.opened import Sweep
     from prunekit.sweeps.plan import Plan, Planned
 
 _SHOWN = 60
-_COLUMNS = ("sparsity", "train Δloss", "test error", "fine-tuned", "seconds")
 _EVERY = 5.0  # seconds between two lines of progress
 
 
@@ -182,92 +176,11 @@ def inspect(folder: Path, as_json: bool, plot: Path | None, columns: int | None)
 def show(found: Sweep) -> None:
     """Print a sweep's table."""
     screen = console.stdout()
-    counts = ", ".join(f"{count} {status}" for status, count in found.counts.items())
-    screen.print(f"{found.path}: {counts}")
-    marks = found.protocols
-    if len(marks) > 1:
-        some = ", ".join(f"{mark} ({count})" for mark, count in list(marks.items())[:4])
-        more = ", …" if len(marks) > 4 else ""
-        screen.print(
-            f"made under {len(marks)} protocols, so not all rows are comparable: {some}{more}; prunekit compare "
-            "says what differs"
-        )
-    elif marks:
-        screen.print(f"under one protocol, {next(iter(marks))}")
-    runs = [run for run in found.runs if run.status != "foreign"]
-    rows = found.over_seeds()
-    screen.print(_by_run(runs) if len(rows) == len(runs) else _by_combination(rows))
-    for run in runs:
-        if run.failure:
-            screen.print(f"{run.key} failed: {run.failure.strip().splitlines()[-1]}")
-
-
-def _by_run(runs: Sequence[Found]) -> RenderableType:
-    names = varying(run.parameters for run in runs)
-    rows = [
-        [
-            *(run.key[:8], run.status, *(_value(run.parameters.get(name)) for name in names)),
-            *(percent(run.row.get("sparsity"), 2), number(run.row.get("train_delta_loss"))),
-            *(percent(run.row.get("pruned_test_error")), percent(run.row.get("finetuned_test_error"))),
-            _seconds(run.row.get("seconds")),
-        ]
-        for run in runs[:_SHOWN]
-    ]
-    return table(_titled("Runs", len(runs)), ["run", "status", *names, *_COLUMNS], rows, left=2 + len(names))
-
-
-def _by_combination(rows: Sequence[Mapping[str, Plain]]) -> RenderableType:
-    """Means over seeds, and standard deviations."""
-    parameters = list(rows[0])[: list(rows[0]).index("runs")]
-    names = varying({name: row[name] for name in parameters} for row in rows)
-
-    def cell(row: Mapping[str, Plain], name: str, scale: float, unit: str) -> str:
-        mean, deviation = row.get(name), row.get(f"{name}_sd")
-        if mean is None:
-            return "–"
-        spread = "" if deviation is None else f" ± {scale * deviation:.2g}"
-        return f"{scale * mean:.{4 if scale == 1 else 2}f}{spread}{unit}"
-
-    lines = [
-        [
-            *(_value(row.get(name)) for name in names),
-            f"{row['complete']} of {row['runs']}",
-            percent(row.get("sparsity"), 2),
-            cell(row, "train_delta_loss", 1, ""),
-            *(cell(row, name, 100, " %") for name in ("pruned_test_error", "finetuned_test_error")),
-            _seconds(row.get("seconds")),
-        ]
-        for row in rows[:_SHOWN]
-    ]
-    title = _titled("Means over seeds, and standard deviations", len(rows))
-    return table(title, [*names, "complete", *_COLUMNS], lines, left=1 + len(names))
-
-
-def _seconds(value: Plain) -> str:
-    return "–" if value is None else f"{value:.0f}"
-
-
-def _titled(what: str, count: int) -> str:
-    return f"{what} (the first {_SHOWN} of {count}; all with --json)" if count > _SHOWN else what
-
-
-def _value(value: Plain) -> str:
-    """A parameter as a sweep's file would have it."""
-    if isinstance(value, dict) and isinstance(value.get("name"), str):
-        options = ", ".join(f"{key}={_value(item)}" for key, item in value.items() if key != "name")
-        return f"{value['name']} ({options})" if options else str(value["name"])
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    return shown(value)
-
-
-def varying(parameters: Iterable[Mapping[str, Plain]]) -> list[str]:
-    """Names of the parameters that have several values."""
-    values: dict[str, set[str]] = {}
-    for one in parameters:
-        for name, value in one.items():
-            values.setdefault(name, set()).add(json.dumps(value, sort_keys=True))
-    return [name for name, different in values.items() if len(different) > 1]
+    for part in parts(found.path, found.runs, found.protocols):
+        if isinstance(part, str):
+            screen.print(part)
+        else:
+            screen.print(table(part.title, part.columns, part.rows, left=part.left))
 
 
 def _list(plan: Plan, place: Path, as_json: bool) -> None:
@@ -283,7 +196,7 @@ def _list(plan: Plan, place: Path, as_json: bool) -> None:
         return
     names = varying(one.parameters for one in plan.runs)
     rows = [
-        [one.key, status[one.key], *(_value(one.parameters.get(n)) for n in names)]
+        [one.key, status[one.key], *(value(one.parameters.get(n)) for n in names)]
         for one in plan.runs[:_SHOWN]
     ]
     screen = console.stdout()
@@ -322,7 +235,7 @@ class _Progress:
         signals.check()
         if what != "started":
             self._done += 1
-            words = ", ".join(f"{name}={_value(one.parameters[name])}" for name in self._names)
+            words = ", ".join(f"{name}={value(one.parameters[name])}" for name in self._names)
             self._print(f"{one.key[:8]} {what}  {words}")
 
     def look(self) -> None:

@@ -42,6 +42,7 @@ from .losses.callable import CallableLoss as CallableLoss
 from .losses.metric import Metric as Metric
 from .masks.items import Items as Items
 from .masks.weights import Layer as Layer
+from .observing.listener import Listener as Listener
 from .observing.moment import Moment as Moment
 from .observing.moment import StepMoment as StepMoment
 from .observing.probe import Probe as Probe

@@ -59,7 +59,7 @@ def statistics(
     parameters: str | Sequence[str] | None = None,
     *,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> Estimates:
     """Compute statistics of the loss at the model's weights, in one pass, in eval mode.
 
@@ -77,7 +77,7 @@ def statistics(
             language model whose labels are its tokens; ambiguous cases are rejected.
         parameters: ``None`` for the prunable weights, ``"all"`` for every parameter, or name patterns.
         seed: For statistics that draw.
-        memory: Bytes for activations and products; larger batches are split.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and products; larger batches are split.
 
     Returns:
         Request to ``{parameter name: tensor}``; zeros for parameters that the loss does not depend on.
@@ -93,7 +93,7 @@ def statistics(
     selected, built = _parameters(model, parameters), estimators(wanted)
     held = _looked_at(model, selected, _fresh(batches))
     task = _task(loss, model, held)
-    estimated = estimate(model, held, built, task, selected, generator(seed, "statistics", 0), memory)
+    estimated = estimate(model, held, built, task, selected, generator(seed, "statistics", 0), _bytes(memory))
     _warn_of_vanished(model, task, held, built, estimated.statistics, only_by_the_loss=True)
     return estimated.statistics
 
@@ -137,7 +137,7 @@ def operator(
     loss: Given | Loss | Callable[..., Tensor] | None = None,
     parameters: str | Sequence[str] | None = None,
     *,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> Operator:
     """Make an operator for matrix-free products with a curvature matrix: ``op @ {name: tensor}``.
 
@@ -147,7 +147,7 @@ def operator(
         kind: ``ggn``, ``hessian`` or ``empirical_fisher``.
         loss: As for :func:`statistics`.
         parameters: ``None`` for the prunable weights, ``"all"`` for every parameter, or name patterns.
-        memory: Bytes for activations.
+        memory: Bytes, or text such as ``"2GiB"``, for activations.
 
     Returns:
         An operator averaged like the loss; see :class:`prunekit.statistics.operator.Operator`.
@@ -170,7 +170,7 @@ def operator(
         kind,
         _task(loss, model, again),
         _parameters(model, parameters),
-        memory or DEFAULT_MEMORY,
+        _bytes(memory) or DEFAULT_MEMORY,
     )
 
 
@@ -187,7 +187,7 @@ def saliency(
     parameters: str | Sequence[str] | None = None,
     *,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> dict[str, Tensor]:
     """Compute a criterion's saliencies, the λ term included; higher = keep.
 
@@ -200,7 +200,7 @@ def saliency(
         masks: Evaluate at the masked weights; ``True`` = kept.
         parameters: ``None`` for the prunable weights, ``"all"`` or name patterns.
         seed: For statistics that draw.
-        memory: Bytes for activations and products.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and products.
 
     Returns:
         One tensor per parameter, in its shape; nats per example for the loss models.
@@ -227,7 +227,7 @@ def saliency(
         held = _looked_at(model, selected, _fresh(batches))
         task = _task(loss, model, held)
         estimated = estimate(
-            model, held, built, task, selected, generator(seed, "statistics", 0), memory, kept_now
+            model, held, built, task, selected, generator(seed, "statistics", 0), _bytes(memory), kept_now
         )
         _warn_of_vanished(model, task, held, built, estimated.statistics, kept_now)
         weights = {
@@ -267,6 +267,12 @@ class Pruning:
     def sparsity(self) -> float:
         """Pruned fraction of the prunable weights."""
         return self.steps[-1].sparsity if self.steps else 0.0
+
+    def _repr_html_(self) -> str:
+        from prunekit.reports.notebook import of_pruning
+
+        rest = {"probes": self.probes, "warnings": self.warnings, "stopped": self.stopped}
+        return of_pruning(self.steps, self.attempts, rest)
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Keep the pruned weights at zero after each of the optimizer's steps; undo with ``.remove()``."""
@@ -309,7 +315,8 @@ def prune(
     valid: Batches | Callable[[nn.Module], float] | None = None,
     blocks: str | Sequence[str] | Mapping[str, object] | Sequential | None = None,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
+    listener: Listener | None = None,
 ) -> Pruning:
     """Prune a model in place, re-estimating its statistics at every step. Weights are not trained in between.
 
@@ -336,7 +343,8 @@ def prune(
             ``"model.layers.*"``, ``"auto"`` for the blocks of a transformer, or a mapping ``{blocks, inputs, offload}`` with
             the keys of :class:`Sequential`. By default a block sees the outputs of the pruned blocks before it.
         seed: For criteria and statistics that draw.
-        memory: Bytes for activations and products.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and products.
+        listener: Follows the progress; default: as for :func:`run`.
 
     Raises:
         PrunekitError: If an argument is not acceptable (the model is then unchanged) or a step fails.
@@ -370,9 +378,12 @@ def prune(
     from prunekit.pruning.sample import Sample
     from prunekit.pruning.step import Pruner
     from prunekit.pruning.until import KEY, limited
+    from prunekit.reports.notebook import Steps
+    from prunekit.reports.notebook_progress import following
     from prunekit.seeds import generator
     from prunekit.statistics.estimate import DEFAULT_MEMORY
 
+    room = _bytes(memory)
     unlimited, limit = scheduler_with_until(scheduler, until)
     chosen: Scheduler = component("scheduler", unlimited, given={"sparsity": sparsity, "steps": steps})
     if isinstance(prunable, Mapping):
@@ -407,7 +418,7 @@ def prune(
         model, parameters
     ):  # what does not fit is refused before anything is read
         for estimator in estimators(ranked.required(strength)).values():
-            estimator.check(layers_of(model, parameters), memory or DEFAULT_MEMORY)
+            estimator.check(layers_of(model, parameters), room or DEFAULT_MEMORY)
     task = _task(loss, model, first_batches)
     measured = measures_of(chosen.needed(ranked, fresh=callable(batches)), seed)
     if limit is not None:
@@ -417,7 +428,7 @@ def prune(
         raise SpecError("valid: is for `until`, which is not given")
     observe_axes(model, parameters, first_batches)
     pruner = Pruner(
-        Surroundings(model, task, estimators, memory=memory, ranking=ranking),
+        Surroundings(model, task, estimators, memory=room, ranking=ranking),
         ranked,
         chosen,
         component("selector", selector),
@@ -430,19 +441,23 @@ def prune(
     )
     steps_done, attempts = [], []
     found: dict[str, dict[str, list[Row]]] = {label: {"steps": []} for label in asked}
-    for outcome in pruner.outcomes(lambda index: first.pop() if first else drawn(index)):
-        attempts.append(outcome.attempt)
-        if outcome.step is None or outcome.moment is None:
-            continue
-        steps_done.append(outcome.step)
-        number = outcome.step.step
-        for label, (probe, moments) in asked.items():
-            if moments.at("step", number):
-                record = answer(probe, outcome.moment, generator(seed, "probe", label, "step", number))
-                found[label]["steps"].append({"step": number, **record.summary})
+    with following(listener) as told:
+        told.phase("prune", None if pruner.levels is None else len(pruner.levels), 0)
+        for outcome in pruner.outcomes(lambda index: first.pop() if first else drawn(index)):
+            attempts.append(outcome.attempt)
+            if outcome.step is None or outcome.moment is None:
+                told.attempt(outcome.attempt)
+                continue
+            steps_done.append(outcome.step)
+            number = outcome.step.step
+            for label, (probe, moments) in asked.items():
+                if moments.at("step", number):
+                    record = answer(probe, outcome.moment, generator(seed, "probe", label, "step", number))
+                    found[label]["steps"].append({"step": number, **record.summary})
+            told.step(outcome.step)
     stop = chosen.stopped(attempts)
     why = None if stop is None else stop.why
-    done = Pruning(model, pruner.masks, steps_done, attempts, pruner.warnings, found, why)
+    done = Pruning(model, pruner.masks, Steps(steps_done), attempts, pruner.warnings, found, why)
     short = pruner.shortfall(attempts)
     if short is not None:
         raise ShortfallError(short, done)
@@ -462,7 +477,7 @@ def probe(
     loss: Given | Loss | Callable[..., Tensor] | None = None,
     prunable: Mapping[str, object] | Prunable | None = None,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> dict[str, np.ndarray]:
     """Ask a probe about a model's loss landscape, outside any run.
 
@@ -477,7 +492,7 @@ def probe(
         loss: As for :func:`statistics`.
         prunable: As for :func:`prune`.
         seed: Seed of the probe's random numbers.
-        memory: Bytes for activations and products.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and products.
 
     Returns:
         The probe's arrays by name; by ``group/name`` where several groups use the same name.
@@ -504,7 +519,7 @@ def probe(
     held = [unpack(batch) for batch in _looked_at(model, parameters, _fresh(batches))]
     phases = {name: whole_network(model, name, weights) for name, weights in (networks or {}).items()}
     surroundings = Surroundings(
-        model, _task(loss, model, held), estimators, phases=phases, memory=memory, ranking=ranking
+        model, _task(loss, model, held), estimators, phases=phases, memory=_bytes(memory), ranking=ranking
     )
     kept = fitting(model, parameters, masks)
     with holding(model, {name: parameters[name].detach() * kept[name] for name in kept if masks}):
@@ -532,7 +547,7 @@ def certificate(
     evaluations: int = 400,
     nodes: int = 10_000,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
 ) -> Certificate:
     """Bound how far a choice of weights is from the best one with as many, under a quadratic model of the loss.
 
@@ -555,7 +570,7 @@ def certificate(
         evaluations: Maximum number of evaluations of the dual.
         nodes: Maximum number of nodes in the search for the best choice.
         seed: For labels that are drawn.
-        memory: Bytes for activations and factors.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and factors.
 
     Examples:
         >>> import torch
@@ -602,7 +617,7 @@ def certificate(
     probe: Probe = component("probe", {"name": "certificate", "store": True, **options, **limits})
     moment = StepMoment(
         "proposal",
-        Surroundings(model, _task(loss, model, held), estimators, memory=memory),
+        Surroundings(model, _task(loss, model, held), estimators, memory=_bytes(memory)),
         kept,
         1,
         held,
@@ -717,7 +732,8 @@ def run(
         overwrite: Replace an existing output.
         block: Plugins to leave out.
         code: ``False`` rejects specs that name Python to run: factories, and plugins that are not built in.
-        listener: Follows the progress.
+        listener: Follows the progress. By default lines below the cell of a notebook do, and elsewhere nothing;
+            ``prunekit.Listener()`` is silent everywhere.
 
     Raises:
         SpecError: With every problem of the spec.
@@ -725,6 +741,7 @@ def run(
         RunError: If the run fails; its file then says so and can be resumed.
     """
     from prunekit.plugins.host import manager_for
+    from prunekit.reports.notebook_progress import following
     from prunekit.runs.start import start
     from prunekit.spec import load
 
@@ -734,7 +751,8 @@ def run(
         path = Path(os.path.expanduser(out if out is not None else f"{resolved.settings.name}.h5"))
         if path.is_symlink():  # a file takes the output's name; the link must stay and its target be written
             path = Path(os.path.realpath(path))
-        start(resolved, path, manager, listener, resume=resume, overwrite=overwrite)
+        with following(listener) as told:
+            start(resolved, path, manager, told, resume=resume, overwrite=overwrite)
     return RunResults.open(path)
 
 
@@ -811,6 +829,16 @@ def compare(runs: Iterable[Results | str | Path], anyway: bool = False) -> Compa
     from prunekit.reports.compare import compare as compared
 
     return compared(runs, anyway)
+
+
+def _bytes(memory: int | str | None) -> int | None:
+    """A budget as a number."""
+    from prunekit.units import bytes_of
+
+    try:
+        return bytes_of(memory) if isinstance(memory, str) else memory
+    except ValueError as error:
+        raise SpecError(f"memory: {error}; found {memory!r}") from None
 
 
 def _parameters(model: nn.Module, parameters: str | Sequence[str] | None) -> dict[str, Tensor]:

@@ -1,8 +1,31 @@
-"""Numbers of bytes and seconds, for readers."""
+"""Numbers of bytes and seconds, for readers and as they write them."""
 
 from __future__ import annotations
 
+import re
+
 _UNITS = (("GiB", 2**30), ("MiB", 2**20))
+_WRITTEN = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_MOST = 2**63
+
+
+def bytes_of(text: str) -> int:
+    """A number of bytes from text.
+
+    Raises:
+        ValueError: If it is none.
+
+    Examples:
+        >>> bytes_of("512MiB"), bytes_of("2 GB"), bytes_of("1048576")
+        (536870912, 2000000000, 1048576)
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in _WRITTEN:
+        raise ValueError("must be a number of bytes, or one with a unit such as 512MiB or 2GiB")
+    count = float(match[1]) * _WRITTEN[match[2].lower()]
+    if count >= _MOST:
+        raise ValueError("must be less than 2^63 bytes")
+    return int(count)
 
 
 def readable_bytes(size: float) -> str:

@@ -10,7 +10,7 @@ import pytest
 import running
 
 import prunekit as pk
-from prunekit_cli.budget import headline, is_budget
+from prunekit.reports.budget import headline, is_budget
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import running
 
 import prunekit as pk
-from prunekit_cli.certificate import headline, is_certificate
+from prunekit.reports.certificate import headline, is_certificate
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import pytest
 import running
 
 import prunekit as pk
+from prunekit.reports.spark import spark
 from prunekit.results.claim import claimed, lock_path, written
 from prunekit_cli.console import Screen
 from prunekit_cli.follow import follow, picture
-from prunekit_cli.spark import spark
 
 
 class EnoughError(Exception):

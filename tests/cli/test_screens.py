@@ -14,8 +14,8 @@ import running
 from rich.console import Console
 
 import prunekit as pk
+from prunekit.reports.in_short import in_short
 from prunekit_cli import console, overview
-from prunekit_cli.in_short import in_short
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def test_the_documented_lines_read_what_prunekit_reads(
     pytest.importorskip("pandas", reason="needs pandas")
     pytest.importorskip("xarray", reason="needs xarray")
     (code,) = re.findall(
-        r"Without prunekit, a line each:\n\n```python\n(.*?)```", PAGE.read_text("utf-8"), re.S
+        r"Without prunekit, one line each:\n\n```python\n(.*?)```", PAGE.read_text("utf-8"), re.S
     )
     running.write_data(tmp_path / "data.npz")
     probes = ["error_budget", "line", {"name": "plane", "points": 3}, {"name": "spectrum", "iterations": 5}]

@@ -636,3 +636,14 @@ def test_what_is_no_loss_is_refused_with_what_would_be_one(build, loss) -> None:
     network = build("linear")
     with pytest.raises(pk.SpecError, match=r"loss: must be a name.*function \(outputs, targets\).*got"):
         pk.prune(network.model, network.batches(), "lm", 0.5, 1, loss=loss)
+
+
+def test_a_budget_may_be_text() -> None:
+    model, batches = nn.Linear(8, 3), [(torch.randn(20, 8), torch.randint(3, (20,)))]
+    statistics = pk.statistics(model, batches, "gradient", memory="64MiB")
+    assert torch.equal(
+        statistics["gradient"]["weight"], pk.statistics(model, batches, "gradient")["gradient"]["weight"]
+    )
+    assert pk.prune(model, batches, "lm", sparsity=0.5, steps=1, memory="1 GiB").sparsity == 0.5
+    with pytest.raises(pk.SpecError, match=r"memory: must be a number of bytes.*found 'lots'"):
+        pk.prune(model, batches, "lm", sparsity=0.5, memory="lots")

@@ -18,6 +18,7 @@ WITHOUT_TORCH = (
     "prunekit.pruning.criterion, prunekit.pruning.proposal, prunekit.pruning.scheduler, prunekit.pruning.selector",
     "prunekit.results, prunekit.plugins.host, prunekit.plugins.build, prunekit.spec, prunekit.distributed",
     "prunekit.training.settings, prunekit.testing, prunekit_cli.main",
+    "prunekit.reports.notebook, prunekit.reports.notebook_progress, prunekit.sweeps.opened, prunekit.sweeps.table",
 )
 PLUGINS = (
     "models, datasets, losses, criteria, schedulers, selectors, statistics, probes, recorders, executors"

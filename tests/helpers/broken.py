@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pydantic import field_serializer
-from torch import nn
+from torch import Tensor, nn
 
 import prunekit as pk
 
@@ -157,6 +157,11 @@ def elsewhere_update(self: Any, w: Any, s: Any, m: Any) -> Any:
     return {"elsewhere": torch.zeros(1)}
 
 
+def _from_the_mean_of_all(self: Any, weights: Any, statistics: Any) -> dict[str, Tensor]:
+    mean = torch.cat([w.flatten() for w in weights.values()]).mean()
+    return {name: (w - mean).abs() for name, w in weights.items()}
+
+
 CRITERIA: dict[str, Case] = {
     "no name": (criterion(name=""), "has a name"),
     "two words": (criterion(name="two words"), "has a name"),
@@ -181,6 +186,10 @@ CRITERIA: dict[str, Case] = {
     "requires a list": (criterion(requires=["gradient"]), "required statistics exist"),
     "unknown statistic": (criterion(requires=frozenset({"gradientt"})), "required statistics exist"),
     "damps a little": (criterion(damps=0.5), "damps is yes or no"),
+    "weighs layers together": (
+        criterion(saliency=_from_the_mean_of_all),
+        "layers that are not weighed together may be asked block by block",
+    ),
     "wrong shape": (
         saliency(lambda w, g: g.sum()),
         "saliency has the weights names shapes and device",

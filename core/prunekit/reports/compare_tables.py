@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from prunekit.records import Plain, Row
 from prunekit.reports.compare import Comparison
 from prunekit.reports.overlap import Overlap
+from prunekit.reports.plain_table import PlainTable
 from prunekit.reports.words import number, percent
 
 _SHOWN_LAYERS = 12
@@ -32,25 +32,6 @@ _COLUMNS = (
     ),
     *("slope", "R²", "seconds"),
 )
-
-
-@dataclass(frozen=True)
-class PlainTable:
-    """A table of texts.
-
-    Attributes:
-        title: Above it; may be empty.
-        columns: Their titles.
-        rows: Of as many texts.
-        left: How many columns are text; the others are numbers.
-        less: Titles of columns that may be missing where there is little room, the first to go first.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    left: int = 1
-    less: Sequence[str] = ()
 
 
 def tables(comparison: Comparison) -> Iterator[PlainTable]:

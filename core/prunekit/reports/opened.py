@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from prunekit.network.devices import device_errors
 from prunekit.network.ordinary import ordinary_tensors
@@ -13,17 +13,25 @@ from prunekit.results import Results
 
 if TYPE_CHECKING:
     from prunekit.reports.exporting import Exported
+    from prunekit.reports.picture import Picture
     from prunekit.runs.verification.claims import Verification
 
 
 class RunResults(Results):
     """A results file, read-only, that can be drawn, exported, and held against what it was computed from."""
 
-    def plot(self, path: str | Path, figure: str = "run", columns: int | None = None) -> None:
-        """Draw a figure into a file; needs matplotlib, no torch. Its global state is left alone.
+    @overload
+    def plot(self, path: str | Path, figure: str = "run", columns: int | None = None) -> None: ...
+    @overload
+    def plot(self, path: None = None, figure: str = "run", columns: int | None = None) -> Picture: ...
+    def plot(
+        self, path: str | Path | None = None, figure: str = "run", columns: int | None = None
+    ) -> Picture | None:
+        """Draw a figure into a file, or for a notebook; needs matplotlib, no torch. Its global state is left alone.
 
         Args:
-            path: Ends in ``.png``, ``.pdf`` or ``.svg``; replaced if it is there.
+            path: Ends in ``.png``, ``.pdf`` or ``.svg``; replaced if it is there. Left out: the picture is returned, and a
+                notebook shows it.
             figure: ``run``, ``loss`` (losses and errors over sparsity), ``honesty`` (predicted against measured
                 changes of the loss), ``layers`` (their sparsities), or a probe's label, which draws what it found.
             columns: For a paper: as wide as one column (3.4 inches) or two (7 inches), with letters of that size and
@@ -35,11 +43,19 @@ class RunResults(Results):
         """
         from prunekit.reports.figures import figure as named
         from prunekit.reports.figures import title
-        from prunekit.reports.picture import check, picture
+        from prunekit.reports.picture import check, inline, picture
 
+        if path is None:
+            return inline(named(self, figure), title(self), columns)
         target = Path(os.path.expanduser(path))
         check(target, columns)
         picture(target, named(self, figure), title(self), columns)
+        return None
+
+    def _repr_html_(self) -> str:
+        from prunekit.reports.notebook import of_results
+
+        return of_results(self)
 
     def to_html(self, path: str | Path | None = None, overwrite: bool = False) -> str:
         """The run as one page for a browser, which fetches nothing; needs matplotlib, no torch.

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from prunekit.errors import ResultsError, SpecError
 from prunekit.results.replacing import replacing
-from prunekit.visible import drawn
+from prunekit.visible import drawn, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,23 +48,62 @@ def picture(path: Path, fill: Callable[[Figure], None], title: str, columns: int
         ResultsError: If the file cannot be written.
     """
     check(path, columns)
-    settings: dict[str, object] = {"svg.fonttype": "none", "svg.hashsalt": "prunekit", "pdf.fonttype": 42}
-    settings |= {"font.size": 7.5, "lines.linewidth": 1.0, "lines.markersize": 4} if columns else {}
-    with default_style(settings):
-        figure = _figure(columns)
-        kind = path.suffix[1:].lower()
+    kind = path.suffix[1:].lower()
+    with _filled(fill, title, columns) as figure:
         try:
-            fill(figure)
-            thin_out(figure)
-            _fitted(figure, columns)
-            if columns is None:
-                figure.suptitle(drawn(title))
-            with replacing(Path(os.path.realpath(path))) as temporary, warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
-                dpi = 300 if columns else 150
-                figure.savefig(temporary, dpi=dpi, format=kind, metadata=_STEADY[kind])
+            with replacing(Path(os.path.realpath(path))) as temporary:
+                figure.savefig(temporary, dpi=300 if columns else 150, format=kind, metadata=_STEADY[kind])
         except OSError as error:
             raise ResultsError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that a notebook shows below the cell whose last value it is.
+
+    Attributes:
+        png: The picture.
+        title: What it is of.
+    """
+
+    png: bytes
+    title: str
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def __repr__(self) -> str:
+        return f"<picture of {self.title}>"
+
+
+def inline(fill: Callable[[Figure], None], title: str, columns: int | None = None) -> Picture:
+    """Fill a figure as :func:`picture` does, for a notebook.
+
+    Raises:
+        SpecError: If there is no such width.
+    """
+    import io
+
+    check_width(columns)
+    content = io.BytesIO()
+    with _filled(fill, title, columns) as figure:
+        figure.savefig(content, dpi=150 if columns else 80, format="png", metadata=_STEADY["png"])
+    return Picture(content.getvalue(), visible(title))
+
+
+@contextmanager
+def _filled(fill: Callable[[Figure], None], title: str, columns: int | None) -> Iterator[Figure]:
+    settings: dict[str, object] = {"svg.fonttype": "none", "svg.hashsalt": "prunekit", "pdf.fonttype": 42}
+    settings |= {"font.size": 7.5, "lines.linewidth": 1.0, "lines.markersize": 4} if columns else {}
+    with default_style(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for what the font lacks
+        figure = _figure(columns)
+        fill(figure)
+        thin_out(figure)
+        _fitted(figure, columns)
+        if columns is None:
+            figure.suptitle(drawn(title))
+        yield figure
 
 
 def thin_out(figure: Figure) -> None:
@@ -98,10 +138,19 @@ def check(path: Path, columns: int | None = None) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         raise SpecError(f"--plot {path}: must end in {', '.join(_FORMATS)}")
-    if columns not in (None, *_WIDTHS):
-        raise SpecError(f"--columns {columns}: must be 1 or 2")
+    check_width(columns)
     if path.exists() and not path.is_file():
         raise ResultsError(f"{path}: is not a regular file; a picture must be one")
+
+
+def check_width(columns: int | None) -> None:
+    """Refuse a figure for a paper that is not as wide as one or two of its columns.
+
+    Raises:
+        SpecError: If there is no such width.
+    """
+    if columns not in (None, *_WIDTHS):
+        raise SpecError(f"--columns {columns}: must be 1 or 2")
 
 
 @contextmanager

@@ -11,6 +11,17 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if readable else f"{value:.1e}"
 
 
+def ordinal(count: int) -> str:
+    """A place in a row.
+
+    Example:
+        >>> ordinal(3), ordinal(11), ordinal(22)
+        ('3rd', '11th', '22nd')
+    """
+    special = {1: "st", 2: "nd", 3: "rd"} if count % 100 not in (11, 12, 13) else {}
+    return f"{count}{special.get(count % 10, 'th')}"
+
+
 def percent(value: float | None, digits: int = 2) -> str:
     """A fraction as a percentage."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"

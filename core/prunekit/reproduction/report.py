@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.records import Plain
-from prunekit.reports.compare_tables import PlainTable
 from prunekit.reports.page.markup import element, table
 from prunekit.reports.page.page import page
 from prunekit.reports.page.sections import Section
 from prunekit.reports.page.target import write
 from prunekit.reports.picture import picture
+from prunekit.reports.plain_table import PlainTable
 from prunekit.reproduction import tables
 from prunekit.reproduction.claims import Claim, Grid, claims
 from prunekit.reproduction.figures import budgets, outcomes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 
-from prunekit.reports.compare_tables import PlainTable
+from prunekit.reports.plain_table import PlainTable
 from prunekit.reproduction.claims import Claim, Grid
 from prunekit.reproduction.evidence import Estimate, bootstrap, mean
 from prunekit.reproduction.measured import PARTS, Measured, best, column

@@ -14,6 +14,7 @@ from prunekit.plugins.kinds import KINDS
 from prunekit.pruning.sequential import Sequential
 from prunekit.records import Plain
 from prunekit.training.settings import Train, named
+from prunekit.units import bytes_of
 
 
 class Choice(BaseModel):
@@ -103,20 +104,8 @@ class Evaluate(Options):
     metrics: tuple[MetricChoice, ...] = ()
 
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_MOST = 2**63
-
-
 def _bytes(value: Plain) -> Plain:
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", value)
-    if match is None or match[2].lower() not in _UNITS:
-        raise ValueError("must be a number of bytes, or one with a unit such as 512MiB or 2GiB")
-    count = float(match[1]) * _UNITS[match[2].lower()]
-    if count >= _MOST:
-        raise ValueError("must be less than 2^63 bytes")
-    return int(count)
+    return bytes_of(value) if isinstance(value, str) else value
 
 
 def _device(value: str) -> str:

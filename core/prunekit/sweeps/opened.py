@@ -99,5 +99,11 @@ class Sweep:
         names = list(dict.fromkeys(name for run in self.runs for name in run.parameters))
         picture(Path(path).expanduser(), lambda figure: fill(rows, names, figure), self.path.name, columns)
 
+    def _repr_html_(self) -> str:
+        from prunekit.reports.notebook import page
+        from prunekit.sweeps.table import parts
+
+        return page(parts(self.path, self.runs, self.protocols, more="all in .rows()"))
+
     def __repr__(self) -> str:
         return f"<sweep {self.path}: {', '.join(f'{n} {status}' for status, n in self.counts.items())}>"

@@ -18,6 +18,7 @@ from prunekit.pruning.criterion import Criterion, old_form, refuse_non_finite
 from prunekit.pruning.proposal import Proposal
 from prunekit.pruning.sample import Sample
 from prunekit.pruning.selector import Selector
+from prunekit.pruning.sequential import Sequential
 from prunekit.pruning.step import Pruner
 from prunekit.seeds import generator
 from prunekit.statistics.request import Estimates, Statistic
@@ -407,6 +408,40 @@ def _prunes(subject: Under, dtype: torch.dtype) -> None:
             demand(torch.equal(value, before[name]), f"{name}: is not prunable and has changed")
 
 
+def layers_that_are_not_weighed_together_may_be_asked_block_by_block(subject: Under) -> None:
+    """What ``separable`` says: block by block, with dense inputs, the masks and values are the same."""
+    if not subject.component.separable:
+        not_applicable("weighs layers together, as `separable` says")
+    (masks, weights), (others, values) = (_in_a_step(subject, blocks) for blocks in (None, ("0", "4", "6")))
+    for name, mask in masks.items():
+        demand(
+            torch.equal(mask, others[name]),
+            f"{name}: other weights go when each layer is asked by itself; `separable` must be False",
+        )
+    for name, value in weights.items():
+        demand(
+            torch.allclose(value, values[name], rtol=1e-6, atol=1e-9),
+            f"{name}: other values when each layer is asked by itself; `separable` must be False",
+        )
+
+
+def _in_a_step(subject: Under, blocks: tuple[str, ...] | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Masks and parameters after a step to 50 %, the same share of every layer."""
+    model, data = network(torch.float64), batch(torch.float64)
+    loss = component("loss", "cross_entropy", subject.manager)
+    around = Surroundings(model, loss, lambda requests: estimators(requests, subject.manager))
+    name = "layerwise" if subject.component.uses_selector else "global"  # which is no choice of its own then
+    selector: Selector = component("selector", name, subject.manager)
+    sequential = None if blocks is None else Sequential(blocks=blocks, inputs="dense")
+    try:
+        pruner = Pruner(around, subject.component, Levels(0.5), selector, 1e-3, sequential=sequential)
+        for _ in pruner.outcomes(lambda i: Sample([data], generator(0, "statistics", i))):
+            pass
+    except (SpecError, UnsupportedError) as error:
+        not_applicable(f"cannot be asked block by block: {error}")
+    return pruner.masks, {name: p.detach() for name, p in model.named_parameters()}
+
+
 def _pruner(subject: Under, model: torch.nn.Module) -> tuple[Pruner, tuple[float, ...]]:
     loss = component("loss", "cross_entropy", subject.manager)
     around = Surroundings(model, loss, lambda requests: estimators(requests, subject.manager))
@@ -450,6 +485,7 @@ CHECKS = (
     copes_with_a_layer_that_is_all_zero,
     copes_with_a_layer_that_is_gone,
     prunes_a_network_and_leaves_the_rest_of_it_alone,
+    layers_that_are_not_weighed_together_may_be_asked_block_by_block,
 )
 
 

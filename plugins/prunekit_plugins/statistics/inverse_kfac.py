@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prunekit_plugins._curvature.kronecker import Kronecker
 
 _FACTORS = 16  # bytes for each entry of a factor: itself and its eigenvectors, in float64
+_SINGLE = 1 << 14  # products of single precision that are added up before they go into a sum in float64
 _BLOCK = 48  # bytes for each entry of a unit's block while it is inverted and eliminated
 
 
@@ -143,11 +144,20 @@ class InverseKroneckerFactored(Estimator):
         self._places[name] = 0
 
     def _accumulate(self, sums: Tensor, factor: Tensor) -> None:
-        """Add ``Σ_nt x xᵀ`` of ``[N, groups, ·, T]``, some examples at a time in float64."""
+        """Add ``Σ_nt x xᵀ`` of ``[N, groups, ·, T]``, some examples at a time: sums in float64, their parts in x's own type.
+
+        In float64 throughout, factors of convolutions take three times as long.
+        """
+        import torch
+
+        positions = max(1, factor.shape[3])
         some = max(1, self._problem.memory // 8 // (8 * max(1, factor[0].numel())))
+        if factor.dtype != torch.float64:
+            some = min(some, max(1, _SINGLE // positions))
         for start in range(0, len(factor), some):
-            x = factor[start : start + some].permute(1, 2, 0, 3).flatten(2).double()
-            sums.baddbmm_(x, x.mT)
+            x = factor[start : start + some].permute(1, 2, 0, 3).flatten(2)
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            sums.add_(torch.bmm(x, x.mT))
 
     def finish(self, normaliser: float) -> dict[str, Tensor]:
         """Divide, and find the eigenvectors."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from prunekit.records import Row
-from prunekit_cli import budget, certificate
-from prunekit_cli.spark import spark
-from prunekit_cli.values import leaves, shown
+from prunekit.reports import budget, certificate
+from prunekit.reports.spark import spark
+from prunekit.reports.values import leaves, shown
 
 _FEW = 4  # numbers
 _CURVES = 2
@@ -16,7 +16,9 @@ _MOMENTS = {"dense": "before pruning", "pruned": "after pruning", "finetuned": "
 Path = tuple[str, ...]
 
 
-def in_short(label: str, summary: Row, keys: Sequence[str], encoding: str | None) -> str:
+def in_short(
+    label: str, summary: Row, keys: Sequence[str], encoding: str | None, rest: str | None = None
+) -> str:
     """Of what was measured at steps a curve, from its first number to its last; of the rest some numbers.
 
     Args:
@@ -24,6 +26,7 @@ def in_short(label: str, summary: Row, keys: Sequence[str], encoding: str | None
         summary: Its own.
         keys: As :attr:`prunekit.Probe.headline`; without, the first numbers that there are.
         encoding: Of the screen.
+        rest: Where all of it is found; default the command line's ``--probe``.
     """
     steps = summary.get("steps")
     rows = [row for row in steps if isinstance(row, dict)] if isinstance(steps, list) else []
@@ -32,7 +35,7 @@ def in_short(label: str, summary: Row, keys: Sequence[str], encoding: str | None
     if rows and certificate.is_certificate(rows):
         return certificate.headline(label, rows)
     said = [*_curves(rows, keys, encoding), *_numbers(summary, keys)]
-    return f"{label}: {'; '.join(said) or 'nothing to say in short'}; more with --probe {label}"
+    return f"{label}: {'; '.join(said) or 'nothing to say in short'}; more {rest or f'with --probe {label}'}"
 
 
 def _curves(rows: Sequence[Row], keys: Sequence[str], encoding: str | None) -> Iterator[str]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.console import RenderableType
-
 from prunekit.records import Row
+from prunekit.reports.plain_table import PlainTable
 from prunekit.reports.words import number, percent
-from prunekit_cli.console import table
 
 _COLUMNS = ("value", "fitted", "bound", "gap", "relative_gap", "damping", "budget")
 
@@ -42,7 +40,7 @@ def headline(label: str, rows: Sequence[Row]) -> str:
     return f"{label}: " + ("; ".join(parts) or "no bound has been found")
 
 
-def certificate(label: str, rows: Sequence[Row], steps: Sequence[Row]) -> Iterator[RenderableType]:
+def certificate(label: str, rows: Sequence[Row], steps: Sequence[Row]) -> Iterator[PlainTable | str]:
     """A row for each step."""
     sparsity = {step["step"]: step["sparsity"] for step in steps}
     exact = [key for key in ("optimum", "nodes") if all(key in row for row in rows)]
@@ -52,16 +50,16 @@ def certificate(label: str, rows: Sequence[Row], steps: Sequence[Row]) -> Iterat
         relative = row["relative_gap"]
         lines.append(
             [
-                row["step"],
+                str(row["step"]),
                 percent(sparsity.get(row["step"]), 3),
                 f"{row['budget']:,}",
                 number(row["damping"]),
                 *(number(row[key], 6) for key in ("value", "fitted", "bound", "gap")),
-                *(number(row[key], 6) if key == "optimum" else row[key] for key in exact),
+                *(number(row[key], 6) if key == "optimum" else str(row[key]) for key in exact),
                 "–" if relative is None else _fraction(relative),
             ]
         )
-    yield table(f"Probe {label}", columns, lines, left=0)
+    yield PlainTable(f"Probe {label}", columns, lines, left=0)
     yield headline(label, rows)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.console import RenderableType
-
 from prunekit.records import Row
+from prunekit.reports.plain_table import PlainTable
 from prunekit.reports.words import number, percent
-from prunekit_cli.console import table
 
 _BESIDE = ("sampling", "generalisation", "predicted_delta_loss")
 
@@ -59,14 +57,14 @@ def headline(label: str, rows: Sequence[Row]) -> str:
     return text
 
 
-def budget(label: str, rows: Sequence[Row], steps: Sequence[Row]) -> Iterator[RenderableType]:
+def budget(label: str, rows: Sequence[Row], steps: Sequence[Row]) -> Iterator[PlainTable | str]:
     """A row for each step."""
     parts = list(rows[0]["parts"])
     sparsity = {step["step"]: step["sparsity"] for step in steps}
     columns = ["step", "sparsity", "measured", *parts, *_BESIDE, ""]
     lines = [
         [
-            row["step"],
+            str(row["step"]),
             percent(sparsity.get(row["step"]), 3),
             number(row.get("measured")),
             *(number(row["parts"].get(part)) for part in parts),
@@ -75,7 +73,7 @@ def budget(label: str, rows: Sequence[Row], steps: Sequence[Row]) -> Iterator[Re
         ]
         for row in rows
     ]
-    yield table(f"Probe {label}", [column.replace("_", " ") for column in columns], lines, left=0)
+    yield PlainTable(f"Probe {label}", [column.replace("_", " ") for column in columns], lines, left=0)
     yield headline(label, rows)
     reasons = {what: why for row in rows for what, why in row.get("reasons", {}).items()}
     for what, why in reasons.items():
