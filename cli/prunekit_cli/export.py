@@ -20,13 +20,11 @@ def export(
     from prunekit.errors import SpecError
 
     if weights is None and masks is None:
-        raise SpecError(
-            "export writes --weights FILE, --masks FILE, both, or --hf SOURCE OUT; nothing is given"
-        )
+        raise SpecError("export writes --weights FILE, --masks FILE, both, or --hf SOURCE OUT; none is given")
     with prunekit.open(file) as results:
         exported = results.export(weights, masks, phase, step, overwrite, form)
     if weights is not None:
-        print(f"{exported.phase} weights in {weights}")
+        print(f"{str(exported.phase).replace('finetuned', 'fine-tuned')} weights in {weights}")
     if masks is not None:
         print(f"masks after step {exported.step} in {masks}")
 
@@ -46,12 +44,12 @@ def pretrained(
 
     if source is None or out is None:
         raise SpecError(
-            "export --hf SOURCE OUT takes a folder of transformers and the folder to write; one is not given"
+            "export --hf SOURCE OUT takes a folder of transformers and the folder to write; one is missing"
         )
     if any(other is not None for other in others):
         raise SpecError(
-            "export --hf writes weights and masks into OUT; --weights, --masks, --step and --format go without it"
+            "export --hf writes weights and masks into OUT; --weights, --masks, --step and --format do not go with it"
         )
     with prunekit.open(file) as results, console.only_results():
         written = results.export_pretrained(source, out, phase, overwrite)
-    print(f"{written} network in {out}")
+    print(f"{written.replace('finetuned', 'fine-tuned')} network in {out}")

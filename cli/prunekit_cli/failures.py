@@ -85,8 +85,8 @@ def report(error: BaseException, silent: bool) -> int:
         return 1
     say("".join(traceback.format_exception(error)).rstrip())
     print(
-        "this is a bug in prunekit, or in a plugin that the lines above name; please report it with them, to "
-        "whoever wrote it",
+        "this is a bug in prunekit, or in a plugin that the lines above name; please report it, with those "
+        "lines, to whoever wrote it",
         file=sys.stderr,
     )
     return 1

@@ -30,7 +30,7 @@ _CURVES = (
 def follow(file: Path, screen: Console, sleep: Callable[[float], None] = time.sleep) -> Row:
     """Show a run until it ends.
 
-    On a terminal the picture is drawn anew; elsewhere every step is a line.
+    On a terminal the picture is redrawn; elsewhere every step is a line.
 
     Args:
         file: Its results.
@@ -71,8 +71,8 @@ def _states(file: Path, sleep: Callable[[float], None]) -> Iterator[Row]:
         alone = 0.0 if owned else alone + _PERIOD
         if alone > _PATIENCE:
             raise ResultsError(
-                f"{file}: its run has died: nobody writes it, and it ends at step {len(summary['steps'])} unfinished; go on "
-                "with prunekit run SPEC --resume"
+                f"{file}: its run has died: nothing is writing it, and it ends unfinished at step {len(summary['steps'])}; "
+                "continue it with prunekit run SPEC --resume"
             )
         sleep(_PERIOD)
 

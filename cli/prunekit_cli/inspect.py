@@ -43,7 +43,7 @@ def inspect(
         given = [name for name, value in {**other, "--follow": follow, "--format": form}.items() if value]
         if given:
             raise SpecError(
-                f"{file}: is a folder, of a sweep maybe; {', '.join(given)}: is for a results file"
+                f"{file}: is a folder, perhaps of a sweep; {', '.join(given)}: is for a results file"
             )
         of_sweep(file, as_json, plot, columns)
         return True
@@ -104,6 +104,6 @@ def _verify(results: Results, as_json: bool) -> None:
     if as_json:
         console.print_json({"whole": True, **asdict(whole), "state": state.is_file()})
         return
-    how = "all under checksums" if whole.checksums else "without checksums, which format 1 does not have"
+    how = "all with checksums" if whole.checksums else "without checksums, as format 1 has none"
     text = f"{results.path}: whole: {whole.arrays} arrays, {readable_bytes(whole.bytes)}, {how}"
     console.stdout().print(text + ("; so is its state" if state.is_file() else ""))

@@ -213,7 +213,7 @@ def reproduce(
             "--out", metavar="FOLDER", help="Folder for the results. Default: ID-TIER, in the current folder."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue with what is there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished reproduction.")] = False,
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", min=1, help="As for sweep.")
     ] = None,
@@ -347,7 +347,7 @@ def plugins(context: typer.Context, as_json: AsJSON = False) -> None:
 
 @plugins_app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of a component or a plugin.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a component or a plugin.")],
     as_json: AsJSON = False,
 ) -> None:
     """Show a component's origin and its options with types and defaults."""
@@ -358,7 +358,7 @@ def show(
 
 @app.command()
 def check(
-    component: Annotated[str, typer.Argument(metavar="KIND:NAME", help="Such as criterion:qm.")],
+    component: Annotated[str, typer.Argument(metavar="KIND:NAME", help="Component, such as criterion:qm.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="OPTION=VALUE", help="Set one of its options. Repeatable."),
@@ -436,7 +436,7 @@ def invoke(arguments: list[str]) -> int:
             if not was_interrupted(error):
                 return report(error, silent)
         if not silent:
-            signals.say("; go on with --resume" if arguments[:1] == ["run"] else "")
+            signals.say("; continue it with --resume" if arguments[:1] == ["run"] else "")
         return signals.INTERRUPTED
 
 

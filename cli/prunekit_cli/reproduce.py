@@ -1,4 +1,4 @@
-"""``prunekit reproduce``: a paper's grid, run or gone on with, and what comes of it."""
+"""``prunekit reproduce``: a paper's grid, run or continued, and its outcome."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def reproduce(
     root = None if data is None else Path(os.path.expanduser(data)).absolute()
     for network in networks:
         if network.files and (root is None or not root.is_dir()):
-            found = "is not given" if root is None else f"{root} is no folder"
+            found = "is not given" if root is None else f"{root} is not a folder"
             raise SpecError(
-                f"--data: {found}, and {network.name} needs the one of its data ({network.spec['dataset']['name']}); "
+                f"--data: {found}, and {network.name} needs the folder of its data ({network.spec['dataset']['name']}); "
                 "prunekit downloads nothing"
             )
     if folder.exists() and not resume:
-        raise ResultsError(f"{folder}: exists; --resume goes on with it")
+        raise ResultsError(f"{folder}: exists; --resume continues it")
     _begin(folder, {"paper": paper, "tier": tier})
     whole = True
     for network in networks:

@@ -208,7 +208,7 @@ def _list(plan: Plan, place: Path, as_json: bool) -> None:
         seconds, memory, of = cost
         screen.print(
             f"{len(waiting)} are left: about {duration(seconds)} of one worker, and {readable_bytes(memory)} of memory for "
-            f"each, by the {of} that are done"
+            f"each, estimated from the {of} that are done"
         )
 
 

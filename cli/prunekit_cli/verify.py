@@ -1,4 +1,4 @@
-"""``prunekit verify``: what a results file claims, computed once more, a line a claim."""
+"""``prunekit verify``: what a results file claims, computed again, one line per claim."""
 
 from __future__ import annotations
 

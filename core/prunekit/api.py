@@ -69,15 +69,15 @@ def statistics(
             collators make them; sums are accumulated, so batch sizes do not matter. An input is a tensor, a tuple
             or list of arguments, or a mapping of keyword arguments; the model returns a tensor, an object or
             mapping with ``logits``, or a tuple that begins with the tensor. Where ``torch.distributed`` is
-            initialised, each process gives its own part of the examples, maybe none; all call this together and
+            initialised, each process gives its own part of the examples, possibly none; all call this together and
             get the same result.
         requests: Names or :class:`prunekit.Statistic` with options.
         loss: A name, a mapping, an object, or a function that returns the mean over a batch's examples. ``None``:
             ``cross_entropy`` where targets are class indices of the outputs' shape, ``causal_lm`` for a decoder-only
-            language model whose labels are its tokens; what is ambiguous is refused.
+            language model whose labels are its tokens; ambiguous cases are rejected.
         parameters: ``None`` for the prunable weights, ``"all"`` for every parameter, or name patterns.
         seed: For statistics that draw.
-        memory: Bytes, or text such as ``"2GiB"``, for activations and products; larger batches are cut.
+        memory: Bytes, or text such as ``"2GiB"``, for activations and products; larger batches are split.
 
     Returns:
         Request to ``{parameter name: tensor}``; zeros for parameters that the loss does not depend on.
@@ -105,13 +105,13 @@ def coverage(
     batches: Batches | Callable[[], Batches] | None = None,
     prunable: Mapping[str, object] | Prunable | None = None,
 ) -> Coverage:
-    """Say what of a model is pruned, what is not and why, by class of module; printed, it is a table.
+    """Report what is pruned in a model, what is not and why, by class of module; it prints as a table.
 
     Args:
         model: Left as it was found, also on error.
-        batches: As for :func:`statistics`, targets aside. With them it also says which weights no example uses, and
-            which rule serves the others: ``fast``, one capture for all examples, or the exact ``fallback``, example by
-            example.
+        batches: As for :func:`statistics`, though targets are not needed. With them it also says which weights no example
+            uses, and which rule serves the others: ``fast``, one capture for all examples, or the exact ``fallback``,
+            example by example.
         prunable: As for :func:`prune`.
 
     Examples:
@@ -249,10 +249,10 @@ class Pruning:
         model: The pruned model.
         masks: Bool tensors, ``True`` = kept.
         steps: A record per step, readable by attribute or key; metrics of splits are ``None``.
-        attempts: Every attempt, also those that were taken back.
-        warnings: What the user was warned of.
+        attempts: Every attempt, including those that were taken back.
+        warnings: Warnings that the user was given.
         probes: Label of a probe to its ``steps``, what it found at each, as ``inspect --json`` shows it.
-        stopped: How far it came and why not further, in words, with ``until``; else ``None``.
+        stopped: With ``until``, how far it got and why it stopped, in words; else ``None``.
     """
 
     model: nn.Module
@@ -282,7 +282,7 @@ class Pruning:
 
 
 class ShortfallError(RunError):
-    """A scheduler has stopped short of what it was asked for; what is pruned stays pruned.
+    """A scheduler has stopped short of its target; what is pruned stays pruned.
 
     Attributes:
         pruning: What :func:`prune` did, as it would have returned it.
@@ -318,7 +318,7 @@ def prune(
     memory: int | str | None = None,
     listener: Listener | None = None,
 ) -> Pruning:
-    """Prune a model in place, re-estimating its statistics at every step. Weights are not trained between.
+    """Prune a model in place, re-estimating its statistics at every step. Weights are not trained in between.
 
     Args:
         model: Any module; only its prunable weights change.
@@ -330,24 +330,25 @@ def prune(
         selector: A name, mapping or object.
         lam: Locality weight λ (default 0).
         loss: As for :func:`statistics`.
-        prunable: ``{include, exclude, biases, norms}``; default the matrices that multiply inputs.
-        masks: What is pruned already, as bool tensors, ``True`` = kept; what is not named is kept.
-        probes: Asked at steps: names, mappings with the spec's keys, or objects.
+        prunable: ``{include, exclude, biases, norms}``; default: the matrices that multiply inputs.
+        masks: What is pruned already, as bool tensors, ``True`` = kept; parameters not named are kept.
+        probes: Probes that measure at steps: names, mappings with the spec's keys, or objects.
         zeros: Whether weights that are exactly zero now are ``pruned``, so that they stay zero and count, or ``free``.
         until: Prune only as far as a metric holds: ``{"metric": "valid_error", "rise": 0.01}``, or ``valid_loss``; also
-            with ``relative`` and ``bisect``. The step that breaks it is taken back. It may stand in the scheduler's mapping.
-        valid: What the metric is measured on, batches that are the same at every reading; or a function of the model that
+            with ``relative`` and ``bisect``. The step that breaks it is taken back. It can also be given in the scheduler's
+            mapping.
+        valid: Batches that the metric is measured on, the same at every reading; or a function of the model that
             returns the metric.
         blocks: Prune block by block, which holds the statistics and activations of one at a time: name patterns such as
             ``"model.layers.*"``, ``"auto"`` for the blocks of a transformer, or a mapping ``{blocks, inputs, offload}`` with
-            the keys of :class:`Sequential`. By default a block sees what the pruned blocks before it give.
+            the keys of :class:`Sequential`. By default a block sees the outputs of the pruned blocks before it.
         seed: For criteria and statistics that draw.
         memory: Bytes, or text such as ``"2GiB"``, for activations and products.
-        listener: Follows the progress; default as for :func:`run`.
+        listener: Follows the progress; default: as for :func:`run`.
 
     Raises:
         PrunekitError: If an argument is not acceptable (the model is then unchanged) or a step fails.
-        ShortfallError: If the scheduler has stopped short of what it was asked for; ``error.pruning`` is what was done.
+        ShortfallError: If the scheduler stopped short of its target; ``error.pruning`` is what was done.
 
     Examples:
         >>> import torch
@@ -484,17 +485,17 @@ def probe(
         model: Left as it was found, also on error.
         batches: As for :func:`statistics`; they stand for the training split.
         probe: A name, a mapping with the spec's keys, or an object.
-        masks: Measure at the masked weights; bool tensors, ``True`` = kept; what is not named is kept.
-        networks: Weights of this model by a name of the network, for probes that compare those of a run (``line``, the
-            ``path`` of ``plane``): state dicts, or ``results.weights("pruned")`` of several results files. What is left
+        masks: Measure at the masked weights; bool tensors, ``True`` = kept; parameters not named are kept.
+        networks: Weights of this model by the network's name, for probes that compare the networks of a run (``line``, the
+            ``path`` of ``plane``): state dicts, or ``results.weights("pruned")`` of several results files. Anything left
             out of one is as in the model.
         loss: As for :func:`statistics`.
         prunable: As for :func:`prune`.
-        seed: Of the probe's random numbers.
+        seed: Seed of the probe's random numbers.
         memory: Bytes, or text such as ``"2GiB"``, for activations and products.
 
     Returns:
-        The probe's arrays by name; by ``group/name`` where several of its groups have one of that name.
+        The probe's arrays by name; by ``group/name`` where several groups use the same name.
 
     Raises:
         PrunekitError: If an argument is not acceptable, or the probe measures steps or compares the networks of a run.
@@ -548,25 +549,26 @@ def certificate(
     seed: int = 0,
     memory: int | str | None = None,
 ) -> Certificate:
-    """Bound how far a choice of weights is from the best one of as many, on a quadratic model of the loss.
+    """Bound how far a choice of weights is from the best one with as many, under a quadratic model of the loss.
 
-    The bound is on ``gᵀΔ + ½Δᵀ(C + αI)Δ``, Δ the change from the weights now; how far the loss is from that, it does not
-    say. The probe ``certificate`` does the same at the steps of a run.
+    The bound is on ``gᵀΔ + ½Δᵀ(C + αI)Δ``, Δ the change from the current weights; it does not say how far the loss is from
+    that. The probe ``certificate`` does the same at the steps of a run.
 
     Args:
-        model: At the weights before anything goes; left as it was found.
+        model: The model with its weights before anything is pruned; left as it was found.
         batches: As for :func:`statistics`.
-        masks: The choice, bool tensors or arrays, ``True`` = kept; what is not named is kept.
-        weights: What the weights that stay become, by parameter; default the model's minimum for this choice.
+        masks: The choice, bool tensors or arrays, ``True`` = kept; parameters not named are kept.
+        weights: New values of the weights that stay, by parameter; default: the minimum of the quadratic model for this
+            choice.
         damping: α > 0.
         curvature: C: ``ggn``, exact over classes; ``ggn_mc``, from labels that the network draws; ``empirical_fisher``.
-        gradient: Whether the model has the first-order term.
-        before: What had been pruned before, so that no choice has it, as ``masks``.
+        gradient: Whether the quadratic model has the first-order term.
+        before: Weights pruned earlier, which no choice can contain; given like ``masks``.
         loss: As for :func:`statistics`.
         prunable: As for :func:`prune`.
         exact: Look for the best choice itself, of at most 256 weights.
-        evaluations: Of the dual, at most.
-        nodes: Of the search for the best choice, at most.
+        evaluations: Maximum number of evaluations of the dual.
+        nodes: Maximum number of nodes in the search for the best choice.
         seed: For labels that are drawn.
         memory: Bytes, or text such as ``"2GiB"``, for activations and factors.
 
@@ -649,21 +651,21 @@ def save_pretrained(
     provenance: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a network of transformers as a folder that ``from_pretrained`` loads, with its masks beside.
+    """Write a transformers network as a folder that ``from_pretrained`` loads, with its masks beside it.
 
-    Names in the files are those that transformers gives, also of experts and of tied heads. What the folder that the
-    network came from holds besides weights and code (a tokenizer) is copied.
+    Names in the files are those that transformers gives, also for experts and tied heads. Other contents of the folder
+    that the network came from (a tokenizer), except weights and code, are copied.
 
     Args:
         model: Left as it was found. Weights that the masks prune are zero in the folder.
-        out: The new folder; it gets its name when it is whole.
+        out: The new folder; it gets its name once it is complete.
         masks: Parameter to a bool tensor, ``True`` = kept, written to ``prunekit-masks.safetensors`` by these names.
-        provenance: More to say in ``prunekit.json``, as JSON.
-        overwrite: Replace a folder that was written so earlier; no other is ever replaced.
+        provenance: Further entries of ``prunekit.json``, as JSON.
+        overwrite: Replace a folder written this way earlier; no other is ever replaced.
 
     Raises:
-        SpecError: If it is no network of transformers, or a mask does not fit.
-        ResultsError: If the folder is there or cannot be written.
+        SpecError: If it is not a transformers network, or a mask does not fit.
+        ResultsError: If the folder exists or cannot be written.
     """
     import torch
 
@@ -676,9 +678,9 @@ def save_pretrained(
 def attach(model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor]) -> Attachment:
     """Keep a model's masked weights at zero in your own training loop, for masks from anywhere.
 
-    They are zeroed at once and after everything that the optimizer does to weights; an optimizer may wrap others. Of a
-    model that ``fully_shard`` spreads over processes, whole masks are given in each; shard it before its optimizer is
-    made, and both before this.
+    They are zeroed at once and after everything that the optimizer does to weights; an optimizer may wrap others. For
+    a model that ``fully_shard`` spreads over processes, give whole masks in each; first shard it, then make its optimizer,
+    then call this.
 
     Args:
         model: The model that is trained.
@@ -724,12 +726,12 @@ def run(
 
     Args:
         spec: A file, or a mapping of the same shape.
-        out: The results file, or a link to it; default the spec's name with ``.h5`` in the current folder.
+        out: The results file, or a link to it; default: the spec's name with ``.h5`` in the current folder.
         overrides: Dotted path to value, as ``--set``.
-        resume: Go on with an unfinished output; start an absent one; leave a complete one alone.
-        overwrite: Replace an output that is there.
+        resume: Continue an unfinished output; start a missing one; leave a complete one alone.
+        overwrite: Replace an existing output.
         block: Plugins to leave out.
-        code: ``False`` refuses specs that name Python to run: factories, and plugins that are not built in.
+        code: ``False`` rejects specs that name Python to run: factories, and plugins that are not built in.
         listener: Follows the progress. By default lines below the cell of a notebook do, and elsewhere nothing;
             ``prunekit.Listener()`` is silent everywhere.
 
@@ -765,26 +767,26 @@ def prune_folder(
     code: bool = True,
     told: Callable[[str, int, int], None] | None = None,
 ) -> FolderReport:
-    """Prune a network of transformers from its folder into another, block by block, without holding it as a whole.
+    """Prune a transformers network from its folder into another, block by block, without holding it as a whole.
 
     A block's weights are read from the safetensors files when its turn comes, pruned in single precision, rounded to the
-    files' type, written, and let go of; each block sees what the pruned blocks before it give. The result is that of
+    files' type, written and released; each block sees the outputs of the pruned blocks before it. The result is that of
     :func:`run` with the same spec. ``from_pretrained`` loads the new folder.
 
     Args:
         spec: As for :func:`run`, with the model ``hf``, a data set, and ``prune`` with ``sequential``; nothing else.
         out: The new folder.
         overrides: Dotted path to value, as ``--set``.
-        resume: Go on with the next block where an earlier call was stopped.
+        resume: Continue with the next block after an interrupted call.
         overwrite: Replace a folder that prunekit wrote.
         block: Plugins to leave out.
-        code: ``False`` refuses specs that name Python to run.
+        code: ``False`` rejects specs that name Python to run.
         told: Called after each block with its name, how many are done, and how many there are.
 
     Raises:
         SpecError: If the spec asks for something that needs the whole network.
         CheckpointError: If a file is missing, cut off, or holds a value that is not finite.
-        ResultsError: If something is there that must not be replaced, or nothing can be written.
+        ResultsError: If something exists that must not be replaced, or nothing can be written.
     """
     from prunekit.plugins.host import manager_for
     from prunekit.runs.folders import prune_folder as pruned
@@ -803,10 +805,10 @@ def open(path: str | Path) -> RunResults:
 
 
 def open_sweep(folder: str | Path) -> Sweep:
-    """Read the folder of a sweep: what each run is, and all numbers in one table; needs no torch.
+    """Read the folder of a sweep: the status of each run, and all numbers in one table; needs no torch.
 
     Raises:
-        ResultsError: If it is no such folder.
+        ResultsError: If it is not such a folder.
     """
     from prunekit.sweeps.opened import Sweep
 
@@ -817,11 +819,12 @@ def compare(runs: Iterable[Results | str | Path], anyway: bool = False) -> Compa
     """Put runs side by side; needs no torch. See :func:`prunekit.reports.compare.compare`.
 
     Args:
-        runs: Results files, or results that are open, two at least.
-        anyway: Compare runs of unlike protocols too.
+        runs: Results files, or open results; at least two.
+        anyway: Compare runs under different protocols too.
 
     Raises:
-        ResultsError: If one cannot be read, or they were made under unlike protocols, saying which values differ.
+        ResultsError: If one cannot be read, or they were made under different protocols; the message says which values
+            differ.
     """
     from prunekit.reports.compare import compare as compared
 

@@ -25,7 +25,7 @@ Tensors = Mapping[str, "Tensor"]
 
 
 class Options(BaseModel):
-    """Options of a component: a frozen pydantic model that refuses unknown keys.
+    """Options of a component: a frozen pydantic model that rejects unknown keys.
 
     The engine takes ``name`` itself, and ``lambda`` for criteria, ``checkpoint`` for models, ``split_seed`` for data sets.
     """
@@ -92,7 +92,7 @@ class Component:
 
     @classmethod
     def from_options(cls, options: BaseOptions, base: Path | None = None) -> Self:
-        """Build from validated options; relative paths among them are taken from ``base``, ``~`` is the home folder."""
+        """Build from validated options; relative paths among them start at ``base``, ``~`` is the home folder."""
         component = cls.__new__(cls)
         component.options = _located(options, base or Path())
         return component
@@ -100,8 +100,8 @@ class Component:
     def files(self) -> Sequence[Path]:
         """The files that this component reads; their contents belong to what identifies a run.
 
-        By default those that its options name: a file itself, of a folder every file below it. Override it where a
-        folder holds more than what is read, or where a file is found in another way; leave out what is not there.
+        By default those that its options name: a file itself, or every file below a folder. Override it where a
+        folder holds more than is read, or where a file is found in another way; leave out files that do not exist.
         """
         paths: list[Path] = []
         for _, value in self.options:

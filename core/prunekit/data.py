@@ -23,10 +23,10 @@ _MOST_CLASSES = 2**31
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a model needs to know of the data to size its ends.
+    """What a model needs to know about the data to size its inputs and outputs.
 
     Attributes:
-        input_shape: Shape of one example; of a mapping's first tensor.
+        input_shape: Shape of one example; for a mapping, of its first tensor.
         outputs: Number of classes, or of target values per example.
         task: ``classification`` or ``regression``.
     """
@@ -46,7 +46,7 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples and targets, first axis the example.
+    """Examples and targets; the first axis is the example.
 
     Attributes:
         x: One tensor, or a mapping of tensors: the model's keyword arguments.
@@ -81,7 +81,7 @@ class Split:
     def to(self, device: torch.device, dtype: torch.dtype) -> Split:
         """Move; floating-point tensors also take ``dtype``, class indices and tokens keep theirs.
 
-        What was made in inference mode is copied, since no graph could hold it.
+        Tensors made in inference mode are copied, since no graph could hold them.
         """
 
         def move(t: Tensor) -> Tensor:
@@ -103,10 +103,10 @@ class Splits:
 
     Attributes:
         train: The split that training and statistics draw from.
-        valid: For the choice of the best epoch; ``None`` if there is none.
+        valid: Validation split, for the choice of the best epoch; ``None`` if there is none.
         test: Held out; ``None`` if there is none.
         task: Decides the default loss.
-        loss: The name of the loss that the targets call for, where the task does not tell.
+        loss: Name of the loss that the targets call for, where the task does not determine it.
         outputs: Classes, or target values per example; found from the targets when ``None``.
         augment: Batched augmentation ``(x, generator) -> x`` for training only; x is the tensor or the mapping
             of a batch's inputs, and new tensors are returned.
@@ -129,10 +129,10 @@ class Splits:
         """Shape of the data as a model needs it.
 
         Args:
-            counted: Which targets count for the loss, as ``Loss.counted``: a label that does not is no class.
+            counted: Which targets count for the loss, as ``Loss.counted``: a label that does not is not a class.
 
         Raises:
-            DataError: If a label is so large that it can be no class.
+            DataError: If a label is too large to be a class.
         """
         outputs = self.outputs
         if outputs is None and self.task == "classification":
@@ -152,7 +152,7 @@ class Splits:
         return targets if counted is None else [y[counted(y)] for y in targets]
 
     def limited(self, train: int | None, test: int | None) -> Splits:
-        """The same with at most so many training and test examples, the first ones."""
+        """The same with at most this many training and test examples, the first ones."""
         shorter = replace(self, train=self.train.first(train))
         if self.test is None:
             return shorter
@@ -172,8 +172,8 @@ class Skeleton:
     """A network without weights.
 
     Attributes:
-        network: Its parameters are on the device ``meta``; buffers that no file holds have their values.
-        folder: Of safetensors files with its weights, by its own names, and of what else belongs to it.
+        network: Parameters are on the device ``meta``; buffers that no file holds have their values.
+        folder: Holds safetensors files with its weights, by its own names, and everything else that belongs to it.
     """
 
     network: nn.Module
@@ -192,9 +192,9 @@ class Model(Component, ABC):
         """Return a freshly initialised network for data of this shape, on CPU in float32."""
 
     def skeleton(self) -> Skeleton | None:
-        """The network without its weights, and the files that these are in, for networks that are larger than the memory.
+        """The network without its weights, and the files that hold them, for networks that are larger than the memory.
 
-        ``None``, the default, where there is no such thing.
+        ``None``, the default, if there are no such files.
         """
         return None
 

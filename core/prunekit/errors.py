@@ -47,7 +47,7 @@ class CheckpointError(PrunekitError, ValueError):
 
 
 class DeviceError(PrunekitError, RuntimeError):
-    """The device asked for is not there, or what belongs together lies on several."""
+    """The requested device does not exist, or things that belong together are on several devices."""
 
 
 class ResultsError(PrunekitError, OSError):

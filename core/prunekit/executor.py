@@ -15,12 +15,12 @@ class Job:
     """What each worker of a sweep does: takes one run after another until none is left, and ends.
 
     Attributes:
-        work: Does it in the process that calls it; can be pickled, by reference to prunekit.
+        work: Does the job in the calling process; can be pickled, by reference to prunekit.
         command: Does the same, as a command line of this machine.
-        workers: How many shall be at work at a time.
-        threads: Of torch in each; ``work`` and ``command`` see to it.
-        folder: The sweep's; on a disk that all workers share.
-        gpus: The names by which CUDA knows those of this machine.
+        workers: How many work at a time.
+        threads: Threads of torch in each; ``work`` and ``command`` set them.
+        folder: The sweep's folder, on a disk that all workers share.
+        gpus: Names by which CUDA knows the GPUs of this machine.
     """
 
     work: Callable[[], None]
@@ -40,7 +40,7 @@ class Worker(ABC):
 
         Returns:
             ``None`` while it is at work; 0 once it has nothing more to do; a negative number if it was killed, and
-            another should go on in its place; a positive one if it failed.
+            another should continue in its place; a positive one if it failed.
         """
 
     @abstractmethod
@@ -53,7 +53,7 @@ class Worker(ABC):
 
 
 class Executor(Component):
-    """Starts workers. The engine looks at them, and starts others in the place of those that were killed."""
+    """Starts workers. The engine watches them, and replaces those that were killed."""
 
     kind = "executor"
 
@@ -61,7 +61,7 @@ class Executor(Component):
         """Get ready; called once, before the first worker is started.
 
         Raises:
-            PrunekitError: If what it needs is not there, saying what.
+            PrunekitError: If something it needs is missing; the message says what.
         """
 
     @abstractmethod

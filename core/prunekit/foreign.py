@@ -138,7 +138,7 @@ def read_declared(path: Path, head: int, size: int) -> bytes:
     found = read_start(path, head + size + 1)
     if len(found) != head + size:
         there = f"{len(found) - head}" if len(found) < head + size else f"more than {size}"
-        raise OSError(f"holds {there} values and its header says {size}; truncated or damaged")
+        raise OSError(f"holds {there} values but its header says {size}; truncated or damaged")
     return found
 
 
@@ -148,7 +148,7 @@ def _too_large(path: Path, size: int) -> str:
     if size > inflated(there):
         return (
             f"has {readable_bytes(there)} and would become {readable_bytes(size)}, which looks like a trap; "
-            "store it less compressed if it is none"
+            "if it is not, store it less compressed"
         )
     return (
         ""
@@ -168,8 +168,8 @@ def damage_of_archive(path: Path) -> str:
                 if member.compress_type != zipfile.ZIP_STORED:
                     return f"{member.filename} is compressed, which torch never does"
                 if member.external_attr:  # what is marked as a folder torch reads as whatever the memory held
-                    return f"{member.filename} is marked as what torch never writes"
+                    return f"{member.filename} is marked in a way that torch never writes"
             damaged = archive.testzip()
     except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, *_DAMAGED) as error:
         return str(error) or type(error).__name__
-    return f"the checksum of {damaged} does not agree" if damaged else ""
+    return f"the checksum of {damaged} does not match" if damaged else ""

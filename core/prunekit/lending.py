@@ -44,8 +44,8 @@ class Lent:
 def changed(who: str, what: str) -> RunError:
     """The error of a plugin that has changed what it is lent."""
     return RunError(
-        f"{who} has changed in place what it is only lent: {what}. What it computes from that would be wrong, so the run "
-        "ends here; let it work on a copy (tensor.clone())"
+        f"{who} has changed in place something that it was only lent: {what}. Results computed from it would be wrong, "
+        "so the run ends here; let it work on a copy (tensor.clone())"
     )
 
 

@@ -42,7 +42,7 @@ class ProbeRecord:
         moment: Set by the engine: ``dense``, ``step``, ``pruned``, ``finetuned`` or ``end``.
         step: Set by the engine: the step's number, from 1, at a step.
         name: Set by the engine: the probe's, which a label may hide.
-        headline: Set by the engine: the keys of the summary that say most.
+        headline: Set by the engine: the most telling keys of the summary.
     """
 
     groups: Mapping[str, Mapping[str, Series]]
@@ -121,9 +121,9 @@ class Target:
     """What an attempt aims at.
 
     Attributes:
-        sparsity: Fraction of the prunable weights that are pruned afterwards, in [0, 1), not below what is now.
+        sparsity: Fraction of the prunable weights that are pruned afterwards, in [0, 1), not below the current one.
         lam: Locality weight λ of the attempt; ``None`` for the one that the user set.
-        damping: Instead: what stands in for λ and, of a criterion that damps, its own damping, the multiple of the
+        damping: Instead of λ: replaces λ and, for a criterion that damps, its own damping, the multiple of the
             identity that is added to the curvature; > 0. ``None`` leaves both as they are.
     """
 
@@ -138,7 +138,7 @@ class Stop:
 
     Attributes:
         why: In words.
-        short: Whether that is short of what was asked for, so that the run has failed.
+        short: Whether that is short of the target, so that the run has failed.
     """
 
     why: str
@@ -150,14 +150,14 @@ class Attempt:
     """A step that was proposed, applied and measured, whether it stayed or not.
 
     Attributes:
-        step: Which step it is a try at, from 1.
+        step: Which step it attempts, from 1.
         target: What the scheduler aimed at.
-        sparsity: Pruned fraction of the prunable weights with it.
-        pruned: Pruned weights with it.
-        lam: Locality weight λ that was taken; 0 where the target sets the damping of a criterion that damps.
+        sparsity: Pruned fraction of the prunable weights after it.
+        pruned: Pruned weights after it.
+        lam: Locality weight λ that was used; 0 where the target sets the damping of a criterion that damps.
         predicted_delta_loss: The criterion's own model of the change, or ``None`` if it has none.
-        delta_loss: Measured on the step's examples: loss with it minus loss before; may not be finite.
-        measured: What the scheduler's probes found of the proposal: probe to name to number.
+        delta_loss: Measured on the step's examples: loss after it minus loss before; may not be finite.
+        measured: What the scheduler's probes found for the proposal: probe to name to number.
         accepted: Whether it stayed; False while the scheduler is being asked.
         seconds: Wall time, statistics and measuring included.
     """
@@ -200,16 +200,16 @@ class RunView:
         history: ``dense`` and ``finetuned`` to a row per training epoch.
         masks: Masks after the last step, read-only.
         examples: Indices into the training split that the last step's statistics came from.
-        saliencies: What the last step's weights were chosen by, with the λ term, before it: -inf where nothing was left
-            to choose. ``None`` unless a recorder wants them, or if the criterion chooses without.
+        saliencies: The saliencies that the last step's weights were chosen by, with the λ term: -inf where nothing was
+            left to choose. ``None`` unless a recorder wants them, or if the criterion chooses without.
         weights: Phase to its parameters and buffers, as far as they exist.
-        probes: Label of a probe and what it found, a pair for each moment; of those at steps, the last ones only.
-        attempts: The attempts so far, of a scheduler that adapts; else empty.
+        probes: Label of a probe and what it found, a pair for each moment; for steps, only the latest ones.
+        attempts: The attempts so far, with an adaptive scheduler; else empty.
         total_steps: How many steps there will be; ``None`` if the scheduler adapts.
-        spec_hash: Of the bound spec.
+        spec_hash: Hash of the bound spec.
         inputs: File to digest, of what the run reads.
-        warnings: What the user was warned of.
-        resumptions: When the run went on after an interruption.
+        warnings: Warnings that the user was given.
+        resumptions: When the run was resumed after an interruption.
         stopped: Why pruning has stopped, in words, where its scheduler says it.
     """
 

@@ -98,7 +98,7 @@ def test_a_figure_that_there_is_not_is_refused_with_those_that_there_are(
 ) -> None:
     picture = tmp_path / "picture.png"
     said = running.refused("inspect", results, "--plot", picture, "--figure", "radius")
-    assert "'radius' is no probe of this run" in said
+    assert "'radius' is not a probe of this run" in said
     assert "give both" in running.refused("inspect", results, "--figure", "far")
     assert not picture.exists()
 

@@ -62,7 +62,7 @@ def refused(spec: Path, *settings: str, code: int = 2) -> str:
         (["run", "small.yaml", "--device", "cpu", "--set", "device=cpu"], "one is enough"),
         (["run", "small.yaml", "--block", "nothing"], "nothing"),
         (["inspect", "small.yaml"], "not HDF5"),
-        (["export", "absent.h5"], "nothing is given"),
+        (["export", "absent.h5"], "none is given"),
     ],
 )
 def test_bad_usage_ends_with_2_and_a_message(arguments: list[str], message: str, spec: Path) -> None:
@@ -282,8 +282,8 @@ def test_labels_that_start_at_1_or_have_gaps_are_said(labels, said: str, spec: P
 @pytest.mark.parametrize(
     ("loss", "value", "message"),
     [
-        ("bce_with_logits", 1.5, "targets are 0, 1 or between; found 0 to 1.5"),
-        ("bce_with_logits", -0.25, "targets are 0, 1 or between; found -0.25 to 0"),
+        ("bce_with_logits", 1.5, "targets are 0, 1 or in between; found 0 to 1.5"),
+        ("bce_with_logits", -0.25, "targets are 0, 1 or in between; found -0.25 to 0"),
         ("cross_entropy", -0.25, "class indices (integers) or probabilities; found -0.25"),
     ],
 )
@@ -470,7 +470,7 @@ def test_damaged_and_missing_checkpoints_are_refused(checkpoint: Path, spec: Pat
 
 
 def test_a_cuda_device_that_is_not_there_is_refused(spec: Path) -> None:
-    assert "device 'cuda:63' is not there" in running.refused("run", spec, "--device", "cuda:63")
+    assert "device 'cuda:63' does not exist" in running.refused("run", spec, "--device", "cuda:63")
 
 
 def test_a_model_without_prunable_weights_is_refused(spec: Path) -> None:

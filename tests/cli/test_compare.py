@@ -132,7 +132,7 @@ def test_the_screen_the_json_and_the_picture_say_the_same(folder: Path, tmp_path
 
 
 def test_one_run_alone_is_refused(folder: Path) -> None:
-    assert "takes two results files at least; found 1" in running.refused("compare", folder / "qm.h5")
+    assert "takes at least two results files; found 1" in running.refused("compare", folder / "qm.h5")
     assert "no such file" in running.refused("compare", folder / "qm.h5", folder / "absent.h5")
 
 

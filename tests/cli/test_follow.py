@@ -65,7 +65,7 @@ def test_a_run_that_has_died_is_said_to_have_died(unfinished: Path) -> None:
     waited: list[float] = []
     out = io.StringIO()
     with pytest.raises(
-        pk.ResultsError, match="its run has died: nobody writes it, and it ends at step 2 unfinished"
+        pk.ResultsError, match="its run has died: nothing is writing it, and it ends unfinished at step 2"
     ):
         follow(unfinished, Screen(file=out, width=120), waited.append)
     assert sum(waited) >= 10

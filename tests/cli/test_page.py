@@ -205,7 +205,7 @@ def test_the_page_says_in_words_how_it_stands(folder: Path) -> None:
     texts = {name: (folder / f"{name}.html").read_text("utf-8") for name in ("whole", "failed", "running")}
     assert "<p>The run has failed, after 0 steps: " in texts["failed"]
     assert "<p>Nothing has been pruned.</p>" in texts["failed"]
-    assert "<p>The run goes on, after 3 steps.</p>" in texts["running"]
+    assert "<p>The run is in progress, after 3 steps.</p>" in texts["running"]
     with pk.open(folder / "whole.h5") as results:
         last = results.summary["steps"][-1]
     assert f"{last['remaining']} are kept." in texts["whole"]
@@ -230,7 +230,7 @@ def test_only_a_page_of_ours_is_replaced(folder: Path, tmp_path: Path) -> None:
     assert running.cli("inspect", folder / "whole.h5", "--html", page, "--overwrite")[0] == 0
     assert page.read_bytes() == first  # one file gives one page
     page.write_text("<html>mine</html>")
-    assert "no page that prunekit wrote" in running.refused(
+    assert "not a page that prunekit wrote" in running.refused(
         "inspect", folder / "whole.h5", "--html", page, "--overwrite"
     )
     assert page.read_text() == "<html>mine</html>"

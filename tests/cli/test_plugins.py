@@ -150,11 +150,11 @@ def test_show_gives_required_options_and_statistics() -> None:
 
 def test_every_option_of_every_built_in_has_a_meaning() -> None:
     from prunekit import PluginManager
-    from prunekit_cli.plugins import _component
+    from prunekit_cli.plugins import record_of
 
     for plugin in PluginManager().plugins:
         for component in plugin.components:
-            for option in _component(plugin, component)["options"]:
+            for option in record_of(plugin, component)["options"]:
                 assert option["description"], f"{component.kind} {component.name}: {option['name']}"
                 assert "annotation" not in option["type"].lower()
 

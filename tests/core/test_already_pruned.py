@@ -131,7 +131,7 @@ def test_steps_that_ask_for_less_than_is_there_prune_nothing() -> None:
         ({"1.weight": torch.ones(2, 2, dtype=torch.bool)}, "has no such parameter|no such parameter"),
         ({"0.weight": torch.ones(2, 2, dtype=torch.bool)}, "has shape"),
         ({"0.weight": torch.ones(12, 8)}, "torch.bool"),
-        ({"0.bias": torch.ones(12, dtype=torch.bool)}, "'0.bias': is no prunable parameter"),
+        ({"0.bias": torch.ones(12, dtype=torch.bool)}, "'0.bias': is not a prunable parameter"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused_by_name(masks, message) -> None:

@@ -347,7 +347,7 @@ def test_parameters_that_have_taken_the_place_of_the_attached_are_told_before_th
 
     for _ in range(2):  # as long as warnings are errors nothing is trained
         with pytest.raises(
-            pk.PrunekitWarning, match="other parameters in the place of weight than when masks"
+            pk.PrunekitWarning, match="weight: other parameters have taken their place since masks"
         ):
             fresh.step()
     assert torch.equal(model.weight, torch.ones(2, 3))

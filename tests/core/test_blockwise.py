@@ -248,7 +248,7 @@ class EveryOther(pk.Scheduler):
     ("options", "message"),
     [
         ({"blocks": "nowhere.*"}, r"blocks: 'nowhere\.\*' matches no module"),
-        ({"blocks": "layers.*", "prunable": {}}, r"head\.weight is prunable and in no block.*exclude"),
+        ({"blocks": "layers.*", "prunable": {}}, r"head\.weight is prunable but in no block.*exclude"),
         ({"blocks": "layers.[01]"}, r"layers\.2\..*in no block"),
         (
             {"blocks": "layers.*", "criterion": "magnitude"},
@@ -296,7 +296,7 @@ def test_what_cannot_go_block_by_block_is_refused_before_anything_changes(networ
 
 
 class Skipping(nn.Module):
-    """A block's answer goes past the next one, and both stacks see what lies between."""
+    """A block's answer bypasses the next block, and both stacks see what lies between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -348,7 +348,7 @@ def test_what_goes_past_a_block_is_not_followed_backwards() -> None:
     before = copy.deepcopy(network)
     blocks = {"blocks": ["down.*", "up.*"], "inputs": "dense"}
     options = {"sparsity": 0.5, "steps": 1, "loss": "mse", "blocks": blocks}
-    with pytest.raises(pk.UnsupportedError, match="goes past the next one"):
+    with pytest.raises(pk.UnsupportedError, match="bypasses the next block"):
         pk.prune(network, batches, "lm", **options)
     for p, q in zip(network.parameters(), before.parameters(), strict=True):
         assert torch.equal(p, q)

@@ -137,8 +137,8 @@ def idx(shape: tuple[int, ...], body: bytes) -> bytes:
     ("raw", "words"),
     [
         (idx((2, 2), bytes(4)), ""),
-        (idx((2, 2), bytes(3)), "holds 3 values and its header says 4"),
-        (idx((2, 2), bytes(99)), "holds more than 4 values and its header says 4"),
+        (idx((2, 2), bytes(3)), "holds 3 values but its header says 4"),
+        (idx((2, 2), bytes(99)), "holds more than 4 values but its header says 4"),
         (idx((2**31, 2**31, 4), bytes(4)), "would become 17,179,869,184.0 GiB"),
         (b"\0\0\x08\x03\0\0", "truncated in its header"),
         (b"\0\0\x09\x01\0\0\0\0", "not an IDX file of unsigned bytes"),

@@ -298,7 +298,7 @@ def test_an_output_without_its_tensor_is_refused_by_what_it_is(returned, told) -
 @pytest.mark.parametrize(
     ("batch", "told"),
     [
-        (X, r"a tensor of shape \(4, 7\); accepted is \(input, target\).*into a list"),
+        (X, r"a tensor of shape \(4, 7\); accepted is \(input, target\).*in a list"),
         ((X,), r"tuple of Tensor \[4, 7\]; accepted"),
         ((X, X, Y), r"tuple of Tensor \[4, 7\], Tensor \[4, 7\], Tensor \[4\]; accepted"),
         (

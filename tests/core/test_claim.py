@@ -108,7 +108,7 @@ def test_a_lock_that_is_not_prunekits_is_left_alone(what: str, out: Path, tmp_pa
         "fifo": lambda: os.mkfifo(lock),
     }[what]()
     before = os.lstat(lock).st_ino, os.lstat(lock).st_mtime_ns
-    with pytest.raises(ResultsError, match=r"out\.h5\.lock: is no"), claimed(out):
+    with pytest.raises(ResultsError, match=r"out\.h5\.lock: is not a"), claimed(out):
         pass
     assert (os.lstat(lock).st_ino, os.lstat(lock).st_mtime_ns) == before
     assert not elsewhere.exists()

@@ -70,7 +70,7 @@ def test_weights_are_counted_once_by_the_class_that_holds_them() -> None:
     assert counted == sum(p.numel() for p in model.parameters())
     assert found.rules == {}
     assert found.left_out == pytest.approx(36 / 108)
-    assert "33 % of the weights of matrices are not pruned" in found.warning
+    assert "33 % of the matrix weights are not pruned" in found.warning
     assert "mixing.mix" in found.warning
 
 

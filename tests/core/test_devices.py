@@ -215,7 +215,7 @@ def test_what_lies_on_several_devices_is_refused_with_the_way_out(part, model, b
         lambda: pk.statistics(model, batches, ["gradient"]),
         lambda: pk.prune(model, batches, "magnitude", sparsity=0.5, steps=1),
     ):
-        with pytest.raises(pk.DeviceError, match=r"meta.*have to be on one device: move the model"):
+        with pytest.raises(pk.DeviceError, match=r"meta.*must be on one device: move the model"):
             call()
 
 

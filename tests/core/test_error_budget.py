@@ -419,6 +419,6 @@ def test_a_probe_of_steps_that_is_asked_elsewhere_says_where_it_works(probe: str
     running.write_data(tmp_path / "data.npz")
     spec = running.mapping(tmp_path, probes=[{"name": probe, "moments": ["dense", "step"]}])
     with pytest.raises(
-        pk.SpecError, match=f"probe '{probe}' measures what a step does, and was asked at 'dense'"
+        pk.SpecError, match=f"probe '{probe}' measures what a step does, but was asked at 'dense'"
     ):
         pk.run(spec, tmp_path / "out.h5")

@@ -188,10 +188,12 @@ def test_what_is_stopped_goes_on_with_the_next_block(stop: int, source: Path, tm
         pk.prune_folder(given, tmp_path / "out", told=told)
     assert done[-1] == (f"model.layers.{stop - 1}", stop, 3)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(pk.ResultsError, match=r"out\.partial: an earlier call was stopped; --resume goes on"):
+    with pytest.raises(
+        pk.ResultsError, match=r"out\.partial: an earlier call was stopped; --resume continues"
+    ):
         pk.prune_folder(given, tmp_path / "out")
     other = spec(source, criterion="wanda")
-    with pytest.raises(pk.ResultsError, match="begun with another spec"):
+    with pytest.raises(pk.ResultsError, match="started with another spec"):
         pk.prune_folder(other, tmp_path / "out", resume=True)
     text = source.parent / "text.txt"
     before = text.read_text()
@@ -269,14 +271,14 @@ def test_damaged_files_are_refused(damage: str, source: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sequential": None}, "prune.sequential: says which blocks"),
+        ({"sequential": None}, "prune.sequential: is required"),
         (
             {"sequential": DENSE, "scheduler": {"name": "linear", "sparsity": 0.5, "steps": 2}},
             "2 steps; with inputs: dense",
         ),
         ({"sequential": DENSE, "criterion": "lm"}, "selector 'global' lets layers compete"),
         ({"criterion": "magnitude"}, "selector 'global' lets layers compete"),
-        ({"prunable": {}}, r"lm_head\.weight is prunable and in no block"),
+        ({"prunable": {}}, r"lm_head\.weight is prunable but in no block"),
         ({"recalibrate_batchnorm": 5}, "prune.recalibrate_batchnorm: needs the whole network"),
     ],
 )
@@ -288,7 +290,7 @@ def test_what_needs_the_whole_network_is_refused(change, message, source: Path, 
 
 def test_only_a_folder_can_be_read_block_by_block(source: Path, tmp_path: Path) -> None:
     given = spec(source) | {"model": {"name": "mlp"}}
-    with pytest.raises(pk.SpecError, match="model 'mlp': has no folder to be read block by block"):
+    with pytest.raises(pk.SpecError, match="model 'mlp': has no folder to read block by block"):
         pk.prune_folder(given, tmp_path / "out")
 
 

@@ -291,7 +291,7 @@ def test_two_devices_are_refused_with_the_way_out(part) -> None:
     if part == "model":
         model[4].cpu()
     batches = [(x.cpu() if part == "input" else x, y.cpu() if part == "target" else y) for x, y in batches]
-    with pytest.raises(pk.DeviceError, match="have to be on one device"):
+    with pytest.raises(pk.DeviceError, match="must be on one device"):
         pk.statistics(model, batches, ["gradient"])
 
 

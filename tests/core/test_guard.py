@@ -71,7 +71,7 @@ CAUSES = [
     (Unversioned, r"in one pass and .* in the next.*\.data"),
     (Mixing, "in slices of 1000 examples and .* in slices of 250. Its examples influence each other"),
     (Ranking, "in slices of 1000 examples and .* in slices of 250. Its examples influence each other"),
-    (Asking, "with statistics and .* measured. It does something else where gradients are wanted"),
+    (Asking, "with statistics and .* measured. It behaves differently when gradients are needed"),
 ]
 
 

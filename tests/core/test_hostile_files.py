@@ -122,8 +122,8 @@ def other_filter(file: h5py.File) -> None:
     [
         (external_link, "is a link to somewhere else"),
         (lambda f: put_link(f, h5py.SoftLink("/steps/valid_loss")), "is a link to somewhere else"),
-        (external_storage, "lies in another file"),
-        (pipe, "lies in another file"),
+        (external_storage, "is stored in another file"),
+        (pipe, "is stored in another file"),
         (virtual, "is put together from other data sets"),
         (endless, "claims"),
         (many_weights, "masks/gone takes"),
@@ -176,9 +176,9 @@ def later(file: h5py.File) -> None:
         (put_column("steps/test_loss", [1, 2]), "steps: columns of different lengths (2, 3)"),
         (put_column("training/dense/epoch", [1, 2]), "training/dense: columns of different lengths (2, 3)"),
         (put_column("steps/step", [1, 2, 2], "i8"), "2 where step 3 belongs"),
-        (put_column("steps/step", [1, 2, 3]), "steps/step: not of whole numbers"),
-        (put_column("steps/sparsity", [0.1, 0.2, 0.3]), "the sparsity is not the pruned share"),
-        (put_column("steps/remaining", [1, 2, 3], "i8"), "pruned and remaining are not all weights"),
+        (put_column("steps/step", [1, 2, 3]), "steps/step: not whole numbers"),
+        (put_column("steps/sparsity", [0.1, 0.2, 0.3]), "the sparsity is not the pruned fraction"),
+        (put_column("steps/remaining", [1, 2, 3], "i8"), "pruned and remaining do not add up to all weights"),
         (revived, "step 1: the masks prune"),
         (later, "names step 9, and there are 3"),
         (lambda f: put(f, "masks/gone", f["masks/gone"][:-1]), "masks/gone is uint8 of shape (233,)"),
@@ -189,18 +189,18 @@ def later(file: h5py.File) -> None:
         (lambda f: put(f, "weights/pruned/fc.0.weight", np.zeros((36, 6))), "not of shape [6, 36]"),
         (lambda f: f.pop("weights/pruned/fc.0.bias"), "fc.0.bias is missing"),
         (lambda f: f.pop("steps/delta_loss"), "steps: no column delta_loss"),
-        (lambda f: f.pop("weights/pruned"), "not of the phases that were measured"),
-        (lambda f: (f.pop("metrics/pruned"), f.pop("weights/pruned")), "is no beginning of"),
-        (lambda f: (f.pop("metrics"), f.pop("weights")), "before anything was measured"),
+        (lambda f: f.pop("weights/pruned"), "not those of the measured phases"),
+        (lambda f: (f.pop("metrics/pruned"), f.pop("weights/pruned")), "is not an initial part of"),
+        (lambda f: (f.pop("metrics"), f.pop("weights")), "nothing was measured before them"),
         (lambda f: edit(f, "spec/resolved", lambda s: s.pop("model") and None), "model has no name"),
         (lambda f: f["probes/line"].attrs.pop("kind"), "probes/line: does not say"),
-        (lambda f: put(f, "environment", ["linux"]), "environment: no object"),
+        (lambda f: put(f, "environment", ["linux"]), "environment: not an object"),
         (lambda f: put(f, "probes/line/end/summary", 3), "damaged"),
         (lambda f: put(f, "probes/line/end/summary", {"x": nested(200)}), "nested more than"),
-        (lambda f: edit(f, "prunable/tensors", lambda t: t[1].update(start=7)), "does not lie where"),
+        (lambda f: edit(f, "prunable/tensors", lambda t: t[1].update(start=7)), "does not start where"),
         (
             lambda f: edit(f, "prunable/tensors", lambda t: t[1].update(name="fc.9")),
-            "no tensor of that shape",
+            "not a tensor of that shape",
         ),
     ],
     ids=range(26),
@@ -220,7 +220,7 @@ def test_verify_says_that_a_file_is_whole_or_what_is_not(copy: Path) -> None:
     code, out, err = running.cli("inspect", copy, "--verify")
     assert (code, err) == (0, "")
     assert "whole" in out
-    assert "all under checksums" in out
+    assert "all with checksums" in out
     found = json.loads(running.cli("inspect", copy, "--verify", "--json")[1])
     assert found["whole"]
     assert found["arrays"] > 60
@@ -238,7 +238,7 @@ def test_verify_wants_everything_under_a_checksum(copy: Path) -> None:
         del file["steps/seconds"]
         file["steps/seconds"] = values
     assert running.cli("inspect", copy)[0] == 0
-    assert "steps/seconds lies under no checksum" in running.refused("inspect", copy, "--verify")
+    assert "steps/seconds has no checksum" in running.refused("inspect", copy, "--verify")
 
 
 def test_a_file_of_format_1_is_whole_without_checksums() -> None:
@@ -255,4 +255,4 @@ def test_masks_of_format_1_must_be_nested_and_counted(row: int, tmp_path: Path) 
         rows = opened["masks/fc.0.weight"][()]
         rows[row] = 255 if row else 0
         opened["masks/fc.0.weight"][...] = rows
-    assert "keeps a weight that went at an earlier step" in running.refused("inspect", file)
+    assert "keeps a weight that was pruned at an earlier step" in running.refused("inspect", file)

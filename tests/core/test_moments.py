@@ -196,7 +196,7 @@ def test_a_run_asks_each_probe_at_its_moments_and_is_not_changed_by_it(tmp_path:
     [
         (["line", "line"], "label"),
         ([{"name": "line", "label": "size"}, "size"], "label"),
-        ([{"name": "line", "moments": ["begin"]}], "moments: must be of dense, step"),
+        ([{"name": "line", "moments": ["begin"]}], "moments: must be one of dense, step"),
         ([{"name": "line", "moments": {"every": 0}}], "every"),
         ([{"name": "line", "label": ""}], "label"),
     ],

@@ -179,7 +179,7 @@ def test_an_unknown_criterion_is_refused_before_anything_is_computed(tmp_path: P
     with pytest.raises(pk.PrunekitError, match="unknown criterion 'qn'"):
         pk.run(spec, tmp_path / "run.h5")
     assert not (tmp_path / "run.h5").exists()
-    with pytest.raises(pk.SpecError, match="qm is there twice"):
+    with pytest.raises(pk.SpecError, match="qm is listed twice"):
         component("probe", {"name": "oracle", "criteria": ["qm", "qm"]})
 
 

@@ -71,7 +71,7 @@ def test_a_probe_is_drawn_by_its_label_and_what_has_no_picture_is_refused_with_w
         assert len(filled(made, "error_budget").axes) == 2
         with pytest.raises(
             pk.SpecError,
-            match="'far' is no probe of this run; accepted: run, loss, honesty, layers, error_budget, line, rooms",
+            match="'far' is not a probe of this run; accepted: run, loss, honesty, layers, error_budget, line, rooms",
         ):
             results.plot(tmp_path / "x.png", "far")
         with pytest.raises(pk.SpecError, match=r"must end in \.png, \.pdf, \.svg"):

@@ -418,7 +418,7 @@ def test_a_criterion_may_select_jointly_and_its_selection_is_checked() -> None:
         def propose(self, context):
             return super().propose(replace(context, budget=context.budget + 1))
 
-    with pytest.raises(pk.RunError, match="prunes 7 weights, and 6"):
+    with pytest.raises(pk.RunError, match="prunes 7 weights, but 6"):
         pk.prune(nn.Linear(4, 3, dtype=float64), [batch], TooMany(), sparsity=0.5, steps=1)
 
 

@@ -416,11 +416,11 @@ def test_a_probe_that_changes_its_arrays_from_step_to_step_is_refused_by_name(tm
         ({"trace": longer["trace"]}, "array spectrum/eigenvalues was not measured"),
         (text, "array trace/value holds <U4; it must hold numbers"),
         (taken, "cannot be called 'summary'"),
-        (path, "'w/x' is no name for arrays"),
+        (path, "'w/x' is not a valid name for arrays"),
     ):
         with pytest.raises(RunError, match=words):
             writer.add_probe("curvature", record(0.0, groups=groups, moment="step", step=6))
-    with pytest.raises(RunError, match="attribute 'α' is not what it was"):
+    with pytest.raises(RunError, match="attribute 'α' differs from the first"):
         writer.add_probe("curvature", record(0.0, attributes={"α": [1, 3]}, moment="step", step=6))
     with pytest.raises(RunError, match=r"attribute 'of': .*a number, a string, or a list of either"):
         writer.add_probe("curvature", record(0.0, attributes={"of": {"a": 1}}, moment="pruned"))

@@ -226,7 +226,7 @@ def test_the_smoke_tier_runs_reports_and_goes_on(tmp_path: Path) -> None:
     code, printed, err = running.alone("reproduce", "2006.12279", "--tier", "smoke", "--out", out)
     assert code == 0, err
     assert "0 fail" in printed
-    for text in ("Table 1", "Table 2", "Error budget", "What tells the error", "obs_rows"):
+    for text in ("Table 1", "Table 2", "Error budget", "What predicts the error", "obs_rows"):
         assert text in printed
     found = json.loads((out / "claims.json").read_text())["mlp-digits"]
     local = [claim["verdict"] for claim in found if claim["group"].startswith("1.")]
@@ -237,7 +237,7 @@ def test_the_smoke_tier_runs_reports_and_goes_on(tmp_path: Path) -> None:
     assert {p.name for p in out.glob("*.svg")} == {
         f"mlp-digits-{n}.svg" for n in ("loss", "outcomes", "budget")
     }
-    assert "exists; --resume goes on" in running.refused(
+    assert "exists; --resume continues" in running.refused(
         "reproduce", "2006.12279", "--tier", "smoke", "--out", out
     )
     again = running.cli("reproduce", "2006.12279", "--tier", "smoke", "--out", out, "--resume", "--json")
@@ -250,8 +250,11 @@ def test_the_smoke_tier_runs_reports_and_goes_on(tmp_path: Path) -> None:
     [
         (["2006.1", "--tier", "smoke"], "the only one is 2006.12279"),
         (["2006.12279", "--tier", "small"], "accepted are smoke, cpu, gpu"),
-        (["2006.12279", "--tier", "cpu"], "--data: is not given, and mlp-mnist needs the one of its data"),
-        (["2006.12279", "--tier", "cpu", "--data", "nowhere"], "nowhere is no folder, and mlp-mnist needs"),
+        (["2006.12279", "--tier", "cpu"], "--data: is not given, and mlp-mnist needs the folder of its data"),
+        (
+            ["2006.12279", "--tier", "cpu", "--data", "nowhere"],
+            "nowhere is not a folder, and mlp-mnist needs",
+        ),
     ],
 )
 def test_what_cannot_be_reproduced_is_refused(arguments: list[Any], said: str, tmp_path: Path) -> None:

@@ -361,7 +361,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
     code, stdout, stderr = running.cli("run", running.write_spec(tmp_path), "--out", tmp_path / "out.h5")
     assert code == 130
     assert stdout == ""
-    assert "interrupted; go on with --resume" in stderr
+    assert "interrupted; continue it with --resume" in stderr
     assert "Traceback" not in stderr
 
 

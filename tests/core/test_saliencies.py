@@ -46,7 +46,7 @@ def test_what_weights_were_chosen_by_is_kept_of_every_step(folder: Path) -> None
             stays = [kept[n][after[n]].min(initial=np.inf) for n in kept]
             assert max(gone) <= min(stays)
         assert results.whole().arrays
-        with pytest.raises(pk.ResultsError, match="no saliencies of step 4; kept are those of 1, 2, 3"):
+        with pytest.raises(pk.ResultsError, match="no saliencies of step 4; those of 1, 2, 3 are kept"):
             results.saliencies(4)
 
 
@@ -95,7 +95,7 @@ def test_a_criterion_without_saliencies_is_told_of_and_steps_that_will_not_be_ar
         pk.run(spec(folder, "combinatorial", saliencies=True), folder / "out.h5").close()
     with pk.open(folder / "out.h5") as results:
         assert results.saliency_steps == []
-    with pytest.raises(pk.SpecError, match="step 9, and there will be 3 steps"):
+    with pytest.raises(pk.SpecError, match="step 9, but there will be 3 steps"):
         pk.run(spec(folder, saliencies=[1, 9]), folder / "late.h5")
     with pytest.raises(pk.SpecError, match="saliencies"):
         pk.run(spec(folder, saliencies=[0]), folder / "zero.h5")

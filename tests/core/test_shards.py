@@ -58,7 +58,7 @@ def test_an_index_may_be_named_and_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(pk.CheckpointError, match="names files that are not beside it"):
         load_into(model, index)
     index.write_text("[]")
-    with pytest.raises(pk.CheckpointError, match="is no index of weights"):
+    with pytest.raises(pk.CheckpointError, match="is not an index of weights"):
         load_into(model, index)
 
 

@@ -127,17 +127,17 @@ def test_the_base_may_stand_in_the_sweep_and_equal_runs_are_one(folder: Path) ->
         ("base: small.yaml\nparametres: {}\n", "grid.yaml:2:1: parametres: unknown"),
         ("base: small.yaml\nparameters:\n  seed: {values: []}\n", "grid.yaml:3:10: parameters.seed.values"),
         ("base: small.yaml\nparameters:\n  seed: {range: [3, 1]}\n", "has no numbers"),
-        ("base: small.yaml\nparameters:\n  seed: {values: [1], range: [2]}\n", "values or range, and one of them"),
+        ("base: small.yaml\nparameters:\n  seed: {values: [1], range: [2]}\n", "either values or range"),
         (
             "base: small.yaml\nparameters:\n  seed: {values: [1]}\nzip: [[seed, far]]\n",
-            "far: is no parameter; there are seed",
+            "far: is not a parameter; there are seed",
         ),
         (
             "base: small.yaml\nparameters:\n  seed: {values: [1]}\n  prune.examples: {values: [1, 2]}\n"
             "zip: [[seed, prune.examples]]\n",
             "seed has 1, prune.examples has 2 values",
         ),
-        ("base: small.yaml\nseeds: 2\nexclude: [{lambda: 1}]\n", "lambda: is no parameter; there are seed"),
+        ("base: small.yaml\nseeds: 2\nexclude: [{lambda: 1}]\n", "lambda: is not a parameter; there are seed"),
         ("base: small.yaml\nseeds: 2\nexclude: [{seed: 0}, {seed: 1}]\n", "no combination is left"),
         ("base: small.yaml\nparameters: {seed: {values: [1]}}\nseeds: 2\n", "has values already"),
         (
@@ -205,7 +205,7 @@ def test_what_stands_in_the_folder_is_told_apart(folder: Path) -> None:
     assert found["guest"].status == "foreign"
     assert "so it goes" in found[keys[4]].failure
     assert "failed: RunError: so it goes" in running.cli("inspect", place)[1]
-    with pytest.raises(pk.ResultsError, match="is not the folder of a sweep"):
+    with pytest.raises(pk.ResultsError, match="is neither the folder of a sweep"):
         pk.open_sweep(folder)
 
 
@@ -390,7 +390,7 @@ def test_a_sweep_is_drawn_and_its_runs_compared(folder: Path) -> None:
     assert lines[2].split()[:2] == ["run", "seed"]
     assert sum(load(path).runs[0].key in line for line in lines) >= 4  # twice there, in two tables
     said = running.refused("inspect", folder / "grid", "--layers", "--verify")
-    assert "is a folder, of a sweep maybe; --layers, --verify: is for a results file" in said
+    assert "is a folder, perhaps of a sweep; --layers, --verify: is for a results file" in said
     assert "--plot where it goes" in running.refused("inspect", folder / "grid", "--columns", "1")
 
 
@@ -457,7 +457,7 @@ def test_an_unknown_executor_and_several_workers_inline_are_refused(folder: Path
     path = written(folder)
     assert "unknown executor 'rey'; did you mean 'ray'" in running.refused("sweep", path, "--executor", "rey")
     said = running.refused("sweep", path, "--executor", "inline", "--workers", "2")
-    assert "is one worker, and not 2" in said
+    assert "is one worker, not 2" in said
 
 
 def test_a_run_that_another_machine_has_taken_over_is_no_failure(

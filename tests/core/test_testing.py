@@ -74,7 +74,7 @@ def test_a_broken_component_leaves_the_process_as_it_was() -> None:
 def test_another_kind_and_a_missing_option_are_refused() -> None:
     with pytest.raises(pk.SpecError, match="unknown kind 'criterium'; did you mean 'criterion'"):
         judge("criterium", broken.Criterion)
-    with pytest.raises(pk.SpecError, match="is no scheduler"):
+    with pytest.raises(pk.SpecError, match="is not a scheduler"):
         judge("scheduler", broken.Criterion())
     with pytest.raises(pk.SpecError, match="scheduler 'linear': sparsity is missing"):
         judge("scheduler", default_manager().get("scheduler", "linear"))

@@ -177,7 +177,7 @@ def test_code_in_a_folder_is_refused_without_a_question(tmp_path: Path) -> None:
 
 
 def test_a_network_that_is_none_of_transformers_is_refused() -> None:
-    with pytest.raises(pk.SpecError, match="Linear is no network of transformers"):
+    with pytest.raises(pk.SpecError, match="Linear is not a transformers network"):
         pk.save_pretrained(nn.Linear(2, 2), "nowhere")
 
 
@@ -241,7 +241,7 @@ def test_the_models_type_is_the_runs(tmp_path: Path) -> None:
     results = pk.run(spec(tmp_path, dtype="bfloat16"), out=tmp_path / "run.h5")
 
     assert results.summary["spec"]["dtype"] == "bfloat16"
-    with pytest.raises(pk.SpecError, match=r"model\.dtype: is bfloat16, and the run's dtype float64"):
+    with pytest.raises(pk.SpecError, match=r"model\.dtype: is bfloat16, but the run's dtype is float64"):
         pk.run({**spec(tmp_path, dtype="bfloat16"), "dtype": "float64"}, out=tmp_path / "other.h5")
 
 
@@ -262,7 +262,7 @@ def test_shards_make_one_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": "nowhere"}, "is no folder; accepted is a folder"),
+        ({"path": "nowhere"}, "is not a folder; accepted is a folder"),
         ({"task": "image_classification"}, "cannot be loaded for task image_classification"),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_short_has_failed_and_keeps_everything(tmp_path: P
         code, _, err = running.cli("run", tmp_path / "spec.yaml", "--out", out, *again)
         assert code == 1
         assert "stopped short, at sparsity 0." in " ".join(err.split())
-        assert "2 passes are spent; 0.8 was asked for" in " ".join(err.split())
+        assert "2 passes are used up; 0.8 was asked for" in " ".join(err.split())
         with pk.open(out) as results:
             summary = results.summary
             assert summary["status"] == "failed"
@@ -107,7 +107,7 @@ def test_a_run_that_is_stopped_short_has_failed_and_keeps_everything(tmp_path: P
             assert summary["finetuned"] is None
             weights, masks = results.weights("pruned"), results.masks(2)
             assert all((weights[name][~mask] == 0).all() for name, mask in masks.items())
-            assert "passes are spent" in summary["stopped"]
+            assert "passes are used up" in summary["stopped"]
     code, text, _ = running.cli("inspect", out)
     assert code == 0
     assert "stopped short" in " ".join(text.split())

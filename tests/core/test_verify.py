@@ -304,7 +304,7 @@ def test_another_network_under_the_same_name_is_told(tmp_path: Path, monkeypatch
     assert verification.holds
     (claim,) = (c for c in verification.claims if c.name == "pruned test_loss")
     assert claim.verdict == "unchecked"
-    assert "the network that the spec makes here is another" in claim.detail
+    assert "the network that the spec builds here is different" in claim.detail
 
 
 def test_a_strangers_python_is_refused_with_no_code_and_named_without(tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ def collisions(folder: Path, count: int, seed: int) -> Counter[str]:
                 assert (
                     "is writing it" in said
                     or "exists" in said
-                    or "state is there" in said
+                    or "state of an unfinished run" in said
                     or ("belongs to another spec" in said)
                 ), said
                 counts["refused since another was writing"] += "is writing it" in said

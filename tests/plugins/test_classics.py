@@ -61,7 +61,7 @@ def test_a_damaged_monks_file_is_refused_by_line(line, tmp_path) -> None:
     (tmp_path / "monks-1.test").write_text(good)
     with pytest.raises(pk.DataError, match=r"monks-1.train:2: needs a class"):
         Monks(root=tmp_path).load(0)
-    with pytest.raises(pk.DataError, match=r"monks-2.train is not there"):
+    with pytest.raises(pk.DataError, match=r"monks-2.train is missing"):
         Monks(root=tmp_path, problem=2).load(0)
 
 

@@ -75,7 +75,7 @@ def test_a_missing_package_is_named_with_what_to_install(
 
 
 def test_several_workers_inline_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(pk.SpecError, match="is one worker, and not 2; take process"):
+    with pytest.raises(pk.SpecError, match="is one worker, not 2; take process"):
         named("inline").open(pk.Job(partial(print), (), 2, 1, tmp_path))
 
 

@@ -372,7 +372,7 @@ def test_what_has_no_factors_is_refused_by_name() -> None:
     batch = torch.randn(5, 4), torch.randint(3, (5,))
     with pytest.raises(
         pk.UnsupportedError,
-        match=r"inverse_kfac: norm\.weight, norm\.bias not only multiplies inputs.*exclude it",
+        match=r"inverse_kfac: norm\.weight, norm\.bias does more than multiply inputs.*exclude it",
     ):
         pk.statistics(Odd(), [batch], "inverse_kfac", parameters="all")
     for kind in ("statistic", "criterion"):

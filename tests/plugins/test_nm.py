@@ -85,12 +85,12 @@ def test_a_pruned_network_has_the_pattern_in_every_layer(criterion) -> None:
     [
         (
             {"sparsity": 0.6},
-            r"2:4 prunes 12 of 24 weights, and the schedule ends at 14; sparsity must be 0.5",
+            r"2:4 prunes 12 of 24 weights, but the schedule ends at 14; sparsity must be 0.5",
         ),
         ({"sparsity": 0.4}, r"ends at 10"),
         (
             {"sparsity": 0.5, "selector": {"name": "nm", "n": 1, "m": 3}},
-            r"0.weight has 4 inputs.*groups of 3; exclude",
+            r"0.weight has 4 inputs.*multiple of 3; exclude",
         ),
         ({"sparsity": 0.5, "prunable": {"biases": True}}, r"0.bias has no input dimension"),
         ({"sparsity": 0.5, "selector": {"name": "nm", "n": 4}}, r"n must be less than m"),

@@ -387,7 +387,7 @@ def test_what_a_statistic_will_take_is_told_before_it_is_begun(tmp_path, monkeyp
     told = InverseFull().check([Layer("w", (4000, 1))], 8 << 30)
     assert (
         told
-        == "inverse_full: some 1.0 GiB and 3 s on a CPU for the inverses of all weights, less for later steps"
+        == "inverse_full: about 1.0 GiB and 3 s on a CPU for the inverses of all weights, less for later steps"
     )
     assert InverseFull().check([Layer("w", (40, 1))], 8 << 30) is None
     monkeypatch.setattr(cost, "_WORTH", 0.0)
@@ -414,7 +414,7 @@ def test_what_a_statistic_will_take_is_told_before_it_is_begun(tmp_path, monkeyp
     heard = [text for text in heard if not text.startswith("left out")]
     heard = [text for text in heard if not text.startswith("module")]  # what is pruned
     assert len(heard) == 1
-    assert heard[0].startswith("inverse_rows: some ")
+    assert heard[0].startswith("inverse_rows: about ")
 
 
 def test_what_one_criterion_asked_of_a_statistic_is_not_told_to_another() -> None:

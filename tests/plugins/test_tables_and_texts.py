@@ -42,7 +42,7 @@ def test_a_folder_of_texts_is_read_in_the_order_of_names_and_what_is_no_text_is_
     (tmp_path / "c.bin").write_bytes(b"\xff\xfe")
     with pytest.raises(pk.DataError, match=r"c\.bin: is not text in UTF-8"):
         Text(train=tmp_path, window=6).load(0)
-    with pytest.raises(pk.DataError, match="the train split has 44 tokens, which are no window of 99"):
+    with pytest.raises(pk.DataError, match="the train split has 44 tokens, less than a window of 99"):
         Text(train=tmp_path / "a.txt", window=99).load(0)
 
 
@@ -208,7 +208,7 @@ def test_folders_without_pictures_and_damaged_ones_are_refused(tmp_path: Path) -
         ImageFolder(path=tmp_path).load(0)
     _picture(tmp_path / "train" / "cat" / "1.png", (1, 2, 3))
     _picture(tmp_path / "test" / "cow" / "1.png", (1, 2, 3))
-    with pytest.raises(pk.DataError, match="has classes that train has not: cow"):
+    with pytest.raises(pk.DataError, match="has classes that train does not have: cow"):
         ImageFolder(path=tmp_path).load(0)
     (tmp_path / "train" / "cat" / "2.png").write_bytes(b"no picture")
     with pytest.raises(pk.DataError, match=r"2\.png: cannot be read"):

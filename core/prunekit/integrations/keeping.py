@@ -45,7 +45,7 @@ def keep(model: nn.Module, optimizers: Iterable[object], masks: Mapping[str, Ten
     held = [optimizer for optimizer in optimizers if optimizer is not None]
     if not held:
         raise SpecError(
-            "masks: the library has made no optimizer when training begins, so its steps cannot be followed"
+            "masks: the library had made no optimizer when training began, so its steps cannot be followed"
         )
     network = unwrapped(model)
     parameters = checked(network, masks)

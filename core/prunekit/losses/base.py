@@ -25,7 +25,7 @@ class Loss(Component, ABC):
     same_shape = False
     """True where targets must have the outputs' very shape, as torch's own losses of values want it."""
     least: float | None = None
-    """What the loss cannot fall below, whatever the outputs; ``None`` where nobody knows."""
+    """What the loss cannot fall below, whatever the outputs; ``None`` if unknown."""
 
     @abstractmethod
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Loss(Component, ABC):
         Args:
             outputs: ``[stack, *outputs]``.
             targets: Shared by the stack.
-            dtype: To take the outputs to before; default their own.
+            dtype: Type to convert the outputs to first; default: their own.
 
         Returns:
             ``[stack]``.
@@ -56,14 +56,14 @@ class Loss(Component, ABC):
         return totals
 
     def check(self, targets: Tensor) -> None:
-        """Refuse targets for which the loss has no meaning; called once for each split of a run.
+        """Reject targets for which the loss has no meaning; called once for each split of a run.
 
         Raises:
-            DataError: Saying what was found and what would be accepted.
+            DataError: The message says what was found and what would be accepted.
         """
 
     def counted(self, targets: Tensor) -> Tensor:
-        """Which targets count for the loss, in their shape; by default all. One that does not is no class either."""
+        """Which targets count for the loss, in their shape; by default all. One that does not is not a class either."""
         import torch
 
         return torch.ones_like(targets, dtype=torch.bool)

@@ -27,7 +27,7 @@ class CallableLoss(Loss):
     Args:
         function: Gives an example the same loss alone as within a batch.
         normaliser: ``(outputs, targets) -> float``, what the function divides its sum by, where that is not the number
-            of examples: of class weights, say, or of targets that count.
+            of examples: for example a sum of class weights, or the number of targets that count.
     """
 
     name = "callable"
@@ -46,14 +46,14 @@ class CallableLoss(Loss):
         """The mean, times what it is over.
 
         Raises:
-            SpecError: If the function is no mean over examples.
+            SpecError: If the function is not a mean over examples.
         """
         if not self._checked:
             self._check(outputs.detach(), targets)
         return self._sum(outputs, targets)
 
     def normaliser(self, outputs: Tensor, targets: object) -> float:
-        """Number of examples, or what was said."""
+        """Number of examples, or the given normaliser."""
         if self._normaliser is not None:
             return float(self._normaliser(outputs, targets))
         return float(_count(outputs))
@@ -110,8 +110,8 @@ class CallableLoss(Loss):
             over = self.normaliser(outputs, targets)
             summed = abs(float(whole / over - sums)) <= tolerance
             raise SpecError(
-                f"loss: the function is no mean over the batch's examples: it gives {float(whole) / over:.6g} for a batch "
-                f"and {float(together) / over:.6g} as the mean over its halves. "
+                f"loss: the function is not a mean over the batch's examples: it gives {float(whole) / over:.6g} for a "
+                f"batch and {float(together) / over:.6g} as the mean over its halves. "
                 + (
                     "It looks like a sum; divide by the number of examples (reduction='mean')"
                     if summed
@@ -165,7 +165,7 @@ class CallableLoss(Loss):
             raise UnsupportedError(
                 f"no GGN: the loss function has no Hessian in its outputs ({error})"
                 if lacking
-                else f"no GGN: the loss function fails on one example alone ({error}), whose Hessian the GGN is made of"
+                else f"no GGN: the loss function fails on a single example ({error}), whose Hessian the GGN is made of"
             ) from error
         return matrix
 

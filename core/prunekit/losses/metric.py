@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Metric(Component, ABC):
-    """What a network is also measured by, on every split: sums that add up over batches, and a number made of them."""
+    """Another measure of a network, on every split: sums that add up over batches, and a number made from them."""
 
     kind = "metric"
 
@@ -24,9 +24,9 @@ class Metric(Component, ABC):
         """What one batch adds.
 
         Args:
-            outputs: Of the network.
+            outputs: The network's.
             targets: The batch's.
-            loss: The task's; its ``predictions`` are scores of classes and labels, one row for each that counts.
+            loss: The task's; its ``predictions`` are scores of classes and labels, one row for each prediction that counts.
 
         Returns:
             ``[k]``, k the same for every batch.

@@ -36,7 +36,7 @@ def checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name not in parameters:
             problems.append(f"mask {name!r}: the model has no such parameter")
         elif mask.dtype != torch.bool:
-            problems.append(f"mask {name!r}: is {mask.dtype}, and would have to be torch.bool, True = kept")
+            problems.append(f"mask {name!r}: is {mask.dtype}; it must be torch.bool, True = kept")
         elif mask.shape != parameters[name].shape:
             problems.append(
                 f"mask {name!r}: has shape {tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}"

@@ -80,7 +80,7 @@ class Attachment:
                 warnings.warn(
                     f"pruned weights of {', '.join(back)} are no longer zero: something other than the attached optimizer's "
                     "methods changed them (another optimizer, a state that was loaded, an optimizer that calls the model "
-                    "within its step). Attach every optimizer that trains the model, or put the masks on again with "
+                    "within its step). Attach every optimizer that trains the model, or apply the masks again with "
                     "pk.apply_masks(model, masks)",
                     PrunekitWarning,
                     stacklevel=2,

@@ -20,7 +20,7 @@ class Items:
     Attributes:
         saliency: ``[n]``; the cost of losing each item: finite where it is open, -inf where it is gone.
         open: ``[n]`` bool, True for what is kept now and may go.
-        layers: Where each layer's items stand (``layer.part``), with its shape and input axis.
+        layers: Where each layer's items are (``layer.part``), with its shape and input axis.
         sizes: ``[n]``, the weights of each item; ``None`` where every item is one weight.
     """
 
@@ -66,13 +66,13 @@ class Items:
         return Items(self.saliency[layer.part], self.open[layer.part], [alone], sizes)
 
     def without_cheapest(self, budget: int, among: Tensor | None = None) -> Tensor:
-        """What stays open when the cheapest go, until ``budget`` weights are gone, those that were gone included.
+        """What stays open when the cheapest go, until ``budget`` weights are gone, including those gone before.
 
         Of equal saliencies the earlier item goes first. Items larger than a weight go whole, in this order, as long
         as they fit.
 
         Args:
-            budget: At least as many as are gone now.
+            budget: At least as many as are already gone.
             among: ``[n]`` bool; only these may go.
         """
         values = self.saliency

@@ -65,7 +65,7 @@ def refuse_overlaps(parameters: Iterable[tuple[str, Tensor]], chosen: Iterable[s
     for (start, stop), name in spans:
         if start < end and wanted & {name, owner}:
             raise SpecError(
-                f"prune.prunable: {owner} and {name} lie in the same memory in part, or in another shape, so a zero "
+                f"prune.prunable: {owner} and {name} share part of their memory, or share it in different shapes, so a zero "
                 "in one changes the other; make one of them a copy (.clone()), or exclude both"
             )
         if stop > end:

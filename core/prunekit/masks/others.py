@@ -39,8 +39,8 @@ def warn_of_others(model: nn.Module, parameters: Mapping[str, Tensor]) -> Callab
         others = [name for name, _, _, old in places if name in now and now[name] is not old()]
         if others:
             warnings.warn(
-                f"the model has other parameters in the place of {', '.join(others)} than when masks were attached, and "
-                "their pruned weights do not stay zero: fully_shard, for one, makes new parameters. Shard the model first, "
+                f"{', '.join(others)}: other parameters have taken their place since masks were attached, and their pruned "
+                "weights do not stay zero: fully_shard, for one, makes new parameters. Shard the model first, "
                 "then make the optimizer, then attach",
                 PrunekitWarning,
                 stacklevel=4,  # past torch's wrapper of `step`

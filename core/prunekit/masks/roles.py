@@ -186,5 +186,5 @@ def _refuse_unready(module: nn.Module, key: str, name: str, parameter: Tensor) -
         raise SpecError(
             f"prune.prunable: {name} carries a mask of torch.nn.utils.prune ({base}_orig and {base}_mask); call "
             f"torch.nn.utils.prune.remove(model{f'.get_submodule({prefix!r})' if prefix else ''}, {base!r}) first: "
-            "the weights that it has pruned then are zeros, which count as pruned"
+            "the weights that it pruned are then zeros, which count as pruned"
         )

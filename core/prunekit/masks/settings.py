@@ -16,17 +16,17 @@ class Prunable(Options):
     """Changes the set of prunable weights.
 
     Attributes:
-        include: Name patterns (``*``, ``?``, ``[...]``); given, only parameters that match one are prunable,
-            of whatever layer. Default: the matrices that multiply inputs, of linear, convolution, attention and
+        include: Name patterns (``*``, ``?``, ``[...]``); if given, only parameters that match one are prunable,
+            in any layer. Default: the matrices that multiply inputs, of linear, convolution, attention and
             recurrent layers and of stacked experts; not those that embed, route or adapt (``lora_*``).
         exclude: Name patterns of parameters that are not prunable.
-        biases: Count biases in.
-        norms: Count the parameters of norms in, of whatever class; ``include`` alone does not.
+        biases: Include biases.
+        norms: Include the parameters of norms, of whatever class; ``include`` alone does not.
         preset: ``transformer_blocks``: all matrices of a transformer's blocks, and nothing outside them: no embedding, no
             head; no router or adapter either.
 
-    Never prunable: what a weight is computed from at every pass (``weight_norm``, parametrised layers), complex numbers,
-    integers, and what has no elements.
+    Never prunable: parts that a weight is computed from at every pass (``weight_norm``, parametrised layers), complex
+    numbers, integers, and what has no elements.
     """
 
     include: tuple[str, ...] | None = None

@@ -23,7 +23,7 @@ class Layer:
         shape: The parameter's.
         input_axis: The axis that runs over what enters the layer: 0 for transposed convolutions, ``None`` where it is not
             known.
-        start: Where its first weight stands among all prunable weights, one tensor after another.
+        start: Position of its first weight among all prunable weights, one tensor after another.
         output_axis: The axis that runs over what leaves it. Further axes are those of a kernel; or, of stacked matrices,
             whatever is neither.
     """

@@ -84,8 +84,8 @@ def _refuse_types(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None
     given, wanted = (", ".join(sorted(str(d).removeprefix("torch.") for d in some)) for some in (dtypes, own))
     some = next(iter(own))
     raise DataError(
-        f"the model fails on inputs of type {given}, and its weights are {wanted}. Layers of numbers take inputs of their "
-        f"weights' type: x.to({some}), in a file x.astype('float32'). Integers are for embeddings"
+        f"the model fails on inputs of type {given}, but its weights are {wanted}. Layers that compute with numbers take "
+        f"inputs of their weights' type: x.to({some}), in a file x.astype('float32'). Integers are for embeddings"
     ) from error
 
 
@@ -125,7 +125,7 @@ def unpack(batch: Batch) -> tuple[Inputs, Any]:
         inputs, target = _plain(batch[0]), batch[1]
     else:
         raise DataError(
-            f"a batch is {_described(batch)}; accepted is {_ACCEPTED}. For a single batch, put it into a list"
+            f"a batch is {_described(batch)}; accepted is {_ACCEPTED}. For a single batch, put it in a list"
         )
     if not isinstance(inputs, Tensor):
         _check(inputs)
@@ -209,7 +209,7 @@ def _check(inputs: object) -> None:
     if len(set(counts)) > 1:
         raise DataError(
             f"a batch's input is {_described(inputs)}; all of its tensors need the example on their first axis, "
-            f"and these have {', '.join(map(str, counts))}"
+            f"but these have {', '.join(map(str, counts))}"
         )
 
 
@@ -221,7 +221,7 @@ def _logits(outputs: object) -> Tensor:
     if isinstance(logits, Tensor):
         return logits
     raise UnsupportedError(
-        f"the model returned {_described(outputs)}; needed is a tensor, an object or mapping with 'logits', or a "
+        f"the model returned {_described(outputs)}; accepted is a tensor, an object or mapping with 'logits', or a "
         "tuple that begins with the tensor. Wrap the model in a torch.nn.Module whose forward returns the tensor "
         "that the loss takes"
     )

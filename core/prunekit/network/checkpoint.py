@@ -90,8 +90,8 @@ def _last_network(path: Path) -> dict[str, Tensor]:
             summary = results.summary
             if summary["status"] != "complete":
                 raise CheckpointError(
-                    f"checkpoint {path}: its run is {summary['status']!r}, so its last network is not the one it was to be; "
-                    "finish it with --resume, or give an export of the network that is meant"
+                    f"checkpoint {path}: its run is {summary['status']!r}, so its last network is not the final one; finish "
+                    "it with --resume, or give an export of the intended network"
                 )
             last = [phase for phase in ("dense", "pruned", "finetuned") if summary[phase] is not None][-1]
             return {name: torch.from_numpy(array) for name, array in results.weights(last).items()}

@@ -34,7 +34,7 @@ def device_errors() -> Iterator[None]:
             ) from error
         if _SEVERAL.search(said):
             raise DeviceError(
-                f"{_sentences(said)}. The model, its inputs and its targets have to be on one device: move the model "
+                f"{_sentences(said)}. The model, its inputs and its targets must be on one device: move the model "
                 "(model.to(device)) or the batches"
             ) from error
         raise

@@ -98,7 +98,7 @@ def _tell(model: nn.Module, where: str) -> None:
         _TOLD.add(model)
         warnings.warn(
             f"hooks on gradients ({where}) do not run while prunekit works: statistics are of the loss as it is, "
-            "and a hook may change its gradient",
+            "and a hook could change its gradient",
             PrunekitWarning,
             stacklevel=3,
         )

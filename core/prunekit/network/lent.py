@@ -46,8 +46,8 @@ def lent(model: nn.Module, inputs: T) -> Iterator[T]:
     if _versions(tensors) != before:
         spared.clear()
         raise UnsupportedError(
-            "the network has changed its inputs in place in this pass, and had not done so in earlier ones, so the batch "
-            "no longer holds what it held. Run it again with fresh batches, or let the network's forward work on a copy "
+            "the network has changed its inputs in place in this pass, but not in earlier ones, so the batch has lost its "
+            "original values. Run it again with fresh batches, or let the network's forward work on a copy "
             "(x = x.clone())"
         )
 

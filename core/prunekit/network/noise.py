@@ -39,8 +39,8 @@ def refusing_noise(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     names = drawing(model, inputs)
     raise UnsupportedError(
         f"{', '.join(map(_named, names)) if names else 'the network'} draws random numbers in eval mode, so a statistic "
-        "and a measurement would each be of another network. Dropout has to ask self.training "
-        "(F.dropout(x, p, training=self.training)); noise that is meant can be drawn once, into a buffer"
+        "and a measurement would each be of a different network. Dropout must check self.training "
+        "(F.dropout(x, p, training=self.training)); intended noise can be drawn once, into a buffer"
     )
 
 

@@ -225,8 +225,8 @@ def _evaluating(model: nn.Module, differentiate: Collection[str]) -> Iterator[No
         changed = [n for n, p in countable.items() if n not in held and p._version != versions[n]]
         if changed:
             raise UnsupportedError(
-                f"the network has overwritten {', '.join(changed)} in a forward pass, and had not done so in earlier "
-                "ones, so what stood there is gone. A forward pass must not change weights in eval mode"
+                f"the network has overwritten {', '.join(changed)} in a forward pass, but not in earlier ones, so the "
+                "original values are lost. A forward pass must not change weights in eval mode"
             )
 
 
@@ -311,7 +311,7 @@ def refuse_batch_statistics(model: nn.Module) -> None:
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise UnsupportedError(
                 f"module {name!r} ({type(module).__name__}) keeps no running statistics, so it normalises "
-                "by the batch even in eval mode and the loss is no mean over examples; "
+                "by the batch even in eval mode and the loss is not a mean over examples; "
                 "use track_running_stats=True"
             )
 

@@ -46,7 +46,9 @@ def _indexed(path: Path) -> list[Path]:
             raise ValueError("is too large for an index")
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path}: is no index of weights (weight_map): {error}") from None
+        raise CheckpointError(
+            f"checkpoint {path}: is not an index of weights (weight_map): {error}"
+        ) from None
     strange = [n for n in names if not isinstance(n, str) or Path(n).name != n or n.endswith(_INDEX)]
     if strange:
         raise CheckpointError(

@@ -151,8 +151,8 @@ class Stages:
         leaves, spec = tree_flatten(self._stopped(index, inputs, answers))
         if not self._is_seen and any(map(_spoilt, leaves)):
             raise UnsupportedError(
-                f"blocks: {self.names[index]} needs what other blocks than the one before it have answered; prune the "
-                "network in memory"
+                f"blocks: {self.names[index]} needs outputs of blocks other than the one before it; prune the network "
+                "in memory"
             )
         n = count(inputs)
         fitting = {i for i, t in enumerate(leaves) if isinstance(t, Tensor) and t.ndim and len(t) == n}

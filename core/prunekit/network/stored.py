@@ -36,7 +36,7 @@ class StoredWeights:
         for path in weight_files(folder):
             if path.suffix != ".safetensors":
                 raise CheckpointError(
-                    f"{path}: only safetensors files are read a tensor at a time; load the network and save it anew "
+                    f"{path}: only safetensors files are read a tensor at a time; load the network and save it again "
                     "(save_pretrained)"
                 )
             if why := unreadable(path):

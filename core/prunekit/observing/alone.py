@@ -84,7 +84,7 @@ def refuse_nothing(probe: str, record: ProbeRecord) -> None:
     if not any(record.groups.values()):
         raise UnsupportedError(
             f"probe {probe!r} has found nothing to measure on one network alone: it compares the networks of a run "
-            "(give some: networks=), or wants splits that batches do not make (use it in a run, probes: in a spec)"
+            "(give some: networks=), or needs splits, which batches do not provide (use it in a run: probes: in a spec)"
         )
 
 

@@ -44,7 +44,7 @@ class Journal:
     """The notes of one probe at one moment.
 
     Args:
-        notes: Of a run that was stopped, to be gone on with; ``None`` where none are kept.
+        notes: Those of a run that was stopped, to be continued; ``None`` where none are kept.
         told: Called after each piece, noted before or not, with how many are done, and how many there will be, if known.
     """
 

@@ -107,7 +107,7 @@ class Moment:
         """The engine's; the pieces that the probe has measured so far."""
 
     def once(self, piece: Callable[[], T], generator: Generator | None = None) -> T:
-        """A piece of a long measurement, which a run that is stopped and goes on does not measure again.
+        """A piece of a long measurement, which a resumed run does not measure again.
 
         Pieces must come in the same order each time. Progress is shown by them.
 
@@ -118,12 +118,12 @@ class Moment:
         return self.journal.piece(piece, generator)
 
     def expects(self, pieces: int) -> None:
-        """Say how many pieces there will be, so that progress can tell the time left."""
+        """Say how many pieces there will be, so that progress can show the time left."""
         self.journal.total = pieces
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        """Measure many losses faster: what each of them would set up and take back by itself is done once around all."""
+        """Measure many losses faster: setting up and restoring the model is done once for all of them."""
         with evaluating(self._model):
             yield
 
@@ -144,7 +144,7 @@ class Moment:
 
     @property
     def layers(self) -> list[Layer]:
-        """The prunable tensors: where each stands among all weights, and on which axes its inputs and outputs are."""
+        """The prunable tensors: the position of each among all weights, and the axes of its inputs and outputs."""
         return layers_of(self._model, self._parameters())
 
     def weights(self, phase: str | None = None) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ class Moment:
         Args:
             requests: Names, or :class:`prunekit.Statistic` with options.
             generator: For statistics that draw.
-            weights: Parameters and buffers to take them at; default those now.
+            weights: Parameters and buffers to take them at; default: the current ones.
             data: As for :meth:`loss`.
         """
         wanted = frozenset(requests)
@@ -231,15 +231,15 @@ class Moment:
         Args:
             criterion: A name, or a mapping with the spec's keys.
             generator: For statistics that draw.
-            weights: Parameters and buffers to take them at; default those now.
+            weights: Parameters and buffers to take them at; default: the current ones.
             data: As for :meth:`loss`.
 
         Returns:
-            By prunable parameter; of no meaning where a weight is pruned.
+            By prunable parameter; meaningless where a weight is pruned.
 
         Raises:
             SpecError, PluginError: If there is no such criterion.
-            UnsupportedError: If it has no saliency, or its statistics cannot be had.
+            UnsupportedError: If it has no saliency, or its statistics cannot be computed.
         """
         ranking = self._ranking(criterion)
         found = self.estimate(ranking.requests, generator, weights, data) if ranking.requests else Estimates()
@@ -258,8 +258,8 @@ class Moment:
         """The true change of the loss on deleting single weights, many in one pass where the layer allows; in eval mode.
 
         Args:
-            places: Prunable parameter to the flat indices of weights; default all that are kept.
-            weights: Parameters and buffers to delete them from; default those now.
+            places: Prunable parameter to the flat indices of weights; default: all that are kept.
+            weights: Parameters and buffers to delete them from; default: the current ones.
             data: As for :meth:`loss`.
 
         Returns:
@@ -287,7 +287,7 @@ class Moment:
     ) -> dict[str, Tensor]:
         """Squared derivatives of a random combination of each example's outputs, summed over examples, by parameter.
 
-        Zero just where the outputs of no example depend on a weight. Arguments are those of :meth:`saliency`.
+        Zero exactly where no example's outputs depend on a weight. Arguments are those of :meth:`saliency`.
         """
         with self._at(weights):
             found = estimate(
@@ -309,7 +309,7 @@ class Moment:
             data: As for :meth:`loss`; an example of it is enough.
 
         Raises:
-            UnsupportedError: If the network does something whose paths are not known, saying what.
+            UnsupportedError: If the network does something whose paths are not known; the message says what.
             DataError: If there is no example.
         """
         # Of several processes, one may have no part of a split.
@@ -325,12 +325,12 @@ class Moment:
         data: Data | None = None,
         parameters: Sequence[str] | None = None,
     ) -> Operator:
-        """A curvature matrix at the weights now, by its products: for many of them, what :meth:`product` is for one.
+        """A curvature matrix at the current weights, known by its products: :meth:`product` for many of them.
 
         Args:
-            kind: Which.
+            kind: Which matrix.
             data: As for :meth:`loss`.
-            parameters: Names of the prunable ones that it covers; default all.
+            parameters: Names of the prunable ones that it covers; default: all.
         """
         batches = list(self._batches(data))
         covered = {
@@ -357,16 +357,16 @@ class Moment:
         weights: Mapping[str, Tensor] | None = None,
         data: Data | None = None,
     ) -> LineDerivatives:
-        """Derivatives of ``t ↦ L(θ + t·Δ)`` at t = 0, and ΔᵀGΔ; in eval mode, by one pass forwards.
+        """Derivatives of ``t ↦ L(θ + t·Δ)`` at t = 0, and ΔᵀGΔ; in eval mode, in one forward pass.
 
         Args:
             direction: Δ by parameter, prunable or not; what is left out does not move.
-            order: Of the highest derivative, 1 at least.
-            weights: θ, parameters and buffers; default those now.
+            order: Order of the highest derivative, at least 1.
+            weights: θ, parameters and buffers; default: the current ones.
             data: As for :meth:`loss`.
 
         Raises:
-            UnsupportedError: If they cannot be had for this network, saying why.
+            UnsupportedError: If they cannot be computed for this network; the message says why.
         """
         with self._at(weights):
             moved = {name: self._model.get_parameter(name) for name in direction}
@@ -378,7 +378,7 @@ class Moment:
         weights: Mapping[str, Tensor] | None = None,
         data: Data | None = None,
     ) -> list[list[float]]:
-        """``Δ_iᵀGΔ_j`` of some directions, G the generalised Gauss-Newton matrix; a pass forwards for each."""
+        """``Δ_iᵀGΔ_j`` of some directions, G the generalised Gauss-Newton matrix; one forward pass for each."""
         with self._at(weights):
             return self._line({}).gram(self._batches(data), directions)
 
@@ -402,7 +402,9 @@ class Moment:
             return own_part(data)
         if data is not None:
             return data
-        raise DataError(f'moment {self.name!r}: say on which examples: data=moment.split("train"), say')
+        raise DataError(
+            f'moment {self.name!r}: say which examples to use, for example data=moment.split("train")'
+        )
 
 
 def _parts(places: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -415,18 +417,18 @@ def _parts(places: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 class StepMoment(Moment):
     """A step: the weights before, the change that it makes, its examples, and what was estimated on them.
 
-    Named ``step``; or ``proposal``, where a scheduler wants to know something of a step before it is applied. The
-    weights now are then those before. Without ``data``, everything is measured on the step's examples.
+    Named ``step``; or ``proposal``, where a scheduler wants to know something about a step before it is applied.
+    The current weights are then those before. Without ``data``, everything is measured on the step's examples.
 
     Attributes:
         step: Its number, from 1.
-        sample: Its examples, as batches; of several processes, each has its own.
+        sample: Its examples, as batches; with several processes, each has its own.
         statistics: What the criterion had estimated on them, at the weights before.
         predicted_delta_loss: The criterion's own model of the change.
-        loss_before: Of its examples.
-        delta_loss: Measured on them; ``None`` for a proposal.
+        loss_before: Loss of its examples before the step.
+        delta_loss: Change of the loss measured on them; ``None`` for a proposal.
         earlier: The records of the steps before.
-        losses: Split to its loss before and after the step, where the run has measured it on the whole of it.
+        losses: Split to its loss before and after the step, where the run has measured the whole split.
     """
 
     def __init__(
@@ -464,7 +466,7 @@ class StepMoment(Moment):
         }
 
     def close(self) -> None:
-        """Let go of what the step holds, which may be much; nothing can be asked of it any more."""
+        """Release what the step holds, which may be large; it cannot be used afterwards."""
         self.statistics, self.sample = Estimates(), ()
         self._before = self._after = self._fresh = _over
 
@@ -475,10 +477,10 @@ class StepMoment(Moment):
 
     @property
     def joint_model(self) -> JointModel | None:
-        """The model that the criterion makes small over all weights together, with this step's λ and damping.
+        """The model that the criterion minimises over all weights together, with this step's λ and damping.
 
         Raises:
-            UnsupportedError: If it has one, but not with these options, saying why.
+            UnsupportedError: If it has one, but not with these options; the message says why.
         """
         return self._joint_model()
 

@@ -31,8 +31,8 @@ class Moments:
     """When a probe is asked.
 
     Attributes:
-        names: Of :data:`MOMENTS`.
-        every: Of steps: each whose number is a multiple of this; 0 for none.
+        names: Names out of :data:`MOMENTS`.
+        every: Steps whose number is a multiple of this; 0 for none.
     """
 
     names: tuple[str, ...]
@@ -64,7 +64,7 @@ class Moments:
             elif one in MOMENTS:
                 names.append(one)
             else:
-                raise ValueError(f"must be of {', '.join(MOMENTS)} or {{every: n}}; found {one!r}")
+                raise ValueError(f"must be one of {', '.join(MOMENTS)} or {{every: n}}; found {one!r}")
         if not listed or len(every) > 1 or len(set(names)) < len(names):
             raise ValueError(f"must name at least one moment, and each once; found {spoken!r}")
         return cls(tuple(names), every[0] if every else 0)
@@ -93,26 +93,27 @@ class Probe(Component, ABC):
 
     kind = "probe"
     moments: ClassVar[Spoken] = ("end",)
-    """When it is asked, unless a spec says otherwise: of ``dense``, ``step``, ``pruned``, ``finetuned``, ``end``, and
+    """When it measures, unless a spec says otherwise: any of ``dense``, ``step``, ``pruned``, ``finetuned``, ``end``, and
     ``{"every": n}`` for every n-th step."""
 
     headline: ClassVar[Sequence[str]] = ()
-    """Keys of its summary that say most, which ``inspect`` shows in a line: dots go inwards, ``*`` is every key."""
+    """The most telling keys of its summary, which ``inspect`` shows in a line: dots go inwards, ``*`` is
+    every key."""
 
     @property
     def criteria(self) -> Sequence[object]:
-        """Criteria that it asks the moment for, so that a run refuses unknown ones before it begins."""
+        """Criteria that it asks the moment for, so that a run rejects unknown ones before it begins."""
         return ()
 
     def check(self, criterion: str, joint_model: Callable[[], JointModel | None]) -> None:
-        """Refuse, before anything is computed, a criterion whose steps it cannot measure; asked where it sees steps.
+        """Reject, before anything is computed, a criterion whose steps it cannot measure; called where it sees steps.
 
         Args:
             criterion: The name of the one that proposes the steps.
-            joint_model: As :attr:`StepMoment.joint_model` will be, but for what a scheduler sets.
+            joint_model: As :attr:`StepMoment.joint_model` will be, except for what a scheduler sets.
 
         Raises:
-            SpecError: Saying which would be accepted.
+            SpecError: The message says which would be accepted.
         """
 
     @abstractmethod
@@ -124,7 +125,7 @@ class Probe(Component, ABC):
         """Draw what it found, for ``inspect --plot FILE --figure LABEL``; by default a probe has no picture.
 
         Args:
-            results: Of a run in which it has measured.
+            results: Those of a run in which it has measured.
             label: Its key in the results.
             figure: An empty ``matplotlib.figure.Figure``, to be filled with axes.
         """

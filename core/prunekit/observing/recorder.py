@@ -12,11 +12,11 @@ class Recorder(Component):
     kind = "recorder"
 
     def wants_saliencies(self, step: int) -> bool:
-        """Whether ``run.saliencies`` shall hold, after this step, what its weights were chosen by; by default not."""
+        """Whether ``run.saliencies`` should hold what this step's weights were chosen by; by default not."""
         return False
 
     def started(self, run: RunView) -> None:
-        """The run starts, or goes on after an interruption: bring the record up to ``run``."""
+        """The run starts, or is resumed after an interruption: bring the record up to ``run``."""
 
     def epoch_finished(self, run: RunView, phase: str) -> None:
         """A training epoch of ``phase`` is done; its row is the last of ``run.history[phase]``."""

@@ -242,7 +242,7 @@ def step_probes(
                 "moments: step, or {every: n}"
             )
         if key in built:
-            raise SpecError(f"probes: {key!r} is there twice; give each its own label")
+            raise SpecError(f"probes: {key!r} is listed twice; give each its own label")
         built[key] = probe, moments
     return built
 

@@ -5,11 +5,11 @@ A plugin is a module named by an entry point of the group ``prunekit.plugins``. 
 
 The registering hooks are called by :class:`prunekit.PluginManager`, once, when it loads the plugin, and
 return a list (possibly empty) of classes: each a subclass of its kind's base class, with a ``name``. The
-engine decides when to build them. The lists of all plugins are joined; two classes of one kind with one
-name are refused, naming both, as soon as that name is asked for. Load order never matters.
+engine decides when to build them. The lists of all plugins are joined; two classes of one kind with the
+same name are rejected as soon as that name is requested, naming both. Load order never matters.
 
 The observing hooks are called by every ``prunekit run`` and ``pk.run``, after the recorders, for all
-plugins in no promised order. What they are given may be kept and must not be changed, what they return is
+plugins in no guaranteed order. Their arguments may be kept but must not be changed, their return value is
 ignored, and an exception in one fails the run.
 """
 

@@ -70,17 +70,17 @@ class PluginManager:
     """Loads plugins and answers which component has which name.
 
     A plugin that fails to import, or that implements a hook that does not exist, is reported and left
-    out; the others go on. Nothing is raised before a name that the broken plugin might have supplied is
-    asked for.
+    out; the others keep working. Nothing is raised until a name is requested that the broken plugin might
+    have supplied.
 
     Args:
         load_entry_points: Look for installed plugins; ``False`` gives an empty host for tests.
         block: Names of plugins, modules or distributions to leave out.
-        code: Whether a spec may name Python to run: ``False`` imports no plugin but the built-in ones, and refuses
+        code: Whether a spec may name Python to run: ``False`` imports no plugin but the built-in ones, and rejects
             components with :attr:`~prunekit.component.Component.runs_code`.
 
     Raises:
-        PluginError: If there is nothing of a name in ``block``.
+        PluginError: If nothing has a name given in ``block``.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class PluginManager:
             plugin.status = "blocked"
             return
         if not self._code and normal(plugin.distribution) != PROJECT:
-            plugin.status, plugin.error = "blocked", "is not built in, and no code but built-in code may run"
+            plugin.status, plugin.error = "blocked", "is not built in, and only built-in code may run"
             return
         if entry.unreadable:
             _mark_broken(plugin, entry.unreadable)
@@ -189,7 +189,7 @@ class PluginManager:
             cls = providers[0][1]
             if cls.runs_code and not self._code:
                 raise PluginError(
-                    f"{kind} {name!r} runs Python that the spec names, and no code but built-in code may run"
+                    f"{kind} {name!r} runs Python that the spec names, and only built-in code may run"
                 )
             return cls
         if not providers:

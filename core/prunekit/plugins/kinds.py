@@ -53,7 +53,7 @@ _LAMBDA: Schema = {
     "type": "number",
     "minimum": 0,
     "default": 0.0,
-    "description": "Locality weight λ: adds ½·λ·θ² to the saliency, or to the damping of a criterion with an update.",
+    "description": "Locality weight λ: adds ½·λ·θ² to the saliency, or, for a criterion with an update, λ to its damping.",
 }
 _CHECKPOINT: Schema = {
     "type": ["string", "null"],
@@ -71,7 +71,7 @@ _SPLIT_SEED: Schema = {
 _UNTIL: Schema = {
     "anyOf": [Until.model_json_schema(), {"type": "null"}],
     "default": None,
-    "description": "Stops where a metric has risen too far, and takes the step back that broke the limit.",
+    "description": "Stops when a metric has risen too far, and takes back the step that broke the limit.",
 }
 LABEL = r"(?!\.$)[^/\x00-\x1f\x7f]{1,100}"
 """What a label may be: it becomes a name in the results, where none is a path."""
@@ -81,7 +81,7 @@ _LABEL: Schema = {
     "minLength": 1,
     "maxLength": 100,
     "default": None,
-    "description": "Names it in the results; default its name. A probe may be listed twice under two labels.",
+    "description": "Label in the results; default: the probe's name. A probe may be listed twice under two labels.",
 }
 METRIC_LABEL = r"[a-z][a-z0-9_]{0,40}"
 """What a metric's label may be: with a split before it, it is a column."""
@@ -92,8 +92,8 @@ _METRIC_LABEL: Schema = {
     "type": ["string", "null"],
     "pattern": f"^{METRIC_LABEL}$",
     "default": None,
-    "description": "Names it in the results, behind the split; default its name. A metric may be listed twice under two "
-    "labels.",
+    "description": "Label in the results, after the split; default: the metric's name. A metric may be listed twice under "
+    "two labels.",
 }
 _MOMENT: list[Schema] = [
     {"type": "string", "enum": list(MOMENTS)},
@@ -107,7 +107,7 @@ _MOMENT: list[Schema] = [
 _MOMENTS: Schema = {
     "anyOf": [{"type": "null"}, *_MOMENT, {"type": "array", "items": {"anyOf": _MOMENT}, "minItems": 1}],
     "default": None,
-    "description": "When it is asked: of dense, step, pruned, finetuned, end, and {every: n}; default its own.",
+    "description": "When it measures: any of dense, step, pruned, finetuned, end, and {every: n}; default: the probe's own.",
 }
 
 KINDS: Mapping[str, Kind] = MappingProxyType(

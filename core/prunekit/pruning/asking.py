@@ -59,7 +59,7 @@ def losing(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str:
 
 def _checked(who: str, proposal: Proposal, context: Context) -> Proposal:
     if not isinstance(proposal, Proposal):
-        raise RunError(f"{who} proposed {type(proposal).__name__}, and not a prunekit.Proposal")
+        raise RunError(f"{who} proposed {type(proposal).__name__}, not a prunekit.Proposal")
     masks = checked_masks(who, proposal.masks, context)
     distributed.take_first(masks)  # devices that round differently would drift apart
     values = {}
@@ -96,7 +96,7 @@ def checked_masks(who: str, masks: Mapping[str, Tensor], context: Context) -> di
     for name, old in context.masks.items():
         new = masks.get(name)
         if new is None:
-            raise RunError(f"{who}: {name} has no mask among those proposed")
+            raise RunError(f"{who}: the proposal has no mask for {name}")
         if new.dtype != torch.bool or new.shape != old.shape:
             raise RunError(
                 f"{name}: the mask selected is {new.dtype} {tuple(new.shape)}, not bool {tuple(old.shape)}"
@@ -107,5 +107,5 @@ def checked_masks(who: str, masks: Mapping[str, Tensor], context: Context) -> di
             raise RunError(f"{name}: the mask selected revives pruned weights; masks must be nested")
     pruned = sum(pruned_counts({name: masks[name] for name in context.masks}).values())
     if pruned != context.budget:
-        raise RunError(f"the selection prunes {pruned} weights, and {context.budget} were asked for")
+        raise RunError(f"the selection prunes {pruned} weights, but {context.budget} were asked for")
     return {name: masks[name].to(old.device) for name, old in context.masks.items()}

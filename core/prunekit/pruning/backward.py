@@ -57,8 +57,8 @@ class Backward:
         last = len(stages.names) - 1
         if any(use > j + 1 for j, use in enumerate(stages.last_use[:last])):
             raise UnsupportedError(
-                "blocks: the answer of a block goes past the next one, and only what one block passes to the next is "
-                "followed backwards; take a criterion of what enters a layer, or prune without blocks"
+                "blocks: an output of a block bypasses the next block, and gradients are followed only from one block "
+                "to the next; take a criterion based on layer inputs, or prune without blocks"
             )
 
     def network(self, index: int) -> nn.Module:
@@ -271,8 +271,8 @@ def _differentiable(answer: object) -> tuple[object, Tensor]:
     floating = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if len(floating) != 1:
         raise UnsupportedError(
-            f"blocks: a block answers with {len(floating)} tensors, and what comes back is followed to a single one; take a "
-            "criterion of what enters a layer, or prune without blocks"
+            f"blocks: a block outputs {len(floating)} tensors, and gradients are followed to a single one; take a criterion "
+            "based on layer inputs, or prune without blocks"
         )
     leaf: Tensor = leaves[floating[0]].detach().requires_grad_()
     # A view, so that a network which works on the answer in place does not change a leaf.

@@ -65,7 +65,7 @@ class Done:
 
 
 class Finished(Protocol):
-    """Keeps what blocks have become, so that a step that is stopped goes on with the next block."""
+    """Keeps what blocks have become, so that a step that is stopped continues with the next block."""
 
     def get(self, block: str) -> Done | None:
         """What a block has become, if that is known."""

@@ -69,13 +69,13 @@ class Blockwise:
         outside = [layer.name for layer in layers if layer.name not in inside]
         if outside:
             raise SpecError(
-                f"prune.sequential: {shortened(outside)} {'is' if len(outside) == 1 else 'are'} prunable and in no block; "
-                "leave out what is not to be pruned (prunable: {exclude: [...]}, or {preset: transformer_blocks}), or name "
+                f"prune.sequential: {shortened(outside)} {'is' if len(outside) == 1 else 'are'} prunable but in no block; "
+                "leave out what is not to be pruned (prunable: {exclude: [...]}, or {preset: transformer_blocks}), or list "
                 "its module among the blocks"
             )
         if distributed.world() > 1:
             raise UnsupportedError(
-                "prune.sequential: works in one process; leave it out where there are several"
+                "prune.sequential: works in one process only; leave it out when there are several"
             )
         self._stages: Stages | None = None
         self.goes_back = False
@@ -95,7 +95,7 @@ class Blockwise:
         whole = [e.name for e in estimators.values() if not e.needs_data]
         if whole or not criterion.separable:
             why = (
-                f"needs {', '.join(whole)}, which is of the whole network"
+                f"needs {', '.join(whole)}, which covers the whole network"
                 if whole
                 else "weighs layers together"
             )
@@ -105,14 +105,14 @@ class Blockwise:
             )
         if deep and self.scene.settings.inputs == "pruned":
             raise UnsupportedError(
-                f"prune.sequential: criterion {criterion.name!r} needs {', '.join(deep)}, which what comes after a block "
-                "decides with, and that is not pruned yet; take inputs: dense, or a criterion of what enters a layer "
+                f"prune.sequential: criterion {criterion.name!r} needs {', '.join(deep)}, which also depends on later "
+                "blocks, and those are not pruned yet; take inputs: dense, or a criterion based on layer inputs "
                 "(wanda, sparsegpt, alps, obc, magnitude)"
             )
         if twice:
             raise UnsupportedError(
                 f"prune.sequential: {', '.join(twice)} needs second derivatives through the whole network, which is not "
-                "looked at as a whole; take curvature: ggn, ggn_mc or empirical_fisher"
+                "held as a whole here; take curvature: ggn, ggn_mc or empirical_fisher"
             )
         self.goes_back = bool(deep)
         gone = [0] * len(self.scene.layers)
@@ -122,8 +122,8 @@ class Blockwise:
         )
         if not apart and not over_all:
             raise SpecError(
-                "prune.sequential: each layer has to know beforehand how much it loses, since its block is finished before "
-                f"the next is looked at; {'selector' if criterion.uses_selector else 'criterion'} "
+                "prune.sequential: each layer's share of the budget must be known beforehand, since its block is finished "
+                f"before the next is begun; {'selector' if criterion.uses_selector else 'criterion'} "
                 f"{(selector if criterion.uses_selector else criterion).name!r} lets layers compete. Accepted are the "
                 "selectors layerwise and nm, and criteria with scope: layerwise"
                 + (

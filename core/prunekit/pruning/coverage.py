@@ -68,7 +68,7 @@ class Coverage:
         if self.left_out <= NOTABLE:
             return ""
         some = "; ".join(f"{why}: {shortened(names)}" for why, names in self.reasons().items())
-        return f"{100 * self.left_out:.0f} % of the weights of matrices are not pruned ({some})"
+        return f"{100 * self.left_out:.0f} % of the matrix weights are not pruned ({some})"
 
     def __str__(self) -> str:
         columns, cells = self.table()
@@ -84,7 +84,7 @@ class Coverage:
         reasons = self.reasons().items()
         lines = [str(self), *(f"not pruned, {why}: {shortened(names)}" for why, names in reasons)]
         if self.warning:
-            lines.append(f"warning: that is {100 * self.left_out:.0f} % of the weights of matrices")
+            lines.append(f"warning: that is {100 * self.left_out:.0f} % of the matrix weights")
         return "\n".join(lines)
 
     def reasons(self) -> dict[str, list[str]]:

@@ -30,24 +30,24 @@ class Criterion(Component, ABC):
 
     @property
     def requires(self) -> frozenset[Request]:
-        """Statistics: names, or :class:`prunekit.Statistic` with options. A class may say it once for all."""
+        """Statistics: names, or :class:`prunekit.Statistic` with options. May be a plain class attribute."""
         return frozenset()
 
     @property
     def damps(self) -> bool:
-        """True where λ goes into the criterion's own damping (:attr:`Context.lam`) and not into the saliency."""
+        """True where λ goes into the criterion's own damping (:attr:`Context.lam`) rather than into the saliency."""
         return False
 
     @property
     def uses_selector(self) -> bool:
-        """False where :meth:`propose` chooses the masks itself, so that a selector beside it is refused."""
+        """False where :meth:`propose` chooses the masks itself, so that a selector beside it is rejected."""
         return True
 
     @property
     def separable(self) -> bool:
-        """False where what a layer is worth depends on other layers: then the network cannot be pruned block by block.
+        """False where a layer's saliencies depend on other layers: then the network cannot be pruned block by block.
 
-        That is so where saliencies are divided by a sum over all layers, and where a matrix is over all of them.
+        That is so where saliencies are divided by a sum over all layers, and where a matrix spans all of them.
         """
         return True
 
@@ -62,7 +62,7 @@ class Criterion(Component, ABC):
 
     @property
     def updates(self) -> bool:
-        """Whether weights that stay may get new values: where there is an option ``update``, that says it."""
+        """Whether weights that stay may get new values: an option ``update``, if there is one, decides it."""
         own = type(self)
         able = own.update is not Criterion.update or own.propose is not Criterion.propose
         return able and getattr(self.options, "update", True) is not False
@@ -83,11 +83,11 @@ class Criterion(Component, ABC):
         return self.requires
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
-        """Refuse, before anything is computed, a schedule that the criterion cannot follow.
+        """Reject, before anything is computed, a schedule that the criterion cannot follow.
 
         Args:
             layers: All that is prunable.
-            budgets: Pruned weights after each step, as far as they are known: for a scheduler that adapts, the last.
+            budgets: Pruned weights after each step, as far as they are known: for an adaptive scheduler, the last.
 
         Raises:
             SpecError: If it contradicts the options.
@@ -99,7 +99,7 @@ class Criterion(Component, ABC):
         Args:
             layers: All that is prunable.
             gone: Weights of each that are pruned already.
-            budget: Pruned weights over all layers after the step.
+            budget: Pruned weights in all layers after the step.
 
         Returns:
             Pruned weights of each layer after the step; ``None``, the default, where layers compete.
@@ -111,17 +111,17 @@ class Criterion(Component, ABC):
         return 0.0, 0
 
     def joint_model(self, lam: float) -> JointModel | None:
-        """The quadratic model over all weights together that a step with this λ makes small, survivors free to move.
+        """The quadratic model over all weights together that a step with this λ minimises, survivors free to move.
 
-        ``None`` where there is none: of saliencies that know nothing of each other, or curvature in blocks.
+        ``None`` where there is none: with saliencies independent of each other, or curvature in blocks.
 
         Raises:
-            UnsupportedError: If the criterion has one, but not with these options, saying with which.
+            UnsupportedError: If the criterion has one, but not with these options; the message says with which.
         """
         return None
 
     def propose(self, context: Context) -> Proposal:
-        """Propose the masks of a step, the values of what stays, and what this will do to the loss."""
+        """Propose the masks of a step, the values of the weights that stay, and the resulting change of the loss."""
         masks = context.select(self.scores(context))
         values = self.update(context.weights, context.statistics, masks)
         predicted = self.predicted_delta_loss(context.weights, context.statistics, masks)
@@ -215,5 +215,5 @@ def old_form(cls: type[Criterion]) -> str:
         return f"defines `select`, which 0.2 never calls: override `propose(context)` instead ({MIGRATION})"
     for name in ("saliency", "update", "predicted_delta_loss", "propose"):
         if not callable(getattr(cls, name)):
-            return f"has a `{name}` that is no method: define the method, and return None for nothing ({MIGRATION})"
+            return f"has a `{name}` that is not a method: define the method, and return None for nothing ({MIGRATION})"
     return ""

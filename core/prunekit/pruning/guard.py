@@ -63,8 +63,8 @@ def refuse_several_functions(
     once = measure(model, batches, loss)[0]
     if abs(twice - once) > room:
         raise RunError(
-            f"{said}its loss is {once:.9g} in one pass and {2 * twice - once:.9g} in the next. It keeps something between "
-            "passes where prunekit cannot put it back: in a global, a closure, or memory that it writes through .data or "
+            f"{said}its loss is {once:.9g} in one pass and {2 * twice - once:.9g} in the next. It keeps state between "
+            "passes where prunekit cannot restore it: in a global, a closure, or memory that it writes through .data or "
             "numpy; or the batches change as they are read. Keep state in attributes or buffers of modules, or reset it"
         )
     if abs(otherwise - once) > room:
@@ -72,12 +72,12 @@ def refuse_several_functions(
         raise RunError(
             f"{said}its loss is {once:.9g} in slices of {size} examples and {otherwise:.9g} in slices of {_OTHER}. Its "
             "examples influence each other in eval mode (statistics of the batch, sorting or ranking over it, attention "
-            f"across it): give batches of at most {SLICE} examples that are complete in themselves"
+            f"across it): give self-contained batches of at most {SLICE} examples"
         )
     one, other = ("with statistics", "measured") if estimated else ("measured", "measured again")
     raise RunError(
-        f"{said}its loss is {before:.9g} {one} and {once:.9g} {other}. It does something else where gradients are "
-        "wanted: does its forward ask for requires_grad, or keep something between passes outside of its modules?"
+        f"{said}its loss is {before:.9g} {one} and {once:.9g} {other}. It behaves differently when gradients are "
+        "needed: does its forward check requires_grad, or keep state between passes outside its modules?"
     )
 
 
@@ -138,6 +138,6 @@ def _refuse_noise(model: nn.Module, batches: Sequence[Batch]) -> None:
         where = f" ({', '.join(map(repr, names))})" if names else ""
         raise RunError(
             f"the network draws random numbers in eval mode{where}, so losses before and after a step would be those of "
-            "other networks. Dropout has to ask self.training (F.dropout(x, p, training=self.training)); noise that is "
-            "meant can be drawn once, into a buffer"
+            "different networks. Dropout must check self.training (F.dropout(x, p, training=self.training)); intended noise "
+            "can be drawn once, into a buffer"
         )

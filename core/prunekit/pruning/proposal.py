@@ -26,15 +26,15 @@ class Context:
         weights: Parameter to its prunable weights, in float32 at least, exactly zero where pruned.
         statistics: Each entry of what the criterion requires to ``{parameter: tensor}``.
         masks: What is kept now, bool, ``True`` = kept.
-        budget: Number of pruned weights after the step, those that are pruned now included.
+        budget: Number of pruned weights after the step, including those that are already pruned.
         lam: Locality weight λ of this step.
         selector: Spends the budget where masks come from saliencies.
         layers: The prunable tensors, in the order of all these mappings.
         dtypes: Parameter to the type that the model holds it in; left out, that of ``weights``.
-        watch: Told of each choice of the selector: what it chose among, and what stays.
-        spared: Parameter to weights of which nothing is known, so that the selector takes all others before; a criterion
-            that chooses by itself has to do so too. Of experts that no example has reached.
-        shares: Parameter to its part of the budget, where layers have been given their parts beforehand; a criterion that
+        watch: Called with each choice of the selector: what it chose among, and what stays.
+        spared: Parameter to weights about which nothing is known, those of experts that no example has reached. The selector
+            takes all others first; a criterion that chooses by itself must do so too.
+        shares: Parameter to its part of the budget, where layers were given their parts beforehand; a criterion that
             chooses by itself and says its :meth:`~prunekit.Criterion.shares` keeps to them.
     """
 
@@ -51,7 +51,7 @@ class Context:
     shares: Mapping[str, int] | None = None
 
     def rounded(self, values: Tensors) -> dict[str, Tensor]:
-        """New values as the model will hold them, so that what is predicted is the change that is made."""
+        """New values as the model will hold them, so that the prediction is of the change that is made."""
         return {name: value.to(self.dtypes.get(name, value.dtype)) for name, value in values.items()}
 
     def select(self, saliency: Tensors) -> dict[str, Tensor]:
@@ -82,9 +82,9 @@ class Proposal:
     """A step that a criterion proposes.
 
     Attributes:
-        masks: After the step, bool, ``True`` = kept; nested in those before, with exactly the budget pruned.
-        values: New values of weights that stay, by parameter; ``None`` or a parameter left out: as they are. What
-            stands where a weight goes is ignored.
+        masks: Masks after the step, bool, ``True`` = kept; nested in those before, with exactly the budget pruned.
+        values: New values of weights that stay, by parameter; ``None`` or a parameter left out: unchanged. Values
+            where a weight goes are ignored.
         predicted_delta_loss: The criterion's own model of the change that masks and values make together, with its
             sign, in the loss's units; ``None`` if it models no loss.
     """

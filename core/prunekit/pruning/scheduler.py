@@ -23,13 +23,13 @@ class Scheduler(Component, ABC):
 
     kind = "scheduler"
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Probes to be asked of every proposal before it is applied; their summaries stand in ``attempt.measured``."""
+    """Probes that measure every proposal before it is applied; their summaries are in ``attempt.measured``."""
 
     def needed(self, criterion: Criterion, fresh: bool) -> frozenset[str]:
-        """The probes to be asked with this criterion, before anything is computed; :attr:`needs`, unless overridden.
+        """The probes needed with this criterion, asked before anything is computed; :attr:`needs`, unless overridden.
 
         Args:
-            criterion: What proposes.
+            criterion: The one that proposes.
             fresh: Whether there are examples besides those of a step, for the probe ``fresh``.
 
         Raises:
@@ -42,11 +42,11 @@ class Scheduler(Component, ABC):
         raise NotImplementedError
 
     def planned(self) -> Sequence[float]:
-        """The levels that are known beforehand, in order, so that what cannot be followed is refused early."""
+        """The levels that are known beforehand, in order, so that an impossible schedule is rejected early."""
         return () if self.adapts else self.levels()
 
     def next(self, history: Sequence[Attempt]) -> Target | None:
-        """What to attempt next, or ``None`` when the run is where it should be.
+        """What to attempt next, or ``None`` when the target is reached.
 
         Args:
             history: All attempts before, accepted or not, in order.
@@ -56,7 +56,7 @@ class Scheduler(Component, ABC):
         return Target(levels[done]) if done < len(levels) else None
 
     def accept(self, attempt: Attempt, history: Sequence[Attempt]) -> bool:
-        """Whether a step stays that has been applied and measured; if not, it is taken back bit for bit.
+        """Whether a step that has been applied and measured stays; if not, it is taken back bit for bit.
 
         Args:
             attempt: With what was predicted and measured, which may not be finite; an attempt whose measured change
@@ -66,7 +66,7 @@ class Scheduler(Component, ABC):
         return True
 
     def stopped(self, history: Sequence[Attempt]) -> Stop | None:
-        """Why :meth:`next` has nothing more to ask for, where there is something to say; ``None``: it is where it should be.
+        """Why :meth:`next` asks for nothing more, if there is something to say; ``None``: the target is reached.
 
         Args:
             history: All attempts; a pure function of them, too.
@@ -75,7 +75,7 @@ class Scheduler(Component, ABC):
 
     @property
     def adapts(self) -> bool:
-        """Whether the steps depend on what the ones before did."""
+        """Whether steps depend on the outcome of earlier ones."""
         return type(self).next is not Scheduler.next or type(self).accept is not Scheduler.accept
 
 

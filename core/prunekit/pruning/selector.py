@@ -21,14 +21,14 @@ class Selector(Component, ABC):
 
     kind = "selector"
     apart: ClassVar[bool] = False
-    """Whether each layer is chosen from by itself, so that only its own saliencies are compared."""
+    """Whether it chooses within each layer separately, so that only a layer's own saliencies are compared."""
 
     def check(self, layers: Sequence[Layer], budgets: Sequence[int]) -> None:
-        """Refuse, before anything is computed, a schedule that this selector cannot follow.
+        """Reject, before anything is computed, a schedule that this selector cannot follow.
 
         Args:
             layers: All that is prunable.
-            budgets: Pruned weights after each step, as far as they are known: for a scheduler that adapts, the last.
+            budgets: Pruned weights after each step, as far as they are known: for an adaptive scheduler, the last.
 
         Raises:
             SpecError: If it contradicts the options.
@@ -38,7 +38,7 @@ class Selector(Component, ABC):
         """A layer's values by the groups within which they are compared, so that a tie is one of a group.
 
         Args:
-            values: ``[n]``, of the layer's items.
+            values: ``[n]``, one for each of the layer's items.
             layer: With its shape and input axis.
 
         Returns:
@@ -52,7 +52,7 @@ class Selector(Component, ABC):
         Args:
             layers: All that is prunable.
             gone: Weights of each that are pruned already.
-            budget: Pruned weights over all layers after the step.
+            budget: Pruned weights in all layers after the step.
 
         Returns:
             Pruned weights of each layer after the step; ``None``, the default, where layers compete.
@@ -65,7 +65,7 @@ class Selector(Component, ABC):
 
         Args:
             items: With their saliencies; layers in ``named_parameters()`` order. Lent: nothing may be changed.
-            budget: Number of pruned weights over all items after this step, those that are gone already included.
+            budget: Number of pruned weights over all items after this step, including those already gone.
 
         Returns:
             ``[n]`` bool, True for what stays: items that are open now, all but as many as the budget asks for.

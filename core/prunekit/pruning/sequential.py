@@ -10,15 +10,15 @@ from prunekit.masks.settings import AUTO
 
 
 class Sequential(Options):
-    """Prunes a network block by block, so that of statistics and activations only one block's are held at a time.
+    """Prunes a network block by block, so that only one block's statistics and activations are held at a time.
 
     Attributes:
         blocks: Name patterns of modules that run one after another (``model.layers.*``); ``auto`` = the blocks of a
             transformer.
-        inputs: ``pruned``: a block sees what the pruned blocks before it give, as SparseGPT, Wanda and ALPS were
+        inputs: ``pruned``: a block sees the outputs of the pruned blocks before it, as SparseGPT, Wanda and ALPS were
             published; all steps of a block come before the next block. ``dense``: it sees what it saw before the step, so
             that the masks are the same as without blocks.
-        offload: Where activations between blocks, and weights that can be taken back, wait: on their own device, in the
+        offload: Where activations between blocks, and weights that can be taken back, are kept: on their own device, in the
             CPU's memory, or in files of the system's temporary folder. No result depends on it.
     """
 

@@ -35,7 +35,7 @@ def fitting(
     if absent:
         raise DeviceError(
             f"{', '.join(absent)}: on the device meta, where nothing has a value. The model, its inputs and its targets "
-            "have to be on one device: move the model, and load its weights"
+            "must be on one device: move the model, and load its weights"
         )
     masks = {name: torch.ones(p.shape, dtype=torch.bool, device=p.device) for name, p in parameters.items()}
     first = {memory(p): name for name, p in parameters.items()}
@@ -45,7 +45,7 @@ def fitting(
     if strangers:
         raise SpecError(
             [
-                f"mask {name!r}: is no prunable parameter; there are {', '.join(parameters)}"
+                f"mask {name!r}: is not a prunable parameter; there are {', '.join(parameters)}"
                 for name in strangers
             ]
         )
@@ -69,7 +69,7 @@ def steps_without_effect(levels: Sequence[float], gone: int, total: int) -> int:
     below = sum(pruned_count(level, total) < gone for level in levels)
     if below and below == len(levels):
         raise SpecError(
-            f"prune.scheduler: the schedule ends at sparsity {levels[-1]:.6g}, and {gone} of {total} weights "
+            f"prune.scheduler: the schedule ends at sparsity {levels[-1]:.6g}, but {gone} of {total} weights "
             f"({gone / total:.6g}) are pruned or zero already; go further, or let zeros be free (zeros: free)"
         )
     return below

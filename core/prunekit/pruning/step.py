@@ -169,8 +169,9 @@ class Pruner:
         if sequential.inputs == "pruned":
             if self.levels is None:
                 raise SpecError(
-                    f"prune.scheduler: {scheduler.name!r} decides after each step how far the next one goes, and with "
-                    "sequential.inputs: pruned a block is finished before the next; take a fixed schedule, or inputs: dense"
+                    f"prune.scheduler: {scheduler.name!r} decides after each step how far the next one goes, but with "
+                    "sequential.inputs: pruned a block takes all its steps before the next block; take a fixed schedule, or "
+                    "inputs: dense"
                 )
             self._inner, self.levels = budgets, self.levels[-1:]
 
@@ -272,13 +273,13 @@ class Pruner:
             (level,) = check_levels([target.sparsity])
             lam = None if target.lam is None else locality_weight(target.lam)
             if target.damping is not None and (lam is not None or locality_weight(target.damping) == 0):
-                raise ValueError(f"damping must be > 0 and comes without λ; found {target}")
+                raise ValueError(f"damping must be > 0 and set without λ; found {target}")
         except ValueError as error:
             raise RunError(f"scheduler {self.scheduler.name!r}: {error}") from None
         gone = sum(pruned_counts(self.masks).values())
         if pruned_count(level, self.total) < gone and gone > self._least:  # at the start it cannot know
             raise RunError(
-                f"scheduler {self.scheduler.name!r} asks for sparsity {level}, and {gone} of {self.total} weights are "
+                f"scheduler {self.scheduler.name!r} asks for sparsity {level}, but {gone} of {self.total} weights are "
                 "pruned already"
             )
         return Target(level, lam, target.damping)
@@ -461,8 +462,8 @@ class Pruner:
         if silent:
             self._warn(
                 "experts",
-                f"no example of the step has reached {shortened(named(silent))}, so nothing is known of their weights: "
-                "they are left as they are. Take more examples, or others",
+                f"no example of the step has reached {shortened(named(silent))}, so nothing is known about their weights: "
+                "they are left as they are. Take more examples, or different ones",
             )
         return {name: spread(which, self.masks[name]) for name, which in silent.items()}
 

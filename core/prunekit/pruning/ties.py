@@ -78,8 +78,8 @@ def ties(items: Items, kept: Tensor, selector: Selector) -> str | None:
     most = max(tied, key=lambda t: t.tied)
     where = " of one layer" if selector.apart else ""
     return (
-        f"{most.equal} weights{where} have the saliency {most.level:g}, and of these the first {most.gone} go, in the order "
-        "of their position: the criterion does not tell them apart"
+        f"{most.equal} weights{where} have the saliency {most.level:g}, and of these the first {most.gone} go, in order of "
+        "position: the criterion does not tell them apart"
     )
 
 
@@ -158,5 +158,5 @@ def _in_groups(items: Items, kept: Tensor, selector: Selector) -> str | None:
         return ""
     return (
         f"in {groups} of the {of} groups that lose weights, some that go and some that stay have the same saliency, and the "
-        "first go, in the order of their position: the criterion does not tell them apart"
+        "first go, in order of position: the criterion does not tell them apart"
     )

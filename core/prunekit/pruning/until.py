@@ -32,8 +32,9 @@ class Until(Options):
     Attributes:
         metric: ``train_loss``, ``valid_loss``, ``test_loss`` or the same with ``_error``.
         rise: By how much it may be above its value before the first step.
-        relative: Whether the rise is a fraction of that value, and not in the metric's units.
-        bisect: How often the step that broke it is tried again, each time half way between what held and what broke.
+        relative: Whether the rise is a fraction of that value rather than in the metric's units.
+        bisect: How many times the step that broke the limit is tried again, each time halfway between what held and what
+            broke.
     """
 
     metric: str = Field(pattern=r"^(train|valid|test)_(loss|error)$")

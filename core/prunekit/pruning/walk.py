@@ -199,7 +199,8 @@ class Walk:
         wrong = [block.names[key] for key, n in pruned_counts(proposal.masks).items() if n != shares[key]]
         if wrong:
             raise RunError(
-                f"criterion {self.criterion.name!r} prunes other numbers of {shortened(wrong)} than its shares() says"
+                f"criterion {self.criterion.name!r} prunes a different number of weights of {shortened(wrong)} than its "
+                f"shares() says"
             )
         for key, name in block.names.items():
             value = None if proposal.values is None else proposal.values.get(key)
@@ -252,8 +253,8 @@ class Walk:
         if silent:
             self.of.warn(
                 "experts",
-                f"no example has reached experts of {block.name}, so nothing is known of their weights: they stay as long "
-                "as there are others. Take more examples, or others",
+                f"no example has reached some experts of {block.name}, so nothing is known about their weights: they stay "
+                "as long as there are others to prune. Take more examples, or different ones",
             )
         return {key: spread(which, masks[key]) for key, which in silent.items()}
 

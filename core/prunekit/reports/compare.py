@@ -32,10 +32,11 @@ class Comparison:
     Attributes:
         runs: A row of numbers for each.
         differences: Dotted path of a spec's value to that of each run, where they are not all the same.
-        unlike: The same of what makes runs hard to compare: network, data, training, what is measured; empty if they are
+        unlike: The same for whatever makes runs hard to compare: network, data, training, measurements; empty if they are
             alike.
-        overlaps: Of the final masks of two runs: their places in ``runs``, over all tensors, and of each.
-        curves: For pictures: of each run sparsities and training losses after the steps.
+        overlaps: Overlaps of the final masks of two runs: their places in ``runs``, the overlap of all tensors, and that of
+            each.
+        curves: For pictures: each run's sparsities and training losses after the steps.
     """
 
     runs: Sequence[Row]
@@ -81,7 +82,7 @@ def compare(runs: Iterable[Results | str | Path], anyway: bool = False) -> Compa
     """
     given = [runs] if isinstance(runs, str | Path | Results) else list(runs)
     if len(given) < 2:
-        raise ResultsError(f"to compare takes two results files at least; found {len(given)}")
+        raise ResultsError(f"compare takes at least two results files; found {len(given)}")
     with ExitStack() as stack:
         opened = [
             one if isinstance(one, Results) else stack.enter_context(open_results(one)) for one in given
@@ -90,7 +91,7 @@ def compare(runs: Iterable[Results | str | Path], anyway: bool = False) -> Compa
         unlike = _differing([one.summary["protocol"] for one in opened])
         if unlike and not anyway:
             raise ResultsError(
-                "these runs were not made under one protocol, so their numbers do not compare: "
+                "these runs were not made under one protocol, so their numbers are not comparable: "
                 f"{'; '.join(_told(path, values, names) for path, values in unlike.items())}. Compare them anyway with "
                 "--anyway (anyway=True)"
             )

@@ -39,7 +39,7 @@ def tables(comparison: Comparison) -> Iterator[PlainTable]:
     runs = comparison.runs
     names = [str(row["name"]) for row in runs]
     for title, differing in (
-        ("Not made under one protocol, so the numbers do not compare", comparison.unlike),
+        ("Not made under one protocol, so the numbers are not comparable", comparison.unlike),
         ("What differs", comparison.differences),
     ):
         if differing:

@@ -47,7 +47,7 @@ def figure(results: Results, name: str = RUN, probes_only: bool = False) -> Call
         if name in probes:
             return _of_probe(results, name, probes[name])
     if name not in _FIGURES or probes_only:
-        raise SpecError(f"--figure: {name!r} is no probe of this run; accepted: {_accepted(probes)}")
+        raise SpecError(f"--figure: {name!r} is not a probe of this run; accepted: {_accepted(probes)}")
     if not results.summary["steps"]:
         raise ResultsError(f"{results.path}: no steps yet, so there is nothing to draw")
     return of_run(results.summary, name)
@@ -90,7 +90,7 @@ def _of_probe(results: Results, label: str, probe: type[Probe]) -> Callable[[Fig
             probe.draw(results, label, figure)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ResultsError(
-                f"{results.path}: probe {label!r} cannot be drawn from what is there: {type(error).__name__}: {error}"
+                f"{results.path}: probe {label!r} cannot be drawn from its results: {type(error).__name__}: {error}"
             ) from error
 
     return fill

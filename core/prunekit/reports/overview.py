@@ -214,7 +214,7 @@ def probe(results: Results, label: str) -> Iterator[PlainTable | str]:
 
 
 def _spoken(key: str) -> str:
-    return key.replace("_", " ")
+    return key.replace("_", " ").replace("finetuned", "fine-tuned")
 
 
 def _tabular(value: object) -> bool:

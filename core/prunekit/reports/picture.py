@@ -140,7 +140,7 @@ def check(path: Path, columns: int | None = None) -> None:
         raise SpecError(f"--plot {path}: must end in {', '.join(_FORMATS)}")
     check_width(columns)
     if path.exists() and not path.is_file():
-        raise ResultsError(f"{path}: is no regular file; a picture is one")
+        raise ResultsError(f"{path}: is not a regular file; a picture must be one")
 
 
 def check_width(columns: int | None) -> None:

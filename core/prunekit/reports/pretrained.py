@@ -41,7 +41,7 @@ def save_pretrained(
     own: Any = model
     if not hasattr(own, "save_pretrained") or not hasattr(own, "config"):
         raise SpecError(
-            f"save_pretrained: {type(model).__name__} is no network of transformers; save its state_dict(), or write a "
+            f"save_pretrained: {type(model).__name__} is not a transformers network; save its state_dict(), or write a "
             "run's weights with prunekit export"
         )
     source = Path(str(getattr(own.config, "_name_or_path", "") or ""))
@@ -94,7 +94,7 @@ def _network(source: Path) -> nn.Module:
         cls: Any = getattr(transformers, names[0])
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise SpecError(
-            f"export --hf: {source}: is no folder of a network of transformers (config.json with the architecture's name)"
+            f"export --hf: {source}: is not the folder of a transformers network (config.json with the architecture's name)"
         ) from None
     try:
         with without_bars():

@@ -48,7 +48,7 @@ def _state(summary: Row) -> Iterator[str]:
     if status == "complete":
         return
     steps, error = len(summary["steps"]), summary["environment"].get("error")
-    text = {"running": "The run goes on", "failed": "The run has failed"}.get(
+    text = {"running": "The run is in progress", "failed": "The run has failed"}.get(
         status, "The run was interrupted"
     )
     yield f"{text}, after {steps} step{'' if steps == 1 else 's'}" + (f": {error}." if error else ".")
@@ -144,7 +144,7 @@ def _impossible(summary: Row) -> Iterator[Look]:
         never = [row["step"] for row in _rows(found) if row.get("impossible") is True]
         if never:
             steps = f"step{'' if len(never) == 1 else 's'} {_listed([str(step) for step in never])}"
-            yield Look(f"a loss below any that there can be was predicted for {steps}", label)
+            yield Look(f"a loss below any possible one was predicted for {steps}", label)
 
 
 def _budget(summary: Row) -> Iterator[Look]:

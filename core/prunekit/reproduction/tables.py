@@ -95,7 +95,7 @@ def of_predictions(predictions: Sequence[Prediction]) -> PlainTable:
         ]
         for one in predictions
     ]
-    title = "What tells the error after fine-tuning, for a criterion that was left out"
+    title = "What predicts the error after fine-tuning, for a criterion that was left out"
     columns = ["known before", "Spearman's ρ (95 %)", "more than the loss change", "mean error, points"]
     return PlainTable(title, columns, rows)
 

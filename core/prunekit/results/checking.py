@@ -66,7 +66,7 @@ def check(layout: Layout, summary: Row, held: Mapping[str, Held]) -> None:
         for name, shape in tensors.items():
             _need(
                 parameters.get(name) == shape,
-                f"prunable: {name} is no tensor of that shape among the weights",
+                f"prunable: {name} is not a tensor of that shape among the weights",
             )
     _need(not summary["steps"] or count > 0, "steps: there is nothing to prune")
     if 0 < count <= MANY:
@@ -96,11 +96,11 @@ def check_columns(held: Mapping[str, Held]) -> None:
         _need(not lacking, f"{table}: no column {', '.join(lacking)}")
         for column, data in columns.items():
             whole = data.kind in _NUMBERS and data.shape
-            _need(whole, f"{table}/{column}: no column of numbers")
+            _need(whole, f"{table}/{column}: not a column of numbers")
             exact = column not in ("start", "count", *INTEGER_COLUMNS) or table.startswith(
                 ("training", "probes")
             )
-            _need(exact or data.kind == h5py.h5t.INTEGER, f"{table}/{column}: not of whole numbers")
+            _need(exact or data.kind == h5py.h5t.INTEGER, f"{table}/{column}: not whole numbers")
         lengths = {data.shape[0] for data in columns.values()}
         _need(
             len(lengths) == 1,
@@ -137,7 +137,7 @@ def shapes(where: str, tensors: object) -> dict[str, tuple[int, ...]]:
     for tensor in tensors if isinstance(tensors, list) else [None]:
         name, shape = (tensor.get("name"), tensor.get("shape")) if isinstance(tensor, dict) else (None, None)
         whole = isinstance(name, str) and isinstance(shape, list) and all(_is_count(n) for n in shape)
-        _need(whole and name not in found, f"{where}: no list of tensors with names and shapes")
+        _need(whole and name not in found, f"{where}: not a list of tensors with names and shapes")
         found[str(name)] = tuple(shape or ())
     return found
 
@@ -158,7 +158,7 @@ def _is_number(value: object) -> bool:
 def _check_texts(summary: Row) -> None:
     """JSON documents hold what readers take out of them."""
     spec = summary["spec"]
-    _need(isinstance(spec, dict), "spec/resolved: no object")
+    _need(isinstance(spec, dict), "spec/resolved: not an object")
     _need(isinstance(spec.get("name"), str), "spec/resolved: no name")
     _named(spec, "model")
     _named(spec, "dataset")
@@ -167,17 +167,17 @@ def _check_texts(summary: Row) -> None:
     if prune:
         criterion = _named(prune, "criterion")
         _named(prune, "scheduler")
-        _need(_is_number(criterion.get("lambda")), "spec/resolved: prune.criterion.lambda is no number")
+        _need(_is_number(criterion.get("lambda")), "spec/resolved: prune.criterion.lambda is not a number")
     _need(summary["prunable"] >= 0, "prunable: a negative number of weights")
     for key in ("origins", "environment", "inputs"):
-        _need(isinstance(summary[key], dict), f"{key}: no object")
-    _need(isinstance(summary["environment"].get("error", ""), str), "environment: error is no text")
+        _need(isinstance(summary[key], dict), f"{key}: not an object")
+    _need(isinstance(summary["environment"].get("error", ""), str), "environment: error is not text")
     _list(summary, "warnings", str)
     _list(summary, "resumptions", dict)
     for attempt in summary["attempts"]:
-        _need(isinstance(attempt["measured"], dict), "attempts/measured: no object")
+        _need(isinstance(attempt["measured"], dict), "attempts/measured: not an object")
     for label, found in summary["probes"].items():
-        _need(isinstance(found, dict), f"probes/{label}: the summary is no object")
+        _need(isinstance(found, dict), f"probes/{label}: the summary is not an object")
 
 
 def _named(owner: Mapping[str, object], key: str) -> Mapping[str, object]:
@@ -191,7 +191,7 @@ def _list(summary: Row, key: str, kind: type) -> None:
     value = summary[key]
     _need(
         isinstance(value, list) and all(isinstance(v, kind) for v in value),
-        f"{key}: no list of {kind.__name__}",
+        f"{key}: not a list of {kind.__name__}",
     )
 
 
@@ -201,20 +201,20 @@ def _check_phases(layout: Layout, summary: Row, held: Mapping[str, Held]) -> Non
     order = PHASES if prunes else ("dense", "finetuned")
     _need(
         there == list(order[: len(there)]),
-        f"metrics: {', '.join(there)} is no beginning of {', '.join(order)}",
+        f"metrics: {', '.join(there)} is not an initial part of {', '.join(order)}",
     )
-    _need(there or not summary["steps"], "steps: there are some before anything was measured")
+    _need(there or not summary["steps"], "steps: there are some, but nothing was measured before them")
     if summary["status"] == "complete":
         _need("dense" in there, "metrics: a complete run without its dense network")
         _need(not prunes or "pruned" in there, "metrics: a complete run without its pruned network")
-    _need(layout.phases() == there, "weights: not of the phases that were measured")
+    _need(layout.phases() == there, "weights: not those of the measured phases")
     for phase in there:
         for metric in (*METRIC_COLUMNS, *further(summary[phase])):
             found = held.get(f"metrics/{phase}/{metric}")
             if found is not None:
                 _need(
                     math.prod(found.shape) == 1 and found.kind in _NUMBERS,
-                    f"metrics/{phase}/{metric}: no number",
+                    f"metrics/{phase}/{metric}: not a number",
                 )
         for name, shape in layout.parameters().items():
             stored = held.get(f"weights/{phase}/{member(name)}")
@@ -230,13 +230,13 @@ def _check_steps(summary: Row) -> None:
         _need(0 <= row["pruned"] <= count, f"step {number}: {row['pruned']} of {count} weights are pruned")
         _need(
             row["remaining"] == count - row["pruned"],
-            f"step {number}: pruned and remaining are not all weights",
+            f"step {number}: pruned and remaining do not add up to all weights",
         )
         sparsity = row["sparsity"]
         right = sparsity is not None and math.isclose(
             sparsity * count, row["pruned"], rel_tol=1e-9, abs_tol=1e-6
         )
-        _need(right, f"step {number}: the sparsity is not the pruned share")
+        _need(right, f"step {number}: the sparsity is not the pruned fraction")
     for before, row in pairwise(steps):
         _need(
             row["pruned"] >= before["pruned"], f"step {row['step']}: fewer weights are pruned than before it"
@@ -249,4 +249,4 @@ def _check_examples(layout: Layout, summary: Row) -> None:
     shared = summary["format_version"] == 1 and len(start) == 1 <= steps  # a fixed sample lies there once
     _need(len(start) == steps or shared, f"examples: of {len(start)} steps, not {steps}")
     for step, (first, size) in enumerate(zip(start.tolist(), count.tolist(), strict=True), 1):
-        _need(0 <= first <= first + size <= total, f"examples: the sample of step {step} is not there")
+        _need(0 <= first <= first + size <= total, f"examples: the sample of step {step} is missing")

@@ -73,7 +73,7 @@ class Claim:
         if found != self._record:
             what = f"{_described(found)} has taken it over" if found else f"its lock {self.lock} is gone"
             raise RunError(
-                f"{self.output}: {what}, so this run writes no more; what was finished before is kept"
+                f"{self.output}: {what}, so this run stops writing; what was finished before is kept"
             )
 
     def put(self, temporary: Path, target: Path, wait: bool = False) -> None:
@@ -218,12 +218,12 @@ def _taken(output: Path) -> Claim:
     except OSError as error:
         if isinstance(error, ResultsError):
             raise
-        raise ResultsError(f"{lock}: cannot be had: {error.strerror}") from None
+        raise ResultsError(f"{lock}: cannot be acquired: {error.strerror}") from None
     try:
         found = _content(descriptor)
         if found and not found.startswith(_FORMAT):
             raise ResultsError(
-                f"{lock}: is no lock that prunekit wrote, and the run needs this name; choose another output"
+                f"{lock}: is not a lock that prunekit wrote, and the run needs this name; choose another output"
             )
         # Half a record is of an owner that was killed at its first word.
         if found and (not kernel or _field(found, "host") not in (None, socket.gethostname())):
@@ -258,7 +258,7 @@ def _opened(output: Path, lock: Path) -> tuple[int, bool]:
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(os.lstat(lock).st_mode):
                 raise ResultsError(
-                    f"{lock}: is no regular file, and the run needs this name; choose another output"
+                    f"{lock}: is not a regular file, and the run needs this name; choose another output"
                 )
         descriptor = os.open(lock, flags, 0o666)
         try:
@@ -325,7 +325,7 @@ def _described(record: bytes) -> str:
 
 def _owned(output: Path, record: bytes, more: str = "") -> ResultsError:
     return ResultsError(
-        f"{output}: {_described(record)} is writing it (so says {lock_path(output).name}); wait until it has ended, "
+        f"{output}: {_described(record)} is writing it (according to {lock_path(output).name}); wait until it has ended, "
         f"or choose another output. {more}".rstrip()
     )
 

@@ -26,7 +26,7 @@ _CHUNK = 1 << 18  # weights
 
 @dataclass(frozen=True)
 class Place:
-    """Where a prunable tensor lies in the history."""
+    """Where a prunable tensor is in the history."""
 
     name: str
     shape: tuple[int, ...]

@@ -67,7 +67,7 @@ def _values(where: str, group: str, key: str, series: Series) -> np.ndarray:
     for name in (group, key):
         if name in ("", ".") or re.search("[/\0]", name):
             raise RunError(
-                f"{where}: {name!r} is no name for arrays: it would be a path in the file; give them another"
+                f"{where}: {name!r} is not a valid name for arrays: it would be a path in the file; give them another"
             )
     if values.dtype.kind not in "biuf":
         raise RunError(f"{where}: array {group}/{key} holds {values.dtype}; it must hold numbers")
@@ -127,7 +127,7 @@ def _check(moment: h5py.Group, measured: Found, attributes: Mapping[str, np.ndar
         which = "was not" if (group, key) in before else "was"
         raise RunError(
             f"{where}: array {group}/{key} {which} measured at this step, unlike at the first one; "
-            "a probe of steps must find the same arrays at each"
+            "a probe of steps must return the same arrays at each"
         )
     for (group, key), values in measured.items():
         data = moment[group][key]
@@ -143,8 +143,8 @@ def _check(moment: h5py.Group, measured: Found, attributes: Mapping[str, np.ndar
     ]
     if changed:
         raise RunError(
-            f"{where}: attribute {changed[0]!r} is not what it was at the first step; "
-            "what changes from step to step belongs into the summary or an array"
+            f"{where}: attribute {changed[0]!r} differs from the first step's; what "
+            "changes from step to step belongs in the summary or an array"
         )
 
 
@@ -166,7 +166,7 @@ def summary(label: str, probe: h5py.Group) -> dict[str, Plain]:
     """
     where = f"probes/{label}"
     if not {"kind", "kind_version"} <= set(probe.attrs):
-        raise ResultsError(f"{where}: does not say by which probe, and in which version")
+        raise ResultsError(f"{where}: does not say which probe wrote it, or in which version")
     shown = _object(where, storing.read_json(probe["end"], SUMMARY)) if storing.has(probe, "end") else {}
     for moment in moments(probe):
         group = probe[moment]
@@ -189,7 +189,7 @@ def headline(probe: h5py.Group) -> list[str]:
 
 def _object(where: str, summary: object) -> dict[str, Plain]:
     if not isinstance(summary, dict):
-        raise ResultsError(f"{where}: the summary is no object")
+        raise ResultsError(f"{where}: the summary is not an object")
     return summary
 
 

@@ -76,4 +76,4 @@ def check(file: h5py.File, count: int, last: int) -> None:
     if not fits or group["values"].dtype.kind != "f":
         raise ResultsError(f"{GROUP}: not a row of {count} numbers for each step")
     if any(a >= b for a, b in zip([0, *numbers], [*numbers, last + 1], strict=True)):
-        raise ResultsError(f"{GROUP}/step: not increasing numbers of steps that there were")
+        raise ResultsError(f"{GROUP}/step: not increasing numbers of existing steps")

@@ -94,7 +94,7 @@ class Results:
 
     @property
     def finished(self) -> dict[str, int]:
-        """How much of the run is finished: epochs, steps, attempts, phases, and what probes found but at steps."""
+        """How much of the run is finished: epochs, steps, attempts, phases, and what probes found except at steps."""
         return {
             "dense epochs": len(self.history("dense").get("epoch", ())),
             "finetuned epochs": len(self.history("finetuned").get("epoch", ())),
@@ -119,7 +119,7 @@ class Results:
         """Parameters and buffers of the ``dense``, ``pruned`` or ``finetuned`` network.
 
         Raises:
-            ResultsError: If there are none, saying which there are.
+            ResultsError: If there are none; the message says which there are.
         """
         there = [name for name in PHASES if self.summary[name] is not None]
         if phase not in there:
@@ -144,16 +144,16 @@ class Results:
             return layout.ranked()
 
     def saliencies(self, step: int) -> dict[str, np.ndarray]:
-        """What a step's weights were chosen by, with the λ term: float32 arrays, NaN where a weight had gone before.
+        """The saliencies a step chose by, with the λ term: float32 arrays, NaN where a weight was already pruned.
 
         Raises:
-            ResultsError: If they are not kept, saying of which steps they are.
+            ResultsError: If they are not kept; the message says of which steps they are.
         """
         with self._reading() as layout:
             kept = layout.ranked()
             if step not in kept:
                 there = ", ".join(map(str, kept)) or "none"
-                raise ResultsError(f"{self.path}: no saliencies of step {step}; kept are those of {there}")
+                raise ResultsError(f"{self.path}: no saliencies of step {step}; those of {there} are kept")
             return layout.saliencies(step)
 
     def history(self, phase: str) -> dict[str, np.ndarray]:
@@ -183,7 +183,7 @@ class Results:
             return layout.probe(name, moment)
 
     def attributes(self, name: str, moment: str) -> dict[str, Plain]:
-        """Numbers and short texts that a probe has noted beside its arrays of a moment.
+        """Numbers and short texts that a probe stored beside its arrays at a moment.
 
         Raises:
             ResultsError: If the run has no such probe, or it did not measure then.
@@ -223,7 +223,7 @@ class Results:
             return layout.probe_kind(name)
 
     def headline(self, name: str) -> list[str]:
-        """Keys of a probe's summary that say most: dots go inwards, ``*`` is every key. Empty if it names none.
+        """The most telling keys of a probe's summary: dots go inwards, ``*`` is every key. Empty if it names none.
 
         Raises:
             ResultsError: If there is no such probe.
@@ -238,13 +238,13 @@ class Results:
         return ResultsError(f"{self.path}: no probe {name!r}; there are {there}")
 
     def whole(self, *, weights: bool = True) -> Whole:
-        """Read everything in the file, and hold masks against counts and weights against masks.
+        """Read everything in the file, and check masks against counts and weights against masks.
 
         Args:
             weights: ``False`` leaves out the last.
 
         Returns:
-            How much was read, and whether all of it lies under checksums.
+            How much was read, and whether all of it has checksums.
 
         Raises:
             ResultsError: Naming what is damaged.

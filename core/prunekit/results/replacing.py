@@ -102,7 +102,7 @@ def sweep(*targets: Path) -> None:
         former = target.with_name(target.name + ".tmp")
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(os.lstat(former).st_mode):
-                raise RunError(f"{former}: is in the way: no regular file")
+                raise RunError(f"{former}: is in the way: not a regular file")
             if ours.is_results(former) or ours.is_state(former):
                 os.unlink(former)
 

@@ -79,7 +79,7 @@ def _wrong(data: h5py.h5d.DatasetID, name: str, size: int, room: int) -> str:
     if layout == h5py.h5d.VIRTUAL:
         return "is put together from other data sets; a results file holds its data itself"
     if layout == h5py.h5d.CONTIGUOUS and properties.get_external_count():
-        return "lies in another file; a results file holds its data itself"
+        return "is stored in another file; a results file holds its data itself"
     if data.get_space().get_simple_extent_type() == h5py.h5s.NULL:
         return "has no elements and no shape"
     filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}

@@ -45,7 +45,7 @@ def verify(
     checked = all(0 in data.shape or file[name].fletcher32 for name, data in held.items())
     if summary["format_version"] > 1 and not checked:
         bare = next(name for name, data in held.items() if 0 not in data.shape and not file[name].fletcher32)
-        raise ResultsError(f"{bare} lies under no checksum")
+        raise ResultsError(f"{bare} has no checksum")
     if summary["prunable"]:
         checking.check_masks(layout, summary)
     if weights:

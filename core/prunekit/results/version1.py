@@ -134,7 +134,7 @@ class Version1:
             if rows.shape != (steps, -(-size // 8)) or rows.dtype != np.uint8:
                 raise ResultsError(f"masks/{name} is {rows.dtype} of shape {rows.shape}")
             if (rows[1:] & ~rows[:-1]).any():
-                raise ResultsError(f"masks/{name} keeps a weight that went at an earlier step")
+                raise ResultsError(f"masks/{name} keeps a weight that was pruned at an earlier step")
             counts.append(size - np.unpackbits(rows, axis=1, count=size).sum(axis=1, dtype=np.int64))
         return np.stack(counts, axis=1) if counts else np.zeros((steps, 0), np.int64)
 

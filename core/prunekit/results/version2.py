@@ -151,7 +151,7 @@ class Version2:
         for tensor, place in zip(tensors, places, strict=True):
             if (tensor.get("start"), tensor.get("stop")) != (place.start, place.stop):
                 raise ResultsError(
-                    f"prunable/tensors: {place.name} does not lie where the one before it stops"
+                    f"prunable/tensors: {place.name} does not start where the one before it ends"
                 )
         return places
 

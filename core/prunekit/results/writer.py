@@ -4,7 +4,7 @@ Every change is made to a copy, which then takes the file's name in one atomic r
 a file in the middle of a change and never wait for a lock. Copying costs memory bandwidth only: the bytes
 go through the page cache, and nothing waits for the disk more than once a second. What a step overwrites
 is left out of the copy, and what it adds is small, so a step costs as much at the end of a run as at its start.
-What is added has to be the next: a file that another process has gone on with is refused.
+What is added has to be the next: a file that another process has continued is refused.
 
 The HDF5 library does not survive a disk that fills up while it writes. So space is set aside before it
 starts, and a new file is made in memory.
@@ -271,7 +271,8 @@ class ResultsWriter:
         with self._edit(_size(weights.values())) as file:
             if storing.has(file, f"metrics/{phase}"):
                 raise RunError(
-                    f"{self.path}: holds the {phase} network already; does another process write it?"
+                    f"{self.path}: holds the {phase.replace('finetuned', 'fine-tuned')} network already; "
+                    "is another process writing it?"
                 )
             group = file.create_group(f"metrics/{phase}")
             for name, value in metrics.items():
@@ -411,7 +412,7 @@ class ResultsWriter:
         if number != last + 1:
             raise RunError(
                 f"{self.path}: {what} {number} cannot be added, since the file ends at {what} {last}; "
-                "does another process write it?"
+                "is another process writing it?"
             )
 
     @property
@@ -432,7 +433,7 @@ def check_version(path: Path, version: int) -> None:
     """
     if version != FORMAT_VERSION:
         raise ResultsError(
-            f"{path}: its run was started in format {version}, and this prunekit goes on only in format "
+            f"{path}: its run was started in format {version}, and this prunekit continues only format "
             f"{FORMAT_VERSION}. Finish it with the prunekit that started it (0.1 for format 1), or use "
             "--overwrite to start again."
         )

@@ -1,4 +1,4 @@
-"""Blocks that are finished, beside the state of a run: one that is stopped goes on with the next block."""
+"""Blocks that are finished, beside the state of a run: one that is stopped continues with the next block."""
 
 from __future__ import annotations
 

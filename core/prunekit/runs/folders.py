@@ -2,7 +2,7 @@
 
 A block's weights are read from the files when its turn comes, pruned, written, and let go of. What is outside of blocks
 (embeddings, a last norm, a head) stays in memory. Blocks that are written already are not pruned again, so what is stopped
-goes on with the next block.
+continues with the next block.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class _Job:
         prune = spec.settings.prune
         if prune is None or prune.sequential is None:
             raise SpecError(
-                "prune.sequential: says which blocks there are; without it the network is held as a whole"
+                "prune.sequential: is required, as it says which blocks there are; without it the network is held whole"
             )
         unfit = [
             key
@@ -166,7 +166,7 @@ class _Job:
             skeleton: Skeleton | None = model.build().skeleton()
         if skeleton is None or model.engine["checkpoint"] is not None:
             raise SpecError(
-                f"model {model.cls.name!r}: has no folder to be read block by block; accepted is hf, without a checkpoint"
+                f"model {model.cls.name!r}: has no folder to read block by block; accepted is hf, without a checkpoint"
             )
         self.folder, self.network = skeleton.folder, skeleton.network
         for module in self.network.modules():
@@ -181,12 +181,12 @@ class _Job:
         self.selector: Selector = spec.parts["prune", "selector"].build()
         scheduler: Scheduler = spec.parts["prune", "scheduler"].build()
         if scheduler.adapts or spec.parts["prune", "scheduler"].engine["until"] is not None:
-            raise SpecError("prune.scheduler: from folder to folder the schedule has to be fixed")
+            raise SpecError("prune.scheduler: pruning from folder to folder needs a fixed schedule")
         self.budgets = [pruned_count(level, self.total) for level in check_levels(scheduler.planned())]
         if prune.sequential.inputs == "dense" and len(self.budgets) > 1:
             raise SpecError(
-                f"prune.scheduler: {len(self.budgets)} steps; with inputs: dense every one of them would begin with all "
-                "blocks as the last one left them, so a folder is pruned in one. Take one step, or inputs: pruned"
+                f"prune.scheduler: {len(self.budgets)} steps; with inputs: dense each of them would begin with all blocks "
+                "as the step before left them, so a folder is pruned in a single step. Take one step, or inputs: pruned"
             )
         self.selector.check(self.layers, self.budgets)
         self.criterion.check(self.layers, self.budgets)
@@ -354,10 +354,10 @@ class _Job:
         if missing or wrong:
             some = ", ".join((missing or wrong)[:4])
             raise CheckpointError(
-                f"{self.folder}: {some} {'is not in the files' if missing else 'has another shape there'}"
+                f"{self.folder}: {some} {'is not in the files' if missing else 'has a different shape there'}"
                 + (f", which hold {', '.join(strange[:4])}" if strange else "")
-                + "; a network whose files have other names or shapes than its parameters goes through memory: prunekit "
-                "run, then export --hf"
+                + "; a network whose files use other names or shapes than its parameters has to be pruned in memory: "
+                "prunekit run, then export --hf"
             )
 
     def _warn(self, kind: str, text: str) -> None:
@@ -405,17 +405,18 @@ def _claimed(out: Path, identity: str, resume: bool, overwrite: bool) -> Path:
     if partial_out.exists():
         if not note.is_file():
             raise ResultsError(
-                f"{partial_out}: is not a folder that prunekit has begun; remove it, or choose another name"
+                f"{partial_out}: is not a folder that prunekit started; remove it, or choose another name"
             )
         if resume:
             if note.read_text(encoding="utf-8") != identity:
                 raise ResultsError(
-                    f"{partial_out}: was begun with another spec or other files; --overwrite starts anew"
+                    f"{partial_out}: was started with another spec or other files; --overwrite starts again"
                 )
             return partial_out
         if not overwrite:
             raise ResultsError(
-                f"{partial_out}: an earlier call was stopped; --resume goes on with the next block, --overwrite starts anew"
+                f"{partial_out}: an earlier call was stopped; --resume continues with the next block, "
+                "--overwrite starts again"
             )
         shutil.rmtree(partial_out)
     try:

@@ -109,7 +109,7 @@ def choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
-            raise DeviceError(f"device {name!r} is not there; this machine has {there}")
+            raise DeviceError(f"device {name!r} does not exist here; this machine has {there}")
     return device
 
 
@@ -127,7 +127,7 @@ def bind(spec: Spec, manager: PluginManager, shared: Shared | None = None) -> Pl
     folder = spec.base.resolve()
     if not folder.is_dir():
         raise SpecError(
-            f"folder: relative paths of the spec start there, and there is no folder {folder}; give the one where its "
+            f"folder: relative paths in the spec start there, but there is no folder {folder}; give the one where its "
             "files are now"
         )
     device, dtype = choose_device(spec.settings.device), getattr(torch, spec.settings.dtype)
@@ -268,8 +268,8 @@ def _check_metric(metric: str, splits: Splits) -> None:
     names = [n for n in metric_names(splits) if len(getattr(splits, n.split("_")[0]) or ())]
     if metric not in names:
         raise SpecError(
-            f"prune.scheduler.until.metric: {metric!r} is not measured here, for want of the split or of classes; "
-            f"accepted are {', '.join(names)}"
+            f"prune.scheduler.until.metric: {metric!r} is not measured here, because the split or the classes are "
+            f"missing; accepted are {', '.join(names)}"
         )
 
 

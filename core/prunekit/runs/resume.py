@@ -32,7 +32,7 @@ def check_place(spec: Spec, out: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise SpecError("--resume and --overwrite contradict each other")
     if "\0" in str(out):
-        raise ResultsError(f"{str(out)!r}: a file's name has no NUL in it")
+        raise ResultsError(f"{str(out)!r}: a file name cannot contain NUL")
     try:
         _check_file(spec, out)
     except ResultsError:
@@ -48,13 +48,13 @@ def admit(spec: Spec, out: Path, resume: bool, overwrite: bool) -> tuple[State |
         Where to go on, ``None`` for a new run; and whether nothing is left to do.
 
     Raises:
-        ResultsError: If the output may not be replaced, or cannot be gone on with.
+        ResultsError: If the output may not be replaced, or cannot be continued.
         RunError: If something is in the way.
     """
     leftover = state_path(out)
     if os.path.lexists(leftover) and not stat.S_ISREG(os.lstat(leftover).st_mode):
         raise ResultsError(
-            f"{leftover}: is no regular file, and the run needs this name; choose another output"
+            f"{leftover}: is not a regular file, and the run needs this name; choose another output"
         )
     if resume:
         found = _go_on(spec, out, leftover)
@@ -102,9 +102,9 @@ def _check_file(spec: Spec, out: Path) -> None:
             "files beside it"
         )
     if out.is_dir():
-        raise ResultsError(f"{out}: is a folder; the output is a file")
+        raise ResultsError(f"{out}: is a folder; the output must be a file")
     if os.path.lexists(out) and not stat.S_ISREG(os.lstat(out).st_mode):
-        raise ResultsError(f"{out}: is no regular file; the output is one")
+        raise ResultsError(f"{out}: is not a regular file; the output must be one")
     if out.exists() and any(source.exists() and out.samefile(source) for source in spec.sources):
         raise ResultsError(f"{out}: the run reads this file and cannot write its results over it")
     if not os.access(out.parent, os.W_OK | os.X_OK):
@@ -114,10 +114,10 @@ def _check_file(spec: Spec, out: Path) -> None:
 def _check_replaceable(out: Path, leftover: Path, overwrite: bool) -> None:
     there, left = os.path.lexists(out), os.path.lexists(leftover)
     if there and not overwrite:
-        raise ResultsError(f"{out}: exists; use --overwrite to replace it, or --resume to go on with it")
+        raise ResultsError(f"{out}: exists; use --overwrite to replace it, or --resume to continue it")
     if left and not overwrite:
         raise ResultsError(
-            f"{leftover}: an unfinished run's state is there; use --resume to go on with it, or --overwrite"
+            f"{leftover}: there is a state of an unfinished run; use --resume to continue it, or --overwrite to start again"
         )
     if there and not ours.is_results(out):
         raise ResultsError(
@@ -174,6 +174,6 @@ def _check_belongs(path: Path, recorded: Mapping[str, int] | None, state: State)
     together = max(ahead.pop("attempts"), ahead.pop("steps"))  # an attempt that stays comes with its step
     if recorded is None or min(together, *ahead.values()) < 0 or together + sum(ahead.values()) > 1:
         raise ResultsError(
-            f"{path}: {'gone' if recorded is None else 'not the file that the state belongs to'}, "
+            f"{path}: {'missing' if recorded is None else 'not the file that the state belongs to'}, "
             "so its run cannot be resumed; use --overwrite to start again"
         )

@@ -71,7 +71,7 @@ def execute(
 
     Args:
         spec: Resolved.
-        out: The results file; the state lies beside it until the run is complete.
+        out: The results file; the state is beside it until the run is complete.
         state: Where to go on, or ``None`` to start.
         manager: Plugins, for statistics and observing hooks.
         listener: Follows the progress.
@@ -86,9 +86,9 @@ def execute(
     if state is not None:
         refuse_another_run(state_path(out), state, plan.bound, plan.inputs, plan.examples)
     execution = _Execution(spec, plan, out, state, manager, listener or Listener(), source, shared)
-    distributed.gather(None)  # what is there may go once every process has got this far
+    distributed.gather(None)  # existing files may be replaced once every process has got this far
     if state is None and execution.first:
-        # Whoever calls has made sure that what is there may go. The state first: alone it would look resumable.
+        # The caller has checked that existing files may be replaced. The state first: alone it would look resumable.
         state_path(out).unlink(missing_ok=True)
         forget(blocks_path(out))
         out.unlink(missing_ok=True)
@@ -245,8 +245,8 @@ class _Execution:
             {"step": len(state.steps), "phase": state.phase, "date": now["date"], "changes": changed}
         )
         warnings.warn(
-            f"resumption: other circumstances than before ({described_changes(changed)}), so from here on the numbers may "
-            "differ in their bits from those of a run that was never stopped",
+            f"resumed under other circumstances than before ({described_changes(changed)}), so from here on the numbers "
+            "may differ in some bits from those of an uninterrupted run",
             PrunekitWarning,
             stacklevel=2,
         )
@@ -309,7 +309,9 @@ class _Execution:
         own = self.source(state.environment, self.plan.inputs) if self.first and self.source else None
         found = distributed.from_first(own)
         if found is None and state.done:
-            raise RunError("the network that this run had begun with is gone; use --overwrite to start again")
+            raise RunError(
+                "the network that this run started with is missing; use --overwrite to start again"
+            )
         if found is None:
             return False
         setup.load_state(self.model, dict(found.weights))

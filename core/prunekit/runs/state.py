@@ -163,7 +163,7 @@ class State:
             ResultsError: If it is missing, damaged or of another version.
         """
         if why := unreadable(path):
-            missing = "what resuming needs lay there and is gone" if why == "no such file" else why
+            missing = "the state file needed to resume is missing" if why == "no such file" else why
             raise ResultsError(f"{path}: {missing}; use --overwrite to start again")
         try:
             wrong = damage_of_archive(path)  # torch compares no checksums
@@ -187,7 +187,7 @@ class State:
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             place = error.errors()[0]["loc"] if isinstance(error, ValidationError) else error
             raise ResultsError(
-                f"{path}: not what a state holds ({place}); use --overwrite to start again"
+                f"{path}: not the content of a state ({place}); use --overwrite to start again"
             ) from None
 
     def check_fits(self, path: Path, tensors: Mapping[str, Tensor]) -> None:

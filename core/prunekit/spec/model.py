@@ -56,7 +56,7 @@ class Prune(Options):
         zeros: Whether weights that are exactly zero when pruning starts count as pruned (``pruned``) or as weights
             like any other (``free``).
         examples: Training examples that each step's statistics are estimated on; null = all.
-        sample: ``fresh``: each step draws its examples anew; ``fixed``: all steps use those of the first.
+        sample: ``fresh``: each step draws its own examples; ``fixed``: all steps use those of the first.
         recalibrate_batchnorm: After each step's measurement, recompute BatchNorm's running statistics on this many
             training examples; null = leave them as they are.
         sequential: Prune block by block, holding the statistics and activations of one block at a time; null = all
@@ -94,8 +94,8 @@ class Evaluate(Options):
     """What the reported metrics are measured on.
 
     Attributes:
-        train_examples: The first so many training examples; null = all.
-        every: Measure after every so many pruning steps and after the last; metrics of the steps between are NaN.
+        train_examples: Number of training examples, from the first; null = all.
+        every: Measure after every so many pruning steps and after the last; metrics of the steps in between are NaN.
         metrics: Metrics besides loss and error, on every split.
     """
 
@@ -124,23 +124,23 @@ class Settings(Options):
     """A whole spec as the engine reads it; of a plugin, the name.
 
     Attributes:
-        version: Of the format of specs; 1.
+        version: Version of the spec format; 1.
         name: Names the default output file; default: the spec file's own name.
         folder: Where relative paths start, relative to the spec file's folder; null = that folder itself.
         seed: Seeds all randomness for which ``seeds`` gives no seed of its own.
         seeds: A seed for each kind of randomness.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a GPU where there is one, else the CPU.
-        dtype: Of the parameters.
+        dtype: Type of the parameters.
         model: The network.
         dataset: Training, validation and test examples.
         loss: Null = chosen by the targets: ``cross_entropy``, ``mse``, ``bce_with_logits`` or ``causal_lm``.
-        train: How the dense network is trained; null: it is not, as where the model has a ``checkpoint``.
+        train: How the dense network is trained; null = not at all, as when the model has a ``checkpoint``.
         prune: The pruning steps; null = none.
-        finetune: How the pruned network is trained on; null: it is not. Missing keys come from ``train``.
+        finetune: How the pruned network is trained further; null = not at all. Missing keys come from ``train``.
         evaluate: When and on how many examples metrics are measured.
         memory: Bytes, or text such as ``512MiB``, that activations, products and large statistics may take; null = 512 MiB.
         probes: Measurements of the loss landscape at moments of the run.
-        recorders: What writes down the run as it goes.
+        recorders: What records the run as it goes.
     """
 
     version: Annotated[Literal[1], BeforeValidator(_whole)]

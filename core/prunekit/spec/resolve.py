@@ -320,7 +320,9 @@ def _check_dtype(data: Plain, parts: Mapping[Key, Part], problems: Problems) -> 
         else None
     )
     if own is not None and data.get("dtype", own) != own:
-        problems.say(("model", "dtype"), f"is {own}, and the run's dtype {data['dtype']}; give one of them")
+        problems.say(
+            ("model", "dtype"), f"is {own}, but the run's dtype is {data['dtype']}; give one of them"
+        )
 
 
 def _filled(settings: Settings, parts: Mapping[Key, Part]) -> dict[str, Plain]:

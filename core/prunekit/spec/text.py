@@ -125,7 +125,7 @@ class _Builder:
             node.value.encode()
         except UnicodeEncodeError:
             raise SpecError(
-                f"{self.document.where(path)}: {dotted(path)}: half a surrogate pair is no character"
+                f"{self.document.where(path)}: {dotted(path)}: half a surrogate pair is not a character"
             ) from None
         return _scalar(node)
 

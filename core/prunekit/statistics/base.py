@@ -32,8 +32,8 @@ class Estimator(Component, ABC):
     additive: ClassVar[bool] = True
     """True if what several processes find, each on its examples and over everyone's normaliser, may be summed.
 
-    A process may get no batch: :meth:`finish` then returns zeros. A statistic that is not additive is refused
-    where there are several processes; without data it is process 0's.
+    A process may get no batch: :meth:`finish` then returns zeros. A statistic that is not additive is rejected
+    where there are several processes; one without data is computed by process 0.
     """
 
     @property
@@ -42,13 +42,13 @@ class Estimator(Component, ABC):
         return False
 
     def check(self, layers: Sequence[Layer], memory: int) -> str | None:
-        """Refuse, before anything is computed, what cannot be had for such layers in so many bytes.
+        """Reject, before anything is computed, what cannot be computed for such layers in this much memory.
 
         Returns:
             What it will take, in words, if that is worth telling a user who is about to wait for it.
 
         Raises:
-            UnsupportedError: Saying what it would take, and what would fit.
+            UnsupportedError: The message says what it would take, and what would fit.
         """
         return None
 
@@ -62,13 +62,13 @@ class Estimator(Component, ABC):
         return 0.0, 0
 
     def derive(self, known: Mapping[Request, Tensors]) -> Tensors | None:
-        """This statistic from others at the same weights and examples, where that spares a pass over the data.
+        """This statistic from others at the same weights and examples, where that saves a pass over the data.
 
         Args:
             known: What has been estimated already, by request.
 
         Returns:
-            Just what an estimate would have given, or ``None``, as by default.
+            Exactly what an estimate would have given, or ``None``, the default.
         """
         return None
 

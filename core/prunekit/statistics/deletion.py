@@ -167,7 +167,7 @@ class _Slice:
             self._chains[name] = chain_after(self._model, self._inputs, weight)
         chain = self._chains[name]
         if chain is None:
-            raise NotImplementedError(f"what follows {name} is no chain")
+            raise NotImplementedError(f"what follows {name} is not a chain")
         inside = weight[0].numel()
         return chain(indices // inside, indices % inside, changes).reshape(len(indices), *self._outputs.shape)
 
@@ -180,7 +180,7 @@ class _Slice:
             with _Deleting(weight, index // inside, index % inside, change, shared) as mode:
                 outputs = call(self._model, self._inputs)
             if not mode.used:
-                raise NotImplementedError(f"{name} is used in no way that a rule covers")
+                raise NotImplementedError(f"{name} is used in a way that no rule covers")
             return outputs.together() if isinstance(outputs, Altered) else outputs
 
         return _over(run, indices, changes)

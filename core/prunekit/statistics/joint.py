@@ -11,11 +11,11 @@ from prunekit.statistics.request import Statistic
 
 @dataclass(frozen=True)
 class JointModel:
-    """``gᵀΔ + ½Δᵀ(C + αI)Δ`` of a change Δ of all prunable weights, which a step makes small for as many non-zeros.
+    """``gᵀΔ + ½Δᵀ(C + αI)Δ`` for a change Δ of all prunable weights, minimised with a given number of non-zeros.
 
     Attributes:
-        statistic: Knows C by its products: ``curvature_factors``, with its options. If it draws, it has to be among those
-            that the criterion requires, or C would be of another draw.
+        statistic: Gives C by its products: ``curvature_factors``, with its options. If it draws, it must be among those
+            that the criterion requires, or C would come from another draw.
         damping: α > 0, λ included where it is damping.
         gradient: Whether g is the gradient, or zero.
     """
@@ -30,13 +30,13 @@ class Certificate:
     """How far weights are from the best ones with as many non-zeros, under a :class:`JointModel` P.
 
     Attributes:
-        value: P of the weights, no less than it is; in the loss's units, a change.
-        fitted: P of the same choice with what stays at the model's minimum, no less than it is.
+        value: P of the weights, rounded up; in the loss's units, a change.
+        fitted: P of the same choice with the weights that stay at the model's minimum, rounded up.
         bound: No weights with at most ``budget`` non-zeros have a smaller P, rounding accounted for.
         budget: How many weights stay.
         damping: α.
-        nu: What the bound follows from, ``[examples, columns]``, float64.
-        optimum: P of the best choice that branch and bound has found, no less than it is; ``None`` without it.
+        nu: Dual variables that the bound follows from, ``[examples, columns]``, float64.
+        optimum: P of the best choice that branch and bound has found, rounded up; ``None`` without it.
         exact_bound: What branch and bound has shown no choice to be below, up to rounding in its last digits.
         nodes: How many nodes that took.
     """

@@ -222,8 +222,8 @@ def _slopes(
 
 def _too_high(order: int, why_not: str) -> UnsupportedError:
     return UnsupportedError(
-        f"no derivatives of order {order} along a line: those that go forwards cannot be used ({why_not}), and those "
-        f"that go backwards end at {_BACKWARDS}"
+        f"no derivatives of order {order} along a line: forward ones cannot be used ({why_not}), and backward ones "
+        f"end at {_BACKWARDS}"
     )
 
 
@@ -297,4 +297,4 @@ def _disagreement(problem: Problem, inputs: Inputs, targets: Tensor) -> str:
     same = all(not abs(a - b) > eps**0.5 * max(abs(a), abs(b)) + rounding for a, b in pairs)
     moved = torch.zeros_like(outputs) if path[1] is None else path[1]
     same = same and bool((moved - change).abs().max() <= eps**0.5 * change.abs().max() + rounding)
-    return "" if same else "they differ from those that go backwards"
+    return "" if same else "they differ from the backward ones"

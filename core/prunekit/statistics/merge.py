@@ -22,8 +22,8 @@ def refuse_unshareable(estimators: Iterable[Estimator]) -> None:
     for estimator in estimators:
         if distributed.world() > 1 and estimator.needs_data and not estimator.additive:
             raise UnsupportedError(
-                f"statistic {estimator.name!r} is no sum over examples, so several processes cannot share it; "
-                "use one"
+                f"statistic {estimator.name!r} is not a sum over examples, so several processes cannot share "
+                "it; use one process"
             )
 
 

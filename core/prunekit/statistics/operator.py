@@ -55,11 +55,11 @@ class Operator:
 
     Args:
         model: Read at every product; the operator follows its weights.
-        batches: Returns the examples anew for every product; of several processes, each its own.
+        batches: Returns the examples again for every product; with several processes, each has its own.
         kind: Which matrix.
         loss: Its normaliser is summed over the batches.
         parameters: Name to parameter.
-        memory: Bytes for activations; larger batches are cut.
+        memory: Bytes for activations; larger batches are split.
     """
 
     def __init__(
@@ -159,12 +159,12 @@ class Operator:
 
     @contextmanager
     def steady(self) -> Iterator[None]:
-        """Make many products in a row faster: what each would set up and take back is done once around all.
+        """Make many products in a row faster: setting up and restoring the model is done once for all of them.
 
         For the Hessian, the graph of the gradients is kept from product to product, of as many examples as fit in half of
         ``memory``; there a product costs little more than half. Products are the same, bit for bit. The model must not
-        change inside. Examples may, as far as torch can tell; of those that are read anew for every product nothing is kept.
-        Afterwards nothing is.
+        change inside. Examples may, as far as torch can tell; nothing is kept of those that are read again for every
+        product. Afterwards nothing is kept.
 
         Examples:
             >>> import prunekit as pk

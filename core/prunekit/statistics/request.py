@@ -64,10 +64,10 @@ class Mappable(Protocol):
 
 
 class Detailed(dict[str, "Tensor"]):
-    """A statistic that has more beside its tensor per parameter, as attributes: tensors or mappings of them.
+    """A statistic with more than its tensor per parameter, as attributes: tensors or mappings of them.
 
     Attributes:
-        remark: What a user should know of how it came about; empty for nothing.
+        remark: What a user should know about how it was computed; empty for nothing.
         zero_where_unseen: Whether its tensors are zero at weights that no example has reached; of an inverse they are not.
     """
 

@@ -305,7 +305,7 @@ def in_part(layout: Layout, examples: int, size: int) -> Iterator[None]:
 _WHOLE = (
     "a batch of {} examples takes more than the memory budget, and the network gives other outputs for a part of a "
     "batch than for the whole: its examples see each other (statistics of the batch, a sort, a graph), an input belongs "
-    "to all of them, or its batch size is fixed. Give smaller batches that are complete in themselves, or more memory "
+    "to all of them, or its batch size is fixed. Give smaller, self-contained batches, or more memory "
     "(memory=)"
 )
 

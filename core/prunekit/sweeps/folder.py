@@ -173,7 +173,8 @@ class Folder:
         runs = record.get("runs")
         if record.get("format") != _FORMAT or not isinstance(runs, dict):
             raise ResultsError(
-                f"{self.path}: is not the folder of a sweep (no {RECORD} in it); of results, only regular files are read"
+                f"{self.path}: is neither the folder of a sweep (no {RECORD} in it) nor a results file; only regular "
+                "files are read"
             )
         return runs
 

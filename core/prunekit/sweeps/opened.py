@@ -27,12 +27,12 @@ class Sweep:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many runs there are of each status."""
+        """Number of runs with each status."""
         return dict(Counter(run.status for run in self.runs))
 
     @property
     def protocols(self) -> dict[str, int]:
-        """The marks of the protocols that runs were made under, to how many; rows of several do not compare."""
+        """Marks of the protocols of the runs, with their counts; rows under different ones are not comparable."""
         found = [
             run.row["protocol"] for run in self.runs if run.status != "foreign" and "protocol" in run.row
         ]
@@ -81,14 +81,14 @@ class Sweep:
         return [self.path / f"{run.key}.h5" for run in self.runs if run.status == "complete"]
 
     def plot(self, path: str | Path, columns: int | None = None) -> None:
-        """Draw the change of the loss over λ (or what else varies), a curve for each criterion, means over seeds.
+        """Draw the change of the loss over λ (or whatever else varies), a curve for each criterion, means over seeds.
 
         Args:
             path: Ends in ``.png``, ``.pdf`` or ``.svg``.
-            columns: As wide as one or two columns of a paper; default for a screen.
+            columns: As wide as one or two columns of a paper; default: for a screen.
 
         Raises:
-            SpecError: If the file name is not one of a picture.
+            SpecError: If the file name is not a picture's.
             ResultsError: If there is nothing to draw, or the file cannot be written.
         """
         from prunekit.reports.picture import picture

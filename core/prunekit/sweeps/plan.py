@@ -43,7 +43,7 @@ class Values(Options):
     @model_validator(mode="after")
     def _one(self) -> Values:
         if (self.values is None) == (self.range is None):
-            raise ValueError("takes values or range, and one of them")
+            raise ValueError("takes either values or range")
         if self.range is not None and not self.listed():
             raise ValueError(f"range {self.range} has no numbers")
         return self
@@ -57,7 +57,9 @@ class SweepSettings(Options):
     """A sweep, as its file says it."""
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
-    base: str | dict[str, Any] = Field(description="A spec, or the file of one, from the sweep's own folder.")
+    base: str | dict[str, Any] = Field(
+        description="A spec, or the path of one, relative to the sweep's own folder."
+    )
     parameters: dict[str, Values] = Field(
         default_factory=dict, description="Dotted path in the spec to values."
     )
@@ -65,16 +67,16 @@ class SweepSettings(Options):
         default_factory=list, description="Parameters that go together, value by value."
     )
     exclude: list[dict[str, Any]] = Field(
-        default_factory=list, description="Leave out what has all of these values."
+        default_factory=list, description="Leave out combinations that have all of these values."
     )
     only: list[dict[str, Any]] = Field(
-        default_factory=list, description="Keep what has all values of one of these."
+        default_factory=list, description="Keep combinations that have all values of one of these."
     )
     seeds: Annotated[int, Field(ge=1)] | list[int] | None = Field(
-        None, description="Every combination with each of these seeds, or with 0, 1, … so many."
+        None, description="Run every combination with each of these seeds, or with as many, from 0."
     )
     threads: Annotated[int, Field(ge=1)] = Field(
-        1, description="Of torch in each worker; decides the last bits of float32, and so stands here."
+        1, description="Threads of torch in each worker; set here, as they decide the last bits of float32."
     )
     executor: str | dict[str, Any] | None = Field(
         None, description="Starts the workers: a name, or a mapping with a name and options."
@@ -86,7 +88,7 @@ class Planned:
     """A run of a sweep.
 
     Attributes:
-        key: The name of its file, without the suffix; from the spec's values.
+        key: The name of its file, without the suffix; derived from the spec's values.
         parameters: What makes it another run than the others.
         spec: Resolved.
     """
@@ -197,21 +199,24 @@ def _settings(document: Document) -> SweepSettings:
         problems.say(("seeds",), "the parameter seed has values already; give one of them")
     for name in dict.fromkeys(zipped):
         if name not in named:
-            problems.say(("zip",), f"{name}: is no parameter; there are {', '.join(named) or 'none'}")
+            problems.say(("zip",), f"{name}: is not a parameter; there are {', '.join(named) or 'none'}")
         elif zipped.count(name) > 1:
-            problems.say(("zip",), f"{name}: goes together with others once")
+            problems.say(
+                ("zip",), f"{name}: is listed more than once; a parameter goes together with others once"
+            )
     for group in settings.zip:
         sizes = {name: len(settings.parameters[name].listed()) for name in group if name in named}
         if len(set(sizes.values())) > 1:
             problems.say(
-                ("zip",), f"{', '.join(f'{n} has {size}' for n, size in sizes.items())} values; as many each"
+                ("zip",),
+                f"{', '.join(f'{n} has {size}' for n, size in sizes.items())} values; all must have as many",
             )
     known = named | ({"seed"} if settings.seeds is not None else set())
     for place in ("exclude", "only"):
         for i, given in enumerate(getattr(settings, place)):
             for name in given.keys() - known:
                 problems.say(
-                    (place, i), f"{name}: is no parameter; there are {', '.join(sorted(known)) or 'none'}"
+                    (place, i), f"{name}: is not a parameter; there are {', '.join(sorted(known)) or 'none'}"
                 )
     if problems.lines:
         raise SpecError(problems.in_order())

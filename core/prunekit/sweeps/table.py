@@ -39,7 +39,8 @@ def parts(
         some = ", ".join(f"{mark} ({count})" for mark, count in list(marks.items())[:4])
         others = ", …" if len(marks) > 4 else ""
         yield (
-            f"made under {len(marks)} protocols, so not all rows compare: {some}{others}; prunekit compare says what differs"
+            f"made under {len(marks)} protocols, so not all rows are comparable: {some}{others}; "
+            "prunekit compare says what differs"
         )
     elif marks:
         yield f"under one protocol, {next(iter(marks))}"

@@ -28,7 +28,7 @@ _PERIOD = 0.5
 """Seconds between two looks at runs that others work on."""
 
 _STUCK = (
-    f"RunError: its worker was killed {TRIES} times at the same place of this run (for want of memory?); --retry failed "
+    f"RunError: its worker was killed {TRIES} times at the same place of this run (out of memory?); --retry failed "
     "tries again\n"
 )
 

@@ -17,7 +17,7 @@ def has_a_name(subject: Subject[Component]) -> None:
     """A word, as specs write it, and the kind of its base class."""
     component = subject.component
     name = getattr(component, "name", None)
-    demand(isinstance(name, str) and bool(name), f"name must be a text; it is {name!r}")
+    demand(isinstance(name, str) and bool(name), f"name must be text; it is {name!r}")
     demand(
         bool(re.fullmatch(r"\w[\w.-]*", str(name))), f"name must be a word as specs write it; it is {name!r}"
     )
@@ -58,7 +58,7 @@ def options_survive_the_results_file(subject: Subject[Component]) -> None:
     demand(
         cls.Options.model_validate_json(text) == options, f"options change on the way through JSON: {text}"
     )
-    demand(json.loads(text) is not None, "options are no JSON")
+    demand(json.loads(text) is not None, "options are not JSON")
 
 
 def options_leave_the_engines_keys_to_the_engine(subject: Subject[Component]) -> None:

@@ -150,7 +150,7 @@ def predicted_delta_loss_is_a_finite_number_or_none(subject: Under) -> None:
         if prediction is not None:
             demand(
                 isinstance(prediction, float | int) and not isinstance(prediction, bool),
-                f"is no number but {prediction!r}",
+                f"is not a number but {prediction!r}",
             )
             demand(math.isfinite(prediction), f"is {prediction}")
         again = _predicted(subject.component, given, given.proposed)
@@ -213,7 +213,7 @@ def proposals_own_their_memory(subject: Under) -> None:
             for name, tensor in mapping.items():
                 demand(
                     not shares_memory(tensor, given.lent()),
-                    f"the {what} of {name} lies in memory that was lent; return a copy",
+                    f"the {what} of {name} is in memory that was lent; return a copy",
                 )
 
 
@@ -225,7 +225,7 @@ def predictions_are_finite_numbers_and_fit_the_proposal(subject: Under) -> None:
         if prediction is not None:
             demand(
                 isinstance(prediction, float | int) and not isinstance(prediction, bool),
-                f"the prediction is no number but {prediction!r}",
+                f"the prediction is not a number but {prediction!r}",
             )
             demand(math.isfinite(prediction), f"the prediction is {prediction}")
             if budget == given.gone and not _changes(proposal, given):
@@ -538,7 +538,7 @@ def _budgets(subject: Under, given: Situation) -> list[int]:
 
 def _propose(criterion: Criterion, given: Situation, budget: int, selector: Selector) -> Proposal:
     proposal = criterion.propose(given.context(budget, selector))
-    demand(isinstance(proposal, Proposal), f"proposed {type(proposal).__name__}, and not a prunekit.Proposal")
+    demand(isinstance(proposal, Proposal), f"proposed {type(proposal).__name__}, not a prunekit.Proposal")
     return proposal
 
 
@@ -568,7 +568,7 @@ def _changes(proposal: Proposal, given: Situation) -> bool:
 def _values_fit(values: Mapping[str, Tensor], given: Situation, masks: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         w = given.weights.get(name)
-        demand(w is not None, f"new values for {name!r}, which is no prunable weight")
+        demand(w is not None, f"new values for {name!r}, which is not a prunable weight")
         assert w is not None
         demand(
             value.shape == w.shape, f"{name} has shape {tuple(w.shape)}, its new values {tuple(value.shape)}"

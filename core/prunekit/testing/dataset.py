@@ -19,11 +19,11 @@ Under = Subject[Dataset]
 def loads_splits_of_examples_with_a_target_each(subject: Under) -> None:
     """Training examples at least; tensors on the CPU."""
     splits = _load(subject)
-    demand(isinstance(splits, Splits), f"returned {type(splits).__name__}, and not a prunekit.Splits")
+    demand(isinstance(splits, Splits), f"returned {type(splits).__name__}, not a prunekit.Splits")
     demand(len(splits.train) > 0, "there are no training examples")
     for name, split in _each(splits):
         for what, t in _tensors(split).items():
-            demand(isinstance(t, Tensor), f"{name}.{what} is {type(t).__name__}, and not a tensor")
+            demand(isinstance(t, Tensor), f"{name}.{what} is {type(t).__name__}, not a tensor")
             demand(t.device.type == "cpu", f"{name}.{what} is on {t.device}")
             demand(len(t) == len(split.y), f"{name} has {len(t)} examples and {len(split.y)} targets")
         here, there = (
@@ -88,7 +88,7 @@ def augmentation_draws_from_its_generator_alone(subject: Under) -> None:
         not_applicable("has no augmentation")
     x = splits.train.first(8).x
     if not isinstance(x, Tensor):
-        not_applicable("its inputs are no single tensor")
+        not_applicable("its inputs are not a single tensor")
     with untouched([x]):
         first = splits.augment(x, torch.Generator().manual_seed(0))
     with elsewhere():

@@ -70,7 +70,7 @@ def judge(
         )
         component = component.from_options(options)
     if not isinstance(component, KINDS[kind].base):
-        raise SpecError(f"{component!r} is no {kind}: it must be a prunekit.{KINDS[kind].base.__name__}")
+        raise SpecError(f"{component!r} is not a {kind}: it must be a prunekit.{KINDS[kind].base.__name__}")
     subject = Subject(component, manager or default_manager())
     return [verdict(check, subject) for check in CHECKS[kind]]
 

@@ -124,7 +124,7 @@ def ggn_factor_gives_the_hessian_in_the_outputs(subject: Under) -> None:
         demand(len(columns) == rank, f"{given.what}: {len(columns)} columns, where ggn_rank promises {rank}")
         demand(
             all(c.shape == given.outputs.shape for c in columns),
-            f"{given.what}: a column has not the outputs' shape",
+            f"{given.what}: a column does not have the outputs' shape",
         )
         expected = _hessian(loss, given)
         ggn = torch.zeros_like(expected)
@@ -168,7 +168,7 @@ def draws_have_mean_zero_and_the_hessian_as_second_moment(subject: Under) -> Non
         with elsewhere(), untouched():
             again = loss.draw(outputs, targets, torch.Generator().manual_seed(0))
         demand(same(drawn, again), f"{given.what}: draws that do not come from the generator alone")
-        demand(drawn.shape == outputs.shape, f"{given.what}: a draw has not the outputs' shape")
+        demand(drawn.shape == outputs.shape, f"{given.what}: a draw does not have the outputs' shape")
         draws = drawn.detach().reshape(_DRAWS, 2, -1)
         _unbiased(draws, torch.zeros_like(draws[0]), f"{given.what}: the mean of draws")
         products = draws.unsqueeze(-1) * draws.unsqueeze(-2)

@@ -43,7 +43,7 @@ def a_record_is_plain_data(subject: Under) -> None:
         try:
             json.dumps(record.summary, default=scalar, allow_nan=True)
         except (TypeError, ValueError) as error:
-            demand(False, f"at {where}: the summary is no JSON: {error}")
+            demand(False, f"at {where}: the summary is not JSON: {error}")
         for key, value in record.attributes.items():
             demand(
                 isinstance(value, bool | int | float | str),
@@ -59,9 +59,9 @@ def arrays_have_as_many_axes_as_dimensions(subject: Under) -> None:
         for group, arrays in record.groups.items():
             for name, series in arrays.items():
                 what = f"at {where}: {group}/{name}"
-                demand(isinstance(series, Series), f"{what} is no prunekit.Series")
+                demand(isinstance(series, Series), f"{what} is not a prunekit.Series")
                 values = np.asarray(series.values)
-                demand(values.dtype != object, f"{what} is no array of numbers or texts")
+                demand(values.dtype != object, f"{what} is not an array of numbers or texts")
                 demand(
                     values.ndim == len(series.axes),
                     f"{what} has {values.ndim} dimensions and {len(series.axes)} axes {series.axes}",

@@ -85,7 +85,7 @@ def targets_are_valid(subject: Under) -> None:
         for history, target in story.targets():
             if target is None:
                 continue
-            demand(isinstance(target, Target), f"next returned {target!r}, and not a prunekit.Target or None")
+            demand(isinstance(target, Target), f"next returned {target!r}, not a prunekit.Target or None")
             demand(
                 0 <= target.sparsity < 1, f"{story.what}: asks for sparsity {target.sparsity}, outside [0, 1)"
             )

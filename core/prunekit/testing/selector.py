@@ -43,8 +43,8 @@ def choices_are_a_bool_for_each_item(subject: Under) -> None:
     """On the items' device."""
     for step in _steps(subject):
         kept = step.kept
-        demand(isinstance(kept, Tensor), f"returned {type(kept).__name__}, and not a tensor")
-        demand(kept.dtype == torch.bool, f"returned {kept.dtype}, and not bool")
+        demand(isinstance(kept, Tensor), f"returned {type(kept).__name__}, not a tensor")
+        demand(kept.dtype == torch.bool, f"returned {kept.dtype}, not bool")
         demand(kept.shape == step.items.open.shape, f"returned a shape of {tuple(kept.shape)}")
         demand(kept.device == step.items.open.device, f"returned a tensor on {kept.device}")
 
@@ -129,7 +129,7 @@ def check_refuses_by_a_spec_error_or_not_at_all(subject: Under) -> None:
                 except SpecError:
                     continue
                 except Exception as error:
-                    demand(False, f"raises {type(error).__name__}, and not a SpecError: {error}")
+                    demand(False, f"raises {type(error).__name__}, not a SpecError: {error}")
 
 
 CHECKS = (

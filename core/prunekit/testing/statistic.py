@@ -43,7 +43,7 @@ def gives_a_tensor_of_its_shape_for_each_parameter(subject: Under) -> None:
                 value = statistic[name]
                 demand(
                     value.shape == p.shape,
-                    f"{name} has shape {tuple(p.shape)}, what is found {tuple(value.shape)}",
+                    f"{name} has shape {tuple(p.shape)}, its statistic {tuple(value.shape)}",
                 )
                 demand(value.dtype in DTYPES, f"{name}: found in {value.dtype}")
                 demand(value.device == p.device, f"{name}: found on {value.device}")
@@ -146,9 +146,7 @@ def what_it_gives_is_its_own(subject: Under) -> None:
     model, data = network(torch.float64), batch(torch.float64)
     statistic = _estimate(subject, model, [data])
     for name, value in statistic.items():
-        demand(
-            not shares_memory(value, [*model.parameters(), *data]), f"{name}: lies in memory that was lent"
-        )
+        demand(not shares_memory(value, [*model.parameters(), *data]), f"{name}: is in memory that was lent")
         demand(not value.requires_grad, f"{name}: is still part of a graph")
     kept = {name: value.clone() for name, value in statistic.items()}
     again = _estimate(subject, network(torch.float64), [data])
@@ -162,7 +160,7 @@ def check_tells_the_cost_in_words(subject: Under) -> None:
     layers = layers_of(model, prunable_parameters(model))
     with untouched():
         cost = subject.component.check(layers, DEFAULT_MEMORY)
-    demand(cost is None or isinstance(cost, str), f"check returned {cost!r}, and not a text or None")
+    demand(cost is None or isinstance(cost, str), f"check returned {cost!r}, not a text or None")
     derived = subject.component.derive({})
     demand(derived is None or isinstance(derived, Mapping), "derive returned neither a statistic nor None")
 

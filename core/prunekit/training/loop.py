@@ -94,8 +94,9 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         mean = float(total) / batches
         if not math.isfinite(mean):
+            network = self.phase.replace("finetuned", "fine-tuned")
             raise RunError(
-                f"the training loss is {mean} in epoch {index + 1} of the {self.phase} network, at learning rate {rate:g}; "
+                f"the training loss is {mean} in epoch {index + 1} of the {network} network, at learning rate {rate:g}; "
                 "a lower learning rate usually helps"
             )
         return mean

@@ -24,7 +24,7 @@ def cost_notice(statistic: str, memory: float, operations: float) -> str | None:
     if seconds < _WORTH:
         return None
     return (
-        f"{statistic}: some {readable_bytes(memory)} and {seconds:,.0f} s on a CPU for the inverses of all weights, "
+        f"{statistic}: about {readable_bytes(memory)} and {seconds:,.0f} s on a CPU for the inverses of all weights, "
         "less for later steps"
     )
 

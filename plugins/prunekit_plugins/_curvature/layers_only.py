@@ -29,6 +29,6 @@ def refuse_other_uses(statistic: str, batch: ForwardPass, by_example: bool = Tru
         raise RunError(f"{statistic}: the network's outputs are not finite at these weights")
     how = ", one example after another," if by_example else ""
     raise UnsupportedError(
-        f"{statistic}: {', '.join(others)} not only multiplies inputs{how} in linear or convolution layers or other "
-        "products of matrices, which this statistic needs; exclude it (prunable), or choose another criterion"
+        f"{statistic}: {', '.join(others)} does more than multiply inputs{how} in linear or convolution layers or "
+        "other matrix products, which is all that this statistic covers; exclude it (prunable), or choose another criterion"
     )

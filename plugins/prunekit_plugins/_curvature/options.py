@@ -43,11 +43,11 @@ class InverseOptions(Options):
     """Options.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
-            takes at most 256 passes for each example, else the second; ``empirical_fisher``; ``hessian``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the former where it
+            takes at most 256 passes per example, else the latter; ``empirical_fisher``; ``hessian``.
         damping: α, the multiple of the identity added before inverting.
         draws: Labels per loss term, for ``ggn_mc``.
-        terms: For ``empirical_fisher``: each loss term, or all of an example together.
+        terms: For ``empirical_fisher``: each loss term, or all terms of an example together.
     """
 
     curvature: Curvature = "ggn"

@@ -72,9 +72,9 @@ class SummedBlocks(Estimator):
         refuse_large_blocks(self.name, widest, problem.memory)
         if self.second_order and (count := len(problem.kept())) > _MOST_PRODUCTS:
             raise UnsupportedError(
-                f"{self.name}: the Hessian takes a product for each of {count:,} kept weights and batch, and at most "
-                f"{_MOST_PRODUCTS:,} are taken; use curvature ggn, ggn_mc or empirical_fisher, or prune fewer layers "
-                "(prunable)"
+                f"{self.name}: the Hessian takes a product for each of {count:,} kept weights and each batch, and at "
+                f"most {_MOST_PRODUCTS:,} of them are accepted; use curvature ggn, ggn_mc or empirical_fisher, or prune "
+                "fewer layers (prunable)"
             )
 
     def add(self, batch: ForwardPass) -> None:

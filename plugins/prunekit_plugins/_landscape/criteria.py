@@ -22,7 +22,7 @@ def labels(criteria: Sequence[Spoken]) -> list[str]:
     found = [_label(criterion) for criterion in criteria]
     twice = sorted({label for label in found if found.count(label) > 1})
     if twice:
-        raise ValueError(f"criteria: {', '.join(twice)} is there twice")
+        raise ValueError(f"criteria: {', '.join(twice)} is listed twice")
     return found
 
 

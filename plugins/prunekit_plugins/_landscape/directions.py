@@ -95,7 +95,7 @@ def path(moment: Moment) -> Plane:
     phases = moment.phases
     if len(phases) < 3:
         raise UnsupportedError(
-            "directions: path takes the dense, the pruned and the fine-tuned network, and there is "
+            "directions: path takes the dense, the pruned and the fine-tuned network, but there is "
             f"{', '.join(phases) or 'none'} so far; measure at the end of a run with finetune, or take random, "
             "eigenvectors or step"
         )

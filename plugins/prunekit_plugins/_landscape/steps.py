@@ -18,7 +18,7 @@ def at_step(moment: Moment, name: str) -> StepMoment:
 
     if not isinstance(moment, StepMoment):
         raise SpecError(
-            f"probe {name!r} measures what a step does, and was asked at {moment.name!r}; accepted: moments: step, or "
+            f"probe {name!r} measures what a step does, but was asked at {moment.name!r}; accepted: moments: step, or "
             "{every: n} for every n-th step"
         )
     return moment

@@ -21,8 +21,8 @@ class OptionalPattern(Options):
     """Options of criteria that can keep to a pattern.
 
     Attributes:
-        n: Weights kept of every group; with ``m``.
-        m: Weights of a group.
+        n: Weights kept in every group; with ``m``.
+        m: Weights in a group.
     """
 
     n: int | None = Field(default=None, ge=1)
@@ -51,7 +51,7 @@ def refuse_other_layers(layers: Sequence[Layer], m: int, where: str) -> None:
 
     Args:
         layers: All that are pruned.
-        m: Weights of a group.
+        m: Weights in a group.
         where: The part of a spec that wants groups.
 
     Raises:
@@ -63,12 +63,12 @@ def refuse_other_layers(layers: Sequence[Layer], m: int, where: str) -> None:
             problems.append(f"{where}: {layer.name} has no input dimension; exclude it (prune.prunable)")
         elif layer.input_axis is None:
             problems.append(
-                f"{where}: which axis of {layer.name} its inputs are on is not known, since no product with it was seen; "
+                f"{where}: the input axis of {layer.name} is not known, since no product with it was seen; "
                 "exclude it (prune.prunable)"
             )
         elif layer.shape[layer.input_axis] % m:
             problems.append(
-                f"{where}: {layer.name} has {layer.shape[layer.input_axis]} inputs, which are no whole groups of {m}; "
+                f"{where}: {layer.name} has {layer.shape[layer.input_axis]} inputs, which is not a multiple of {m}; "
                 "exclude it (prune.prunable)"
             )
     if problems:
@@ -85,7 +85,7 @@ def refuse_other_ends(layers: Sequence[Layer], last: int, n: int, m: int) -> Non
     whole = size // m * (m - n)
     if last != whole:
         raise SpecError(
-            f"prune.scheduler: {n}:{m} prunes {whole} of {size} weights, and the schedule ends at "
+            f"prune.scheduler: {n}:{m} prunes {whole} of {size} weights, but the schedule ends at "
             f"{last}; sparsity must be {1 - n / m}"
         )
 
@@ -96,7 +96,7 @@ def refuse_fuller(gone: Mapping[str, Tensor], n: int, m: int, where: str) -> Non
     Args:
         gone: Layer to how many weights of each group are gone.
         n: Weights kept of a group.
-        m: Weights of a group.
+        m: Weights in a group.
         where: The part of a spec that wants groups.
 
     Raises:
@@ -127,7 +127,7 @@ def refuse_more(
     gone = sum(pruned_counts(masks).values())
     left = sum(int((m - n - count).clamp(min=0).sum()) for count in counts.values())
     if budget - gone > left:
-        raise SpecError(f"{where}: {n}:{m} lets {gone + left} weights go, and {budget} are asked for")
+        raise SpecError(f"{where}: {n}:{m} lets {gone + left} weights go, but {budget} are asked for")
 
 
 def in_groups(tensor: Tensor, layer: Layer, m: int) -> Tensor:

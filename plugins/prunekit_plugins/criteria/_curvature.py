@@ -16,13 +16,13 @@ class CurvatureOptions(Options):
     """Options of the criteria that use a curvature diagonal.
 
     Attributes:
-        curvature: ``auto``, ``ggn`` where it takes at most 256 passes for each example, else ``ggn_mc``, which is then
-            told; ``ggn``, the generalised Gauss-Newton matrix, exact over classes; ``ggn_mc``, the same from
+        curvature: ``auto``, ``ggn`` where it takes at most 256 passes per example, else ``ggn_mc``, with a
+            notice; ``ggn``, the generalised Gauss-Newton matrix, exact over classes; ``ggn_mc``, the same from
             labels that the model draws; ``empirical_fisher``, squared gradients with the given labels;
             ``hessian``, exact where feasible; ``hutchinson``, the Hessian by random probes.
-        terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all of an example
-            together, as is the practice for language models.
-        draws: Labels or probes, for ``ggn_mc`` (default 1), also as ``auto`` has it, and ``hutchinson`` (default 10).
+        terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all terms of an
+            example together, as is usual for language models.
+        draws: Labels or probes, for ``ggn_mc`` (default 1), also when ``auto`` chooses it, and ``hutchinson`` (default 10).
     """
 
     curvature: Literal["auto", "ggn", "ggn_mc", "empirical_fisher", "hessian", "hutchinson"] = "auto"

@@ -26,17 +26,17 @@ class SurgeonOptions(Options):
     """Options of the criteria with an inverse.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
-            takes at most 256 passes for each example, else the second; ``empirical_fisher``; ``hessian``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the former where it
+            takes at most 256 passes per example, else the latter; ``empirical_fisher``; ``hessian``.
         damping: Multiple of the identity added before inverting; with ``update``, λ is added to it.
         draws: Labels per loss term, for ``ggn_mc``.
-        terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all of an example
-            together, as is the practice for language models.
+        terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all terms of an
+            example together, as is usual for language models.
         update: Adjust the surviving weights.
-        selection: ``greedy`` eliminates one weight after another, the inverse and the weights brought up to
-            date in between; ``saliency`` ranks all at once and leaves the choice to the selector.
-        scope: Of greedy elimination: ``global``, one budget for all layers; ``layerwise``, a share for each.
-        refresh: Greedy elimination computes a block's inverse anew after so many removals from it.
+        selection: ``greedy`` eliminates one weight after another, updating the inverse and the weights in
+            between; ``saliency`` ranks all at once and leaves the choice to the selector.
+        scope: For greedy elimination: ``global``, one budget for all layers; ``layerwise``, a share for each.
+        refresh: Greedy elimination recomputes a block's inverse after so many removals from it.
     """
 
     curvature: Curvature = "ggn"
@@ -59,7 +59,7 @@ class BlockSurgeonOptions(SurgeonOptions):
 
     Attributes:
         gradient: Keep the first-order term: the model's minimum is then a damped Newton step away, and survivors
-            take it. Blocks do not know of each other, so the step needs more damping than the default: 0.1 or so.
+            take it. Blocks do not know about each other, so the step needs more damping than the default: 0.1 or so.
     """
 
     gradient: bool = False
@@ -125,7 +125,7 @@ class Surgeon(Criterion):
             )
         if options.curvature not in ("ggn", "empirical_fisher"):
             raise UnsupportedError(
-                f"{who}: no factors are at hand of curvature {options.curvature!r}; accepted: curvature: ggn or "
+                f"{who}: there are no factors of curvature {options.curvature!r}; accepted: curvature: ggn or "
                 "empirical_fisher"
             )
         if damping <= 0:

@@ -25,13 +25,13 @@ class ALPSOptions(OptionalPattern):
 
     Attributes:
         damping: Multiple of the identity added to a layer's H; λ is added to it.
-        relative_damping: The same in units of the layer's mean diagonal of H. The error on other inputs than those that H
-            is of is smaller with more of it, the fewer these are.
+        relative_damping: The same in units of the layer's mean diagonal of H. More of it lowers the error on inputs other
+            than those behind H, the fewer these are.
         update: Adjust the surviving weights.
         refit: Steps of conjugate gradients on the survivors.
         precision: ``auto`` computes in single precision where a layer has 512 inputs or more, unless the weights are double.
-        n: Weights kept of every group of ``m`` along the input dimension, as in the selector ``nm``.
-        m: Weights of a group.
+        n: Weights kept in every group of ``m`` along the input dimension, as in the selector ``nm``.
+        m: Weights in a group.
     """
 
     damping: float = Field(default=0, ge=0)

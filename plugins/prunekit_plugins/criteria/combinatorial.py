@@ -32,24 +32,24 @@ class CombinatorialOptions(Options):
     """Options.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
-            takes at most 256 passes for each example, else the second; ``empirical_fisher``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the former where it
+            takes at most 256 passes per example, else the latter; ``empirical_fisher``.
         damping: α, the multiple of the identity added to the curvature; λ is added to it. It keeps the step local.
         draws: Labels per loss term, for ``ggn_mc``.
-        terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all of an example
-            together.
+        terms: For ``empirical_fisher``: ``token``, each loss term has a gradient of its own; ``sequence``, all terms of an
+            example together.
         gradient: Keep the first-order term.
         update: Adjust the surviving weights.
         selection: ``exchange`` chooses all together as described; ``saliency`` ranks all at once and leaves the choice to
             the selector.
-        search: How all are chosen together: ``exchange`` swaps; ``dual`` takes what stays where the bound of the probe
-            ``certificate`` is largest, which is near the best choice of all, and for that needs ``update``.
-        scope: Of the choice: ``global``, one budget for all layers; ``layerwise``, a share for each.
-        rounds: Exchanges that are tried, at most; after ``dual`` only where its choice is not within a thousandth of the
-            bound. Without ``update``, pairs are swapped after them until no swap helps, or, of more than 4096 weights,
-            among the most promising as often.
-        tolerance: Of a fit of the surviving weights: its residual, relative; with ``dual`` 1e-4 at most.
-        iterations: Of such a fit, at most; products with the curvature.
+        search: How all are chosen together: ``exchange`` swaps; ``dual`` takes the weights that stay where the bound of
+            the probe ``certificate`` is largest, which is near the best choice of all; it needs ``update``.
+        scope: ``global``, one budget for all layers; ``layerwise``, a share for each.
+        rounds: Maximum number of exchanges to try; after ``dual`` only where its choice is not within a thousandth of the
+            bound. Without ``update``, pairs are swapped after them until no swap helps, or, with more than 4096 weights,
+            as often among the most promising.
+        tolerance: Relative residual of a fit of the surviving weights; with ``dual`` 1e-4 at most.
+        iterations: Maximum number of iterations of such a fit; each is a product with the curvature.
     """
 
     curvature: OuterProducts = "ggn"
@@ -84,7 +84,7 @@ class Combinatorial(Criterion):
     """Chooses all weights of a step together on gᵀΔ + ½Δᵀ(C + αI)Δ with the curvature of all layers.
 
     What one removal costs depends on the others that go: the masks are improved by swapping kept and pruned weights
-    while the model, with the survivors fitted anew, becomes smaller; or, with ``search: dual``, they are what a bound
+    while the model, with the survivors refitted, becomes smaller; or, with ``search: dual``, they are what a bound
     on all choices keeps, whose value is within small fractions of the best one's. Without ``update`` pairs are weighed
     with their cross term and swapped one by one, from the choices by magnitude, by single costs and by growing, and the
     best is taken. C is never formed; a product with it costs about two forward passes of the step's examples. With the

@@ -11,7 +11,7 @@ class FisherOptions(Options):
     """Options.
 
     Attributes:
-        terms: ``token``, each loss term has a gradient of its own; ``sequence``, all of an example together.
+        terms: ``token``, each loss term has a gradient of its own; ``sequence``, all terms of an example together.
     """
 
     terms: Terms = "token"

@@ -17,8 +17,8 @@ class MagnitudeOptions(Options):
     """Options.
 
     Attributes:
-        update: What the survivors are given; not part of the method. ``true``: the least-squares solution at the layer's
-            outputs for their mask. ``cg``: ten steps of conjugate gradients towards it, far sooner.
+        update: New values for the survivors; not part of the method. ``true``: the least-squares solution at the layer's
+            outputs for their mask. ``cg``: ten steps of conjugate gradients towards it, which is far faster.
     """
 
     update: Refit = False

@@ -27,12 +27,12 @@ class ExactOBSOptions(OptionalPattern):
         update: Adjust the surviving weights.
         selection: ``greedy`` eliminates one weight after another; ``saliency`` ranks all at once and leaves the choice to
             the selector.
-        scope: Of greedy elimination: ``layerwise``, each layer loses the same share and outputs compete within it;
+        scope: For greedy elimination: ``layerwise``, each layer loses the same share and outputs compete within it;
             ``global``, the costs of all layers compete, though an error at one layer's outputs is not in the units of
             another's.
-        refresh: The inverse of an output is computed anew after so many removals from it.
-        n: Weights kept of every group of ``m`` along the input dimension, as in the selector ``nm``.
-        m: Weights of a group.
+        refresh: The inverse of an output is recomputed after so many removals from it.
+        n: Weights kept in every group of ``m`` along the input dimension, as in the selector ``nm``.
+        m: Weights in a group.
     """
 
     damping: float = Field(default=0, ge=0)

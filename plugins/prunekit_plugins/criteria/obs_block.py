@@ -11,7 +11,7 @@ class BlockSurgeonSizeOptions(BlockSurgeonOptions):
     """Options.
 
     Attributes:
-        size: Kept weights of a block.
+        size: Kept weights in a block.
     """
 
     size: int = Field(default=128, ge=1)

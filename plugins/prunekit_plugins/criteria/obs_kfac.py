@@ -27,8 +27,8 @@ class KroneckerSurgeonOptions(BlockSurgeonOptions):
     """Options.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
-            takes at most 256 passes for each example, else the second; ``empirical_fisher``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the former where it
+            takes at most 256 passes per example, else the latter; ``empirical_fisher``.
             The Hessian has no Kronecker factors.
     """
 
@@ -129,8 +129,8 @@ def _minimised(
     )
     if not residual <= tolerance:
         raise RunError(
-            f"obs_kfac: conjugate gradients for {family.layer} did not converge: they stand at a relative residual of "
-            f"{residual:.1e} after {products:,} products, and {tolerance:.0e} is asked for; raise damping "
+            f"obs_kfac: conjugate gradients for {family.layer} did not converge: they reached a relative residual of "
+            f"{residual:.1e} after {products:,} products, but {tolerance:.0e} is asked for; raise damping "
             f"(now {family.damping:g}), or take update: false without gradient"
         )
     return (weights + change) * free

@@ -11,7 +11,7 @@ class RowSurgeonOptions(BlockSurgeonOptions):
     """Options.
 
     Attributes:
-        size: Most weights of a block; rows with more are cut. ``None`` for whole rows.
+        size: Maximum number of weights in a block; longer rows are cut. ``null`` = whole rows.
     """
 
     size: int | None = Field(default=None, ge=1)

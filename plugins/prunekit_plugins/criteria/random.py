@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Random(Criterion):
-    """Uniform random saliencies, drawn anew at each step from the run's seed. Models no loss."""
+    """Uniform random saliencies, redrawn at each step from the run's seed. Models no loss."""
 
     name = "random"
     requires = frozenset({"uniform"})

@@ -28,16 +28,16 @@ class SparseGPTOptions(OptionalPattern):
         relative_damping: The same in units of the layer's mean diagonal of H.
         selection: ``sweep`` chooses on the way, as published; ``saliency`` ranks all at once and leaves the choice to the
             selector.
-        scope: Of the sweep's choice: ``layerwise``, each layer loses the same share; ``global``, what each layer loses is
+        scope: For the sweep's choice: ``layerwise``, each layer loses the same share; ``global``, what each layer loses is
             found by ranking the saliencies of all.
-        block_size: Columns for which the choice is made at once, and after which those to the right are brought up
-            to date; with a pattern, raised to whole groups.
+        block_size: Columns for which the choice is made at once, and after which those to the right are
+            updated; with a pattern, raised to whole groups.
         update: Adjust the surviving weights.
         refit: What follows once the masks are chosen. ``cg``: ten steps of conjugate gradients from the sweep's values
             towards the least-squares solution, with the same damping. ``true``: that solution itself; it has ``damping``,
             and 1e-8 in place of ``relative_damping``, which on correlated inputs is far from least.
-        n: Weights kept of every group of ``m`` along the input dimension, as in the selector ``nm``.
-        m: Weights of a group.
+        n: Weights kept in every group of ``m`` along the input dimension, as in the selector ``nm``.
+        m: Weights in a group.
     """
 
     damping: float = Field(default=0, ge=0)

@@ -31,13 +31,14 @@ class WandaOptions(OptionalPattern):
     Attributes:
         selection: ``rows`` takes the same share of every output row, and compares weights only within it;
             ``saliency`` leaves the choice to the selector.
-        update: What the survivors are given; not part of the published method. ``true``: the least-squares solution for
-            their mask, row by row, as ``obc`` does. ``cg``: ten steps of conjugate gradients towards it, far sooner.
+        update: New values for the survivors; not part of the published method. ``true``: the least-squares solution for
+            their mask, row by row, as ``obc`` does. ``cg``: ten steps of conjugate gradients towards it, which is far
+            faster.
         swaps: How many pairs of a kept and a pruned weight each row may swap afterwards, the best at a time, where that
             lowers the error at its output with survivors as they were (SparseSwaps). Until no swap helps, a row takes
             about one for every 15 inputs. 0 is the published Wanda.
-        n: Weights kept of every group of ``m`` along the input dimension, as in the selector ``nm``.
-        m: Weights of a group.
+        n: Weights kept in every group of ``m`` along the input dimension, as in the selector ``nm``.
+        m: Weights in a group.
     """
 
     update: bool | Literal["cg"] = False

@@ -105,6 +105,6 @@ def _joined(before: Columns | None, more: Columns, file: Path, where: str) -> Co
         return more
     if set(before) != set(more):
         raise DataError(
-            f"{where}: {file} has the columns {', '.join(more)}, another file of its split {', '.join(before)}"
+            f"{where}: {file} has the columns {', '.join(more)}, but another file of its split has {', '.join(before)}"
         )
     return {name: [*values, *more[name]] for name, values in before.items()}

@@ -56,7 +56,7 @@ class FromFolder:
     def __init__(self, folder: Path, where: str) -> None:
         if not folder.is_dir():
             raise DataError(
-                f"{where}: {folder} is no folder; accepted is one with a tokenizer (tokenizer.json)"
+                f"{where}: {folder} is not a folder; accepted is one with a tokenizer (tokenizer.json)"
             )
         transformers = extra("transformers", "hf", where)
         try:

@@ -33,8 +33,8 @@ class CIFAR10Options(Options):
     Attributes:
         root: Folder that holds ``cifar-10-batches-bin/``, or that folder itself.
         valid: Validation examples, the last of the 50,000 training images.
-        train: Use only the first so many training examples of the split; null = all.
-        test: Use only the first so many test examples; null = all.
+        train: Number of training examples to use, from the first of the split; null = all.
+        test: Number of test examples to use, from the first; null = all.
     """
 
     root: Path = Path("data")

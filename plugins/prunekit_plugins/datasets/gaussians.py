@@ -28,7 +28,7 @@ class GaussiansOptions(Options):
         train: Training examples.
         valid: Validation examples.
         test: Test examples.
-        data_seed: Draws the examples; default the split's seed.
+        data_seed: Seed of the examples; default: the split's seed.
     """
 
     train: int = Field(default=1000, ge=1, le=1_000_000_000)

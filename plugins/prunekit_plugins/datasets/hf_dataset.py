@@ -26,12 +26,12 @@ class HuggingFaceDatasetOptions(Options):
         path: A folder that ``save_to_disk`` of the library datasets wrote; one with files named after their splits, such as
             ``train.parquet``, ``validation.jsonl`` and ``test.csv``; or one such file.
         text: The column of texts.
-        other: The column of second texts, of pairs; null = none.
-        label: The column of labels: classes as numbers from 0 or as words (numbered by their order in the alphabet), or
+        other: The column of second texts, for pairs; null = none.
+        label: The column of labels: classes as numbers from 0 or as words (numbered in alphabetical order), or
             values; null = none: the texts are for a language model.
         tokenizer: A folder with a tokenizer; null: each byte is a token.
-        length: Tokens of an example: longer texts are cut, shorter ones filled up.
-        most: Use only the first so many training examples; null = all.
+        length: Tokens in an example: longer texts are cut, shorter ones padded.
+        most: Number of training examples to use, from the first; null = all.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class HuggingFaceDataset(Dataset):
     """Texts with labels: ``input_ids`` and ``attention_mask`` go in.
 
     Of pairs ``token_type_ids`` go in too, where the tokenizer has them. Labels of padding do not count. A split
-    ``validation`` or ``val`` is ``valid``. Where there is no split for a test, there is none.
+    ``validation`` or ``val`` is ``valid``. Without a test split there is none.
     """
 
     name = "hf_dataset"

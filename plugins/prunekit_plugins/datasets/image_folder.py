@@ -27,10 +27,10 @@ class ImageFolderOptions(Options):
     Attributes:
         path: A folder with ``train`` and, where there are such splits, ``valid`` (or ``val``, ``validation``) and ``test``,
             each with a folder of pictures for each class.
-        size: To which every picture is brought: its shorter side, then the square in its middle is cut out.
-        mean: Of each channel, from 0 to 1, subtracted.
-        std: Of each channel, divided by.
-        inputs: The network's argument that takes the pictures; null = the first. Networks of transformers call it
+        size: Size of every picture: its shorter side is scaled to it, then the central square is cut out.
+        mean: Mean of each channel, from 0 to 1, which is subtracted.
+        std: Standard deviation of each channel, which it is divided by.
+        inputs: The network's argument that takes the pictures; null = the first. Transformers networks call it
             ``pixel_values``.
     """
 
@@ -67,7 +67,7 @@ class ImageFolder(Dataset):
             classes = classes or own
             if unknown := sorted(set(own) - set(classes)):
                 raise DataError(
-                    f"dataset 'image_folder': {folder} has classes that train has not: {', '.join(unknown[:6])}"
+                    f"dataset 'image_folder': {folder} has classes that train does not have: {', '.join(unknown[:6])}"
                 )
             splits[split] = self._split(folder, classes)
         train = splits["train"]

@@ -30,8 +30,8 @@ class MNISTOptions(Options):
     Attributes:
         root: Folder that holds the files, ``MNIST/raw/`` or ``raw/`` with them, gzipped or not.
         valid: Validation examples, drawn from the 60,000 training images.
-        train: Use only the first so many training examples of the split; null = all.
-        test: Use only the first so many test examples; null = all.
+        train: Number of training examples to use, from the first of the split; null = all.
+        test: Number of test examples to use, from the first; null = all.
     """
 
     root: Path = Path("data")

@@ -57,7 +57,7 @@ class Monks(Dataset):
         path = next((p for p in (root / name, root / "monks" / name) if p.is_file()), None)
         if path is None:
             raise DataError(
-                f"dataset 'monks': {name} is not there; put the UCI files into {root} or {root / 'monks'}"
+                f"dataset 'monks': {name} is missing; put the UCI files into {root} or {root / 'monks'}"
             )
         return path
 

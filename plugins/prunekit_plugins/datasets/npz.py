@@ -63,7 +63,7 @@ class Arrays(Dataset):
         path: Path = self.options.path
         if wrong := damage_of_arrays(path):
             raise DataError(
-                f"dataset 'npz': {path}: {wrong}; it would hold arrays train_x and train_y and, where there "
+                f"dataset 'npz': {path}: {wrong}; expected are the arrays train_x and train_y and, where there "
                 "are such splits, valid_x, valid_y, test_x, test_y (numpy.savez)"
             )
         arrays: dict[str, np.ndarray] = {}

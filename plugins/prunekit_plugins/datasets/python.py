@@ -26,7 +26,7 @@ class PythonOptions(Options):
 
 
 class PythonDataset(Dataset):
-    """Whatever a function of the user's returns. Modules are also found in the current folder."""
+    """Whatever a user's function returns. Modules are also found in the current folder."""
 
     name = "python"
     Options = PythonOptions

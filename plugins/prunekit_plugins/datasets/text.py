@@ -19,12 +19,12 @@ class TextOptions(Options):
     """Options.
 
     Attributes:
-        train: A file of text in UTF-8, or a folder whose files are read in the order of their names.
+        train: A text file in UTF-8, or a folder whose files are read in order of their names.
         valid: The same; null: a tenth of ``train``, cut off from its end.
         test: The same; null: a tenth of ``train``, cut off from the end of what is left.
         tokenizer: A folder with a tokenizer, as ``save_pretrained`` writes it; null: each byte is a token.
-        window: Tokens of an example; windows lie one after another, and the last, shorter one is left out.
-        most: Use only the first so many windows of the training split; null = all.
+        window: Tokens in an example; windows follow one another, and the last, shorter one is left out.
+        most: Number of windows of the training split to use, from the first; null = all.
     """
 
     train: Path
@@ -36,7 +36,7 @@ class TextOptions(Options):
 
 
 class Text(Dataset):
-    """Text in windows of tokens: ``input_ids`` ``[windows, window]`` goes in, and the same are the labels.
+    """Text in windows of tokens: ``input_ids`` ``[windows, window]`` goes in and also serves as labels.
 
     The default loss is ``causal_lm``. Files of one split follow each other, with the tokenizer's end of text between
     them where it has one.
@@ -78,7 +78,7 @@ class Text(Dataset):
         count = len(tokens) // window
         if not count:
             raise DataError(
-                f"dataset 'text': the {name} split has {len(tokens)} tokens, which are no window of {window}; give more "
+                f"dataset 'text': the {name} split has {len(tokens)} tokens, less than a window of {window}; give more "
                 "text, or a smaller window"
             )
         windows = torch.from_numpy(tokens[: count * window].reshape(count, window))

@@ -25,7 +25,7 @@ class Inline(Executor):
             SpecError: If there is more than one.
         """
         if job.workers > 1:
-            raise SpecError(f"executor inline: is one worker, and not {job.workers}; take process")
+            raise SpecError(f"executor inline: is one worker, not {job.workers}; take process")
 
     def start(self, job: Job, index: int) -> Worker:
         """Do all the work."""

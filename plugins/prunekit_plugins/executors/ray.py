@@ -20,9 +20,11 @@ class RayOptions(Options):
 
     address: str | None = Field(
         None,
-        description="Of a cluster's head, or auto; default a cluster of this machine alone, ended with the sweep.",
+        description="Address of a cluster's head, or auto; default: a cluster of this machine alone, ended with the sweep.",
     )
-    gpus: Annotated[float, Field(ge=0)] = Field(0, description="For each worker; parts of one may be shared.")
+    gpus: Annotated[float, Field(ge=0)] = Field(
+        0, description="GPUs for each worker; parts of one may be shared."
+    )
 
 
 class _Task(Worker):
@@ -52,7 +54,7 @@ class _Task(Worker):
 
 
 class Ray(Executor):
-    """A task of Ray's for each worker; needs ``pip install "prunekit[ray]"``. prunekit must be on every machine."""
+    """A Ray task for each worker; needs ``pip install "prunekit[ray]"``. prunekit must be on every machine."""
 
     name = "ray"
     Options = RayOptions

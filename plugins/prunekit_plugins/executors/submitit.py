@@ -18,14 +18,17 @@ class SubmititOptions(Options):
     """What Slurm is asked for, for each worker."""
 
     cluster: Literal["slurm", "local"] | None = Field(
-        None, description="Where; local is this machine. Default: Slurm where it is installed, else local."
+        None,
+        description="Where jobs run; local is this machine. Default: Slurm where it is installed, else local.",
     )
     minutes: Annotated[int, Field(ge=1)] = Field(
-        60, description="After so many a worker is ended; the engine then starts another in its place."
+        60, description="Minutes after which a worker is ended; the engine then starts another in its place."
     )
-    partition: str | None = Field(None, description="Of Slurm's.")
-    gpus: Annotated[int, Field(ge=0)] = Field(0, description="For each worker.")
-    memory_gb: Annotated[float, Field(gt=0)] | None = Field(None, description="For each worker, in GB.")
+    partition: str | None = Field(None, description="Slurm partition.")
+    gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs for each worker.")
+    memory_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Memory for each worker, in GB."
+    )
     slurm: dict[str, str | int | bool] = Field(
         default_factory=dict, description="More parameters of sbatch, as {account: mine}."
     )
@@ -56,9 +59,9 @@ class _Submitted(Worker):
 
 
 class Submitit(Executor):
-    """A job of Slurm for each worker, or a process of this machine; needs ``pip install "prunekit[submitit]"``.
+    """A Slurm job for each worker, or a process of this machine; needs ``pip install "prunekit[submitit]"``.
 
-    What the jobs print lies in the sweep's folder, under ``logs``.
+    What the jobs print is in the sweep's folder, under ``logs``.
     """
 
     name = "submitit"

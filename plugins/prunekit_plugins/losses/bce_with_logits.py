@@ -26,7 +26,9 @@ class BinaryCrossEntropy(Loss):
         """Refuse targets that are not probabilities, from 0 to 1."""
         low, high = float(targets.min()), float(targets.max())
         if low < 0 or high > 1:
-            raise DataError(f"loss 'bce_with_logits': targets are 0, 1 or between; found {low:g} to {high:g}")
+            raise DataError(
+                f"loss 'bce_with_logits': targets are 0, 1 or in between; found {low:g} to {high:g}"
+            )
 
     def total(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of the terms."""

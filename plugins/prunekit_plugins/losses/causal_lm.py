@@ -89,7 +89,7 @@ class CausalLanguageModel(TokenCrossEntropy):
         """
         if outputs.ndim != 3 or targets.shape != outputs.shape[:2]:
             raise DataError(
-                f"loss {self.name!r}: logits have the shape (sequences, length, tokens there are), and labels (sequences, "
+                f"loss {self.name!r}: logits have the shape (sequences, length, vocabulary), and labels (sequences, "
                 f"length); found {tuple(outputs.shape)} and {tuple(targets.shape)}"
             )
         return outputs[:, :-1], targets[:, 1:]

@@ -22,7 +22,7 @@ class CrossEntropyOptions(Options):
     Attributes:
         label_smoothing: Share of the target mass that is spread evenly over the classes.
         weight: A weight per class.
-        ignore_index: Targets that do not count.
+        ignore_index: Target value that does not count.
     """
 
     label_smoothing: float = Field(default=0.0, ge=0, le=1)
@@ -122,7 +122,7 @@ class CrossEntropy(Loss):
         """
         if outputs.ndim < 2:
             raise DataError(
-                f"loss {self.name!r}: the outputs have shape {tuple(outputs.shape)}, and logits have an axis of "
+                f"loss {self.name!r}: the outputs have shape {tuple(outputs.shape)}, but logits have an axis of "
                 "classes, (examples, classes, …). For one number per example, use 'bce_with_logits' (two classes) or "
                 "'mse' (values)"
             )

@@ -21,7 +21,7 @@ def predictions(metric: str, outputs: Tensor, targets: Tensor, loss: Loss) -> tu
     found = loss.predictions(outputs, targets)
     if found is None:
         raise SpecError(
-            f"metric {metric!r} compares classes, which loss {loss.name!r} does not have; take it for cross_entropy, "
+            f"metric {metric!r} compares classes, which loss {loss.name!r} does not have; use it with cross_entropy, "
             "token_cross_entropy or causal_lm"
         )
     return found

@@ -22,7 +22,7 @@ class Perplexity(Metric):
     def sums(self, outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
         """The loss's own sum of terms, and its normaliser."""
         if loss.predictions(outputs, targets) is None:
-            raise SpecError(f"metric 'perplexity' is of a cross-entropy, and loss {loss.name!r} is none")
+            raise SpecError(f"metric 'perplexity' needs a cross-entropy, and loss {loss.name!r} is not one")
         total = loss.total(outputs, targets).double()
         return total.new_tensor([float(total), loss.normaliser(outputs, targets)])
 

@@ -20,7 +20,7 @@ class TopKOptions(Options):
     """Options.
 
     Attributes:
-        k: How many classes.
+        k: Number of classes.
     """
 
     k: int = Field(default=5, ge=1)

@@ -40,9 +40,9 @@ class HuggingFaceOptions(Options):
     """Options.
 
     Attributes:
-        path: A folder with ``config.json`` and weights, as ``save_pretrained`` writes it; also in several files.
+        path: A folder with ``config.json`` and weights, as ``save_pretrained`` writes it; possibly in several files.
         task: Which head the network has; null = the one that the folder's configuration names.
-        dtype: In which the network is loaded and the run computes; null = the run's own ``dtype``.
+        dtype: Type in which the network is loaded and the run computes; null = the run's own ``dtype``.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class HuggingFaceOptions(Options):
 
 
 class HuggingFace(Model):
-    """A network of transformers with its trained weights, from a folder.
+    """A transformers network with its trained weights, from a folder.
 
     Nothing is downloaded, and no code of the folder runs. Weights that the folder lacks (a new head) are drawn at random,
     with a warning. Needs ``prunekit[hf]``.
@@ -78,7 +78,7 @@ class HuggingFace(Model):
         loader = getattr(transformers, _CLASSES[task] if task else architecture, None)
         if loader is None or (task is None and not architecture):
             raise SpecError(
-                f"model 'hf': {path}: its configuration names no network of transformers ({architecture or 'nothing'}); "
+                f"model 'hf': {path}: its configuration names no transformers network ({architecture or 'nothing'}); "
                 f"give task: {', '.join(_CLASSES)}"
             )
         try:
@@ -114,7 +114,7 @@ class HuggingFace(Model):
         loader = getattr(transformers, _CLASSES[task] if task else architecture, None)
         if loader is None:
             raise SpecError(
-                f"model 'hf': {path}: names no network of transformers ({architecture or 'nothing'}); give task"
+                f"model 'hf': {path}: names no transformers network ({architecture or 'nothing'}); give task"
             )
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         if hasattr(config, "use_cache"):
@@ -156,7 +156,11 @@ def _architecture(path: Path) -> str:
     config = path / "config.json"
     if not config.is_file():
         found = (
-            "is a file" if path.is_file() else "is no folder" if not path.is_dir() else "holds no config.json"
+            "is a file"
+            if path.is_file()
+            else "is not a folder"
+            if not path.is_dir()
+            else "holds no config.json"
         )
         raise SpecError(
             f"model 'hf': {path}: {found}; accepted is a folder that save_pretrained wrote, already on this machine: "

@@ -19,7 +19,7 @@ class MLPOptions(Options):
 
     Attributes:
         hidden: Units of each hidden layer.
-        activation: Between the layers.
+        activation: Function between the layers.
         bias: Give the layers biases.
     """
 

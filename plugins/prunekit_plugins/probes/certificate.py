@@ -24,13 +24,13 @@ class CertificateOptions(Options):
     """Options.
 
     Attributes:
-        curvature: By which model to judge: ``ggn``, ``ggn_mc`` or ``empirical_fisher``; default the criterion's own.
-        damping: α of that model; default the criterion's own. Given, any criterion's steps can be judged.
-        gradient: Whether that model has the first-order term; default the criterion's own, or true.
-        within: A step counts as proved whose value is within this fraction of the best one's.
-        evaluations: Of the dual, at most; each costs about two forward passes of the step's examples.
+        curvature: That of the model to judge by: ``ggn``, ``ggn_mc`` or ``empirical_fisher``; default: the criterion's own.
+        damping: α of that model; default: the criterion's own. If given, any criterion's steps can be judged.
+        gradient: Whether that model has the first-order term; default: the criterion's own, or true.
+        within: A step counts as proved if its value is within this fraction of the best one's.
+        evaluations: Maximum number of evaluations of the dual; each costs about two forward passes of the step's examples.
         exact: Look for the best choice itself, by branch and bound; for steps that begin with at most 256 weights.
-        nodes: Of branch and bound, at most.
+        nodes: Maximum number of nodes of branch and bound.
         store: Keep what the bound follows from, ν and the weights before each step, so that it can be computed again
             from the file; as many numbers a step as there are prunable weights.
     """
@@ -49,9 +49,9 @@ class Certificate(Probe):
     """A bound from below on gᵀΔ + ½Δᵀ(C + αI)Δ over all steps that keep as many weights, beside the step's own value.
 
     For criteria with a model over all weights together (``combinatorial``, ``obs``, ``obs_gradient``), or with a ``damping``
-    of one's own. C is known by its factors. The bound is by Lagrangian duality, evaluated in float64 with an allowance
-    for rounding: it holds however well its maximum was found. It says nothing of how far the model is from the loss, which
-    ``error_budget`` does. Reference for the relaxation: Argyriou, Foygel & Srebro (2012).
+    that is given. C is known by its factors. The bound is by Lagrangian duality, evaluated in float64 with an allowance
+    for rounding: it holds however well its maximum was found. It says nothing about how far the model is from the loss,
+    which ``error_budget`` does. Reference for the relaxation: Argyriou, Foygel & Srebro (2012).
     """
 
     name = "certificate"

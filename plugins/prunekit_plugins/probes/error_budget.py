@@ -30,9 +30,9 @@ class ErrorBudgetOptions(Options):
     """Options.
 
     Attributes:
-        layers: Also the off-diagonal part between any two layers; a pass forwards for each layer.
+        layers: Also the off-diagonal part between any two layers; one forward pass for each layer.
         splits: Measure the step's change on all of the training and validation split where the run does not do so
-            anyway; else ``sampling`` and ``generalisation`` stay out then.
+            anyway; without it, ``sampling`` and ``generalisation`` are then left out.
     """
 
     layers: bool = False
@@ -45,7 +45,7 @@ class ErrorBudget(Probe):
     With Δθ all that the step changes, g the gradient, G the GGN and H the Hessian at the weights before, on the step's
     examples: ``linear`` gᵀΔθ, ``diagonal`` ½ΣG_kkΔθ_k², ``off_diagonal`` ½ΔθᵀGΔθ minus that, ``ggn_to_hessian``
     ½Δθᵀ(H−G)Δθ, and ``higher_order`` the rest. The gradient and the diagonal are the step's where it has them, the
-    forms along Δθ come from one pass forwards.
+    forms along Δθ come from one forward pass.
     """
 
     name = "error_budget"

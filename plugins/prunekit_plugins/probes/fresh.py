@@ -31,7 +31,9 @@ class Fresh(Probe):
         from prunekit import StepMoment
 
         if not isinstance(moment, StepMoment):
-            raise DataError(f"probe {self.name!r}: measures steps; of moments, name step or {{every: n}}")
+            raise DataError(
+                f"probe {self.name!r}: measures steps; accepted moments are step and {{every: n}}"
+            )
         if moment.fresh is None:
             raise DataError(
                 f"probe {self.name!r}: there are no examples besides those of the step; leave some out of it "

@@ -20,7 +20,7 @@ class GradientOptions(Options):
     """Options.
 
     Attributes:
-        examples: The first so many training examples; null = all.
+        examples: Number of training examples, from the first; null = all.
     """
 
     examples: int | None = Field(default=1000, ge=1)

@@ -38,8 +38,8 @@ class LayersOptions(Options):
     """Options.
 
     Attributes:
-        criterion: Whose saliencies: a name, or a mapping with its options.
-        examples: The first so many training examples; null = all. At a step, the step's own.
+        criterion: The criterion whose saliencies are shown: a name, or a mapping with its options.
+        examples: Number of training examples, from the first; null = all. At a step, the step's own.
     """
 
     criterion: Spoken = "magnitude"
@@ -57,8 +57,8 @@ class Layers(Probe):
     Effective sparsity counts as gone what no path from the inputs to the outputs uses (Vysogorets & Kempe, 2023). A unit
     has no input where nothing of the inputs arrives at it through weights that are kept, no output where nothing of it
     gets to the outputs, and is dead where the outputs of none of the examples depend on it. A layer of which no weight
-    is left, or none that is on a path, has collapsed, which is warned of. What cannot be known of a network is NaN, in
-    a summary null, and ``reasons`` say why.
+    is left, or none that is on a path, has collapsed, which gives a warning. What cannot be known about a network is
+    NaN, in a summary null, and ``reasons`` say why.
     """
 
     name = "layers"

@@ -22,7 +22,7 @@ class LineOptions(Options):
 
     Attributes:
         points: Places along each line, both ends included.
-        examples: The first so many examples of each split; null = all.
+        examples: Number of examples of each split, from the first; null = all.
     """
 
     points: int = Field(default=21, ge=2, le=1_000_000)

@@ -27,10 +27,11 @@ class OracleOptions(Options):
     """Options.
 
     Attributes:
-        weights: How many weights are deleted, one at a time; all where no more are kept.
-        criteria: What is compared with the oracle: names, or mappings with a criterion's options.
-        examples: The first so many training examples; null = all. At a step, the step's own.
-        absolute: Compare with the size of the change, as criteria that forget its sign do; else with the change.
+        weights: How many weights are deleted, one at a time; all, where no more are kept.
+        criteria: Criteria to compare with the oracle: names, or mappings with a criterion's options.
+        examples: Number of training examples, from the first; null = all. At a step, the step's own.
+        absolute: Compare with the size of the change, as fits criteria that ignore its sign; otherwise with the change
+            itself.
         resamples: Bootstrap samples of the weights, for the intervals.
     """
 

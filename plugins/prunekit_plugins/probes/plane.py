@@ -26,13 +26,13 @@ class PlaneOptions(Options):
         directions: ``random``, normal numbers as large as the weights; ``path``, through the dense, the pruned and the
             fine-tuned network; ``eigenvectors``, the two of the largest eigenvalues; ``step``, a step's own change and the
             top eigenvector.
-        points: Along each axis.
-        reach: How far the axes go beyond the networks in the plane: of their distance (default 0.5), or, around a single
-            one, in units of the directions (default 1).
-        normalise: Of random directions: each ``filter`` (the weights of one output) as large as the network's, each
+        points: Number of points along each axis.
+        reach: How far the axes go beyond the networks in the plane: as a fraction of their distance (default 0.5), or,
+            around a single one, in units of the directions (default 1).
+        normalise: Scale of random directions: each ``filter`` (the weights of one output) as large as the network's, each
             ``layer``, or ``none``. Biases and norms do not move.
-        operator: Of which matrix eigenvectors are: ``hessian`` or ``ggn``.
-        examples: The first so many of each split; null for all. At a step, its own examples count.
+        operator: Matrix whose eigenvectors are taken: ``hessian`` or ``ggn``.
+        examples: Number of examples of each split, from the first; null = all. At a step, its own examples count.
     """
 
     directions: Literal["random", "path", "eigenvectors", "step"] = "random"
@@ -46,7 +46,7 @@ class PlaneOptions(Options):
 class Plane(Probe):
     """L(centre + x·a + y·b) on a grid, with the networks that lie in the plane.
 
-    Pruned weights stay zero, but along a path or a step. Where the loss is not finite it is NaN. References: Li et al.
+    Pruned weights stay zero, except along a path or a step. Where the loss is not finite it is NaN. References: Li et al.
     (2018), sections 3 and 4, for random directions; Garipov et al. (2018), for the plane through three networks.
     """
 

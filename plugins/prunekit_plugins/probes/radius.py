@@ -27,7 +27,7 @@ class Tolerance(Options):
     """How far a model may be off.
 
     Attributes:
-        relative: Part of the change that it predicts.
+        relative: As a fraction of the change that it predicts.
         absolute: In the loss's units.
     """
 
@@ -48,10 +48,10 @@ class RadiusOptions(Options):
 
 
 class Radius(Probe):
-    """Derivatives of t ↦ L(θ + t·Δθ) to order 4, and up to which t its first two Taylor polynomials hold.
+    """Derivatives of t ↦ L(θ + t·Δθ) to order 4, and up to what t its first two Taylor polynomials hold.
 
     At a step, or at a proposal before it is applied, where a scheduler ``needs`` it. Derivatives are exact, by jets in
-    one pass forwards (Griewank & Walther, 2008, chapter 13); remainders are measured at t = 1; the radius of a model is
+    one forward pass (Griewank & Walther, 2008, chapter 13); remainders are measured at t = 1; the radius of a model is
     where the terms of the higher orders, up to the fourth, leave the tolerance.
     """
 

@@ -24,11 +24,11 @@ class DensityOptions(Options):
     """The density by stochastic Lanczos quadrature.
 
     Attributes:
-        vectors: Of random signs, at most.
+        vectors: Maximum number of vectors of random signs.
         iterations: Products with the matrix for each vector.
         tolerance: Vectors are drawn until the trace's standard error is this fraction of the sum of the eigenvalues'
             sizes; 0 for all of them.
-        points: At which the density is given.
+        points: Number of places at which the density is given.
     """
 
     vectors: int = Field(default=10, ge=1, le=10_000)
@@ -42,13 +42,13 @@ class SpectrumOptions(Options):
 
     Attributes:
         operator: ``hessian`` of the loss, or ``ggn``, the generalised Gauss-Newton matrix.
-        eigenvalues: How many of the largest.
-        smallest: How many of the smallest.
-        iterations: Products for these, at most, as long as none occurs several times.
-        tolerance: Of a residual, as a fraction of the largest eigenvalue's size, at which an eigenvalue is found.
-        density: Of the whole spectrum, and the trace; null for none.
-        per_layer: The same ends and trace of each prunable tensor's own block.
-        examples: The first so many of the training split; null for all. At a step, its own examples count.
+        eigenvalues: Number of the largest eigenvalues.
+        smallest: Number of the smallest eigenvalues.
+        iterations: Maximum number of products with the matrix for these, as long as none occurs several times.
+        tolerance: Residual at which an eigenvalue counts as found, as a fraction of the largest one's size.
+        density: Density of the whole spectrum, and the trace; null = none.
+        per_layer: Also the ends and the trace of each prunable tensor's own block.
+        examples: Number of training examples, from the first; null = all. At a step, its own examples count.
     """
 
     operator: Literal["hessian", "ggn"] = "hessian"

@@ -29,13 +29,13 @@ class StabilityOptions(Options):
     """Options.
 
     Attributes:
-        criterion: Whose ranking: a name, or a mapping with its options.
-        sparsity: Of the masks: the fraction that goes of the weights that are kept now.
-        examples: Numbers of examples to try, increasing; those of which the training split does not hold two draws are
-            left out.
-        repeats: Draws of each number, disjoint; fewer where the split does not hold so many.
-        enough: The overlap from which examples are enough.
-        ranked: Of so many weights the ranks are compared, drawn at random where there are more.
+        criterion: The criterion whose ranking is compared: a name, or a mapping with its options.
+        sparsity: Sparsity of the masks: the fraction of the currently kept weights that goes.
+        examples: Numbers of examples to try, increasing; those too large for two draws from the training split are left
+            out.
+        repeats: Disjoint draws of each number; fewer where the split does not hold so many.
+        enough: The overlap from which a number of examples is enough.
+        ranked: Number of weights whose ranks are compared, drawn at random where there are more.
     """
 
     criterion: Spoken = "qm"
@@ -89,7 +89,7 @@ class Stability(Probe):
         options, split = self.options, moment.split("train")
         if split is None:
             raise DataError(
-                f"probe {self.name!r}: draws from the training split, and there is none; ask in a run, or pk.probe"
+                f"probe {self.name!r}: draws from the training split, but there is none; use it in a run, or with pk.probe"
             )
         kept = torch.cat([mask.flatten() for mask in moment.masks().values()])
         total = int(kept.count_nonzero())
@@ -104,7 +104,7 @@ class Stability(Probe):
                 f"fewer (examples: [{max(1, len(split) // 2)}])"
             )
         if total < 2:
-            reason, sizes = f"of all weights {total} is kept, which leaves nothing to rank", []
+            reason, sizes = f"only {total} of all weights is kept, which leaves nothing to rank", []
         moment.expects(sum(min(options.repeats, len(split) // size) for size in sizes))
         for size in tuple(sizes):
             try:

@@ -19,10 +19,11 @@ class HDF5Options(Options):
     """What is kept beyond what every run keeps."""
 
     saliencies: bool | list[Annotated[int, Field(ge=1)]] = Field(
-        False, description="Keep what weights were chosen by: at every step, or at these steps."
+        False,
+        description="Keep the saliencies that weights were chosen by: at every step, or at these steps.",
     )
     saliency_dtype: Literal["float16", "float32"] = Field(
-        "float32", description="In which the saliencies are stored; float16 keeps three digits."
+        "float32", description="Type in which the saliencies are stored; float16 keeps three digits."
     )
 
 
@@ -59,7 +60,7 @@ class HDF5(Recorder):
         )
         if late:
             raise SpecError(
-                f"recorders: hdf5 shall keep saliencies of step {late[0]}, and there will be {run.total_steps} steps"
+                f"recorders: hdf5 is to keep saliencies of step {late[0]}, but there will be {run.total_steps} steps"
             )
         if not run.out.exists():
             self._note(run)

@@ -26,10 +26,10 @@ _PHASES = ("dense", "pruned", "finetuned")
 
 
 class JSONLines(Recorder):
-    """Writes ``FILE.jsonl`` beside the results file: one JSON object a line, as things happen.
+    """Writes ``FILE.jsonl`` beside the results file: one JSON object per line, as things happen.
 
-    Each line is written by one call, so whoever follows the file sees whole lines. A run that goes on after an
-    interruption leaves the same lines as one that nobody has stopped, but for times: what was written ahead of the
+    Each line is written by one call, so whoever follows the file sees whole lines. A run resumed after an
+    interruption leaves the same lines as one that was never stopped, except for times: what was written ahead of the
     last boundary, an interruption's own line and the half of a line are cut off, and what is missing is added.
     """
 
@@ -100,7 +100,7 @@ def _kept(path: Path, expected: set[Key], first: Mapping[str, object], steps: in
         path.open("xb").close()
         return set()
     if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise ResultsError(f"{path}: is no regular file, and the recorder 'jsonl' needs this name")
+        raise ResultsError(f"{path}: is not a regular file, and the recorder 'jsonl' needs this name")
     kept: set[Key] = set()
     whole = 0
     with path.open("rb") as file:

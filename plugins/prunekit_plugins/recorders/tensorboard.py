@@ -27,8 +27,8 @@ _CURVES = {
 class TensorBoard(Recorder):
     """Writes the folder ``FILE.tensorboard`` beside the results file: epochs, steps, layers, numbers of probes.
 
-    ``tensorboard --logdir FOLDER`` shows all runs under a folder. A run that goes on after an interruption writes its
-    curves anew, from all that it knows; what probes found at earlier steps, it does not.
+    ``tensorboard --logdir FOLDER`` shows all runs under a folder. A run resumed after an interruption writes its curves
+    again, from all that it knows; what probes found at earlier steps is not included.
     """
 
     name = "tensorboard"

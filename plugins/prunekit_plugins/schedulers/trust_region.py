@@ -46,12 +46,12 @@ class Tolerance(Options):
 
 
 class Bounds(Options):
-    """Between what and where it starts.
+    """Where it starts, and its limits.
 
     Attributes:
-        start: Of the first attempt.
-        least: No less.
-        most: No more.
+        start: Value for the first attempt.
+        least: Lower limit.
+        most: Upper limit.
     """
 
     start: float = Field(gt=0)
@@ -66,12 +66,12 @@ class Bounds(Options):
 
 
 class StepBounds(Bounds):
-    """Lengths of a step: the fraction of the weights left that goes.
+    """Lengths of a step: the fraction of the remaining weights that goes.
 
     Attributes:
-        start: Of the first attempt.
+        start: Value for the first attempt.
         least: A step that must be shorter than this to come true ends the run.
-        most: No more.
+        most: Upper limit.
     """
 
     start: float = Field(default=0.5, gt=0, lt=1)
@@ -80,12 +80,12 @@ class StepBounds(Bounds):
 
 
 class DampingBounds(Bounds):
-    """Multiples of the identity in place of the criterion's damping; of a criterion without one, λ.
+    """Multiples of the identity in place of the criterion's damping; for a criterion without one, λ.
 
     Attributes:
-        start: Of the first attempt.
-        least: No less.
-        most: No more.
+        start: Value for the first attempt.
+        least: Lower limit.
+        most: Upper limit.
     """
 
     start: float = Field(default=0.1, gt=0)
@@ -97,17 +97,17 @@ class TrustRegionOptions(TargetOptions):
     """Options.
 
     Attributes:
-        passes: Estimates of the statistics, at most: one for each step, whatever the number of its attempts. A run that
+        passes: Maximum number of estimates of the statistics: one for each step, however many attempts it takes. A run that
             needs more fails, and keeps what is pruned.
         tolerance: ``{relative, absolute}``: |measured − predicted| ≤ absolute + relative·|predicted| lets a step stay.
         adapt: ``sparsity`` changes how far a step goes; ``damping`` how strongly it is damped, at steps that all take
-            ``step.start`` of the weights left; ``both``.
-        measure: ``sample``: the change on the step's own examples; ``fresh``: on as many others. Left out, ``fresh`` where
-            the criterion adjusts weights that stay and there are others.
+            ``step.start`` of the remaining weights; ``both``.
+        measure: ``sample``: the change on the step's own examples; ``fresh``: on as many others. Left out: ``fresh`` where
+            the criterion adjusts weights that stay and there are other examples.
         radius: Measure the Taylor radius of every proposal, and make no step longer than the loss's second-order
-            polynomial held along the one before; of use where the criterion's model is all of the second order.
-        step: Bounds of a step's length, the fraction of the weights left that goes: ``{start, least, most}``.
-        damping: Bounds of the damping, where it adapts: ``{start, least, most}``.
+            polynomial held along the one before; useful where the criterion's model is the full second-order one.
+        step: Bounds of a step's length, the fraction of the remaining weights that goes: ``{start, least, most}``.
+        damping: Bounds of the damping, if it adapts: ``{start, least, most}``.
     """
 
     passes: int = Field(default=200, ge=1)
@@ -137,7 +137,7 @@ class _Region:
 
 
 class TrustRegion(Scheduler):
-    """Goes as far at each step as the criterion's prediction comes true, and takes a step back whose does not.
+    """Goes as far at each step as the criterion's prediction comes true, and takes back a step whose prediction does not.
 
     A step stays while the measured change of the loss is within the tolerance of the predicted one. The next is as long
     as one is expected to be whose error is half the tolerance, the error growing as the length to the power 2.5; lengths
@@ -160,7 +160,7 @@ class TrustRegion(Scheduler):
         """
         if not criterion.predicts:
             raise SpecError(
-                f"scheduler {self.name!r} compares predicted with measured changes of the loss, and criterion "
+                f"scheduler {self.name!r} compares predicted with measured changes of the loss, but criterion "
                 f"{criterion.name!r} predicts none; take one that models the loss (lm, qm, obd, obs, combinatorial, …), or "
                 "another scheduler"
             )
@@ -219,7 +219,7 @@ class TrustRegion(Scheduler):
         if region.here >= options.sparsity:
             return region
         if steps >= options.passes and history[-1].accepted:
-            return replace(region, end=f"{options.passes} passes are spent")
+            return replace(region, end=f"{options.passes} passes are used up")
         if history and not history[-1].accepted:
             stuck = region.length < least or options.adapt == "damping"
             if stuck and (options.adapt == "sparsity" or history[-1].target.damping == options.damping.most):
@@ -266,7 +266,7 @@ class TrustRegion(Scheduler):
         predicted = attempt.predicted_delta_loss
         if predicted is None:
             raise RunError(
-                f"scheduler {self.name!r} compares predicted with measured changes of the loss, and the criterion has "
+                f"scheduler {self.name!r} compares predicted with measured changes of the loss, but the criterion has "
                 f"predicted none at step {attempt.step}; take another scheduler"
             )
         allowed = self.options.tolerance.absolute + self.options.tolerance.relative * abs(predicted)

@@ -27,8 +27,8 @@ class PatternOptions(Options):
     """Options.
 
     Attributes:
-        n: Weights kept of every group.
-        m: Weights of a group.
+        n: Weights kept in every group.
+        m: Weights in a group.
     """
 
     n: int = Field(default=2, ge=1)

@@ -21,10 +21,10 @@ class FactorOptions(Options):
     """Options.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
-            takes at most 256 passes for each example, else the second; ``empirical_fisher``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the former where it
+            takes at most 256 passes per example, else the latter; ``empirical_fisher``.
         draws: Labels per loss term, for ``ggn_mc``.
-        terms: For ``empirical_fisher``: each loss term, or all of an example together.
+        terms: For ``empirical_fisher``: each loss term, or all terms of an example together.
     """
 
     curvature: OuterProducts = "ggn"

@@ -19,8 +19,8 @@ class FisherOptions(Options):
     """Options.
 
     Attributes:
-        terms: ``token``: each loss term has a gradient of its own; ``sequence``: all of an example together, as is the
-            practice for language models.
+        terms: ``token``: each loss term has a gradient of its own; ``sequence``: all terms of an example together, as
+            is usual for language models.
     """
 
     terms: Terms = "token"

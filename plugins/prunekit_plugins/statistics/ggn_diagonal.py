@@ -22,7 +22,7 @@ class GGNOptions(Options):
 
     Attributes:
         most: Columns per example up to which it is exact; beyond, labels are drawn as for ``ggn_mc_diagonal``. By default
-            it is exact whatever that takes.
+            it is always exact.
         draws: Labels per loss term, where they are drawn.
     """
 

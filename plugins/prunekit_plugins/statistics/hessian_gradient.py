@@ -31,7 +31,7 @@ class HessianGradient(Estimator):
     """Hg, H the Hessian and g the gradient of the mean loss over all examples: half the gradient of ‖g‖².
 
     Both are those of the whole set, so that the result does not depend on how it is cut into batches; it is
-    no sum over examples. H is in the parameters asked for, and g too.
+    not a sum over examples. H is in the parameters asked for, and g too.
 
     Cost: one backward pass per batch for g, then a second reading with a gradient, its graph and its gradient
     per batch. The examples are kept until then.

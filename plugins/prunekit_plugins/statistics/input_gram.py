@@ -27,8 +27,8 @@ class GramOptions(Options):
 
     Attributes:
         damping: Carried along, for a criterion to add to the diagonal of H before it inverts it.
-        precision: In which products are formed and added up: ``double``; or ``auto``, single for layers of 512 inputs and
-            more, unless the weights are double: half the time and memory.
+        precision: Precision in which products are formed and added up: ``double``; or ``auto``, single for layers of 512
+            inputs and more, unless the weights are double: half the time and memory.
     """
 
     damping: float = Field(default=0, ge=0)

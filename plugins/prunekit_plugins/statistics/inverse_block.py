@@ -24,7 +24,7 @@ class BlockOptions(InverseOptions):
     """Options of ``inverse_full``, and the blocks' size.
 
     Attributes:
-        size: Kept weights of a block; the last of a parameter may have fewer.
+        size: Kept weights in a block; the last of a parameter may have fewer.
     """
 
     size: int = Field(default=128, ge=1)
@@ -38,7 +38,7 @@ class InverseBlock(SummedBlocks):
     Reference: Singh & Alistarh (2020), section 3.
 
     Cost: memory for K · size numbers of K kept weights in the weights' dtype; K · size operations for each example
-    and column, and K · size² for the inverses, which are computed anew when asked for unless half of the memory
+    and column, and K · size² for the inverses, which are recomputed when asked for unless half of the memory
     budget holds them.
     """
 
@@ -55,7 +55,7 @@ class InverseBlock(SummedBlocks):
         if needed > memory:
             raise UnsupportedError(
                 f"inverse_block: {weights:,} weights in blocks of {self.options.size} take {readable_bytes(needed)} in "
-                f"float32 and some {weights * self.options.size**2 / 8e9:,.0f} s per inverse; the memory budget is "
+                f"float32 and about {weights * self.options.size**2 / 8e9:,.0f} s per inverse; the memory budget is "
                 f"{readable_bytes(memory)}. Raise it (memory: {memory_option(needed)}), or use smaller blocks "
                 f"(size: {max(1, memory * 9 // (40 * weights))} fits)"
             )

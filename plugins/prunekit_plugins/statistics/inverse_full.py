@@ -55,7 +55,7 @@ class InverseFull(Estimator):
             most = int((memory / (_MATRICES * 8)) ** 0.5)
             raise UnsupportedError(
                 f"inverse_full: {weights:,} kept weights take {readable_bytes(needed)} ({_MATRICES} dense float64 "
-                f"matrices) and some {weights**3 / 3e10:,.0f} s per inverse; the memory budget is "
+                f"matrices) and about {weights**3 / 3e10:,.0f} s per inverse; the memory budget is "
                 f"{readable_bytes(memory)}, enough for {most:,} weights. Raise it "
                 f"(memory: {memory_option(needed)}), prune fewer layers (prunable), or take curvature in blocks: "
                 "obs_rows or obs_block"

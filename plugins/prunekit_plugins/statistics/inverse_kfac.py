@@ -28,8 +28,8 @@ class KroneckerOptions(InverseOptions):
     """Options.
 
     Attributes:
-        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the first where it
-            takes at most 256 passes for each example, else the second; ``empirical_fisher``.
+        curvature: ``ggn``, exact over classes; ``ggn_mc``, from labels that the model draws; ``auto``, the former where it
+            takes at most 256 passes per example, else the latter; ``empirical_fisher``.
             The Hessian is no sum of outer products.
         damping: α, the multiple of the identity added to the Kronecker product.
         draws: Labels per loss term, for ``ggn_mc``.

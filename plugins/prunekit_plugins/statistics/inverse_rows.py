@@ -23,7 +23,7 @@ class RowOptions(InverseOptions):
     """Options of ``inverse_full``, and a limit to the blocks.
 
     Attributes:
-        size: Most kept weights of a block; rows with more are cut. ``None`` for whole rows.
+        size: Maximum number of kept weights in a block; longer rows are cut. ``null`` = whole rows.
     """
 
     size: int | None = Field(default=None, ge=1)

@@ -25,7 +25,8 @@ def check_target(path: Path, overwrite: bool) -> Path:
         raise ResultsError(f"{path}: exists; use --overwrite to replace it")
     if not path.is_file() or not _is_ours(path):
         raise ResultsError(
-            f"{path}: is no page that prunekit wrote, so --overwrite does not replace it; remove it, or choose another name"
+            f"{path}: is not a page that prunekit wrote, so --overwrite does not replace it; remove it, or choose "
+            "another name"
         )
     return path
 

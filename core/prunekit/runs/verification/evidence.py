@@ -187,8 +187,8 @@ def _put(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     if given != own:
         name = next(n for n in (*own, *given) if own.get(n) != given.get(n))
         raise UnavailableError(
-            f"the network that the spec makes here is another: {name} has shape {own.get(name)}, and in the file "
-            f"{given.get(name)}"
+            f"the network that the spec builds here is different: {name} has shape {own.get(name)}, and in the "
+            f"file {given.get(name)}"
         )
     with torch.no_grad():
         for name, t in tensors.items():
@@ -205,7 +205,7 @@ class Trail:
         why: What stands in the way of the others.
     """
 
-    why = "the weights between steps are not in the file, where the criterion gives survivors new values"
+    why = "the weights between steps are not in the file, and the criterion gives survivors new values"
 
     def __init__(self, results: Results) -> None:
         self._results, summary = results, results.summary
@@ -216,7 +216,7 @@ class Trail:
         self._before: dict[int, Weights] = {}
         if self._calibrated:
             self.why = (
-                "batch normalisation was calibrated anew after each step, and its buffers are not in the file"
+                "batch normalisation was recalibrated after each step, and its buffers are not in the file"
             )
 
     @cached_property

@@ -109,12 +109,12 @@ class _Budget:
         yield from self._compared(
             "sampling and generalisation are the splits' changes",
             self._splits,
-            "the table of steps does not have them of the whole splits",
+            "the table of steps does not have them for the whole splits",
         )
         yield from self._compared("what is shown is what was stored", self._is_shown)
 
     def _compared(
-        self, name: str, agrees: Callable[[int], bool | None], why: str = "a number of it is missing"
+        self, name: str, agrees: Callable[[int], bool | None], why: str = "one of its numbers is missing"
     ) -> Iterator[Claim]:
         """A claim about all steps, and one about those where something is missing."""
         verdicts = {step: agrees(i) for i, step in enumerate(self._steps)}

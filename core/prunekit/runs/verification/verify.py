@@ -34,7 +34,7 @@ def verify(
         ResultsError: If the file is damaged.
     """
     whole = results.whole(weights=False)  # which is a claim of its own
-    how = "all under checksums" if whole.checksums else "no checksums, which format 1 does not have"
+    how = "all with checksums" if whole.checksums else "no checksums, as format 1 has none"
     claims = [holds("the file is whole", f"{whole.arrays} arrays, {how}")]
     evidence = Evidence(results, manager, overrides or {}, device, say)
     for part in _parts(evidence, progress):
