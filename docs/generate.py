@@ -40,9 +40,9 @@ def spec_page() -> str:
 
     schema = json_schema()
     definitions = schema["$defs"]
-    sections = [("A spec", None, schema)]
+    sections = [("A spec", schema)]
     sections += [
-        (f"`{place}`", schema["properties"].get(place.partition(".")[0]), definitions[name])
+        (f"`{place}`", definitions[name])
         for place, name in (
             ("seeds", "Seeds"),
             ("train", "Train"),
@@ -65,7 +65,7 @@ def spec_page() -> str:
         "`prune.criterion`, a probe, …) takes a name, or a mapping with `name` and the options that "
         "[Components](components.md) lists.",
     ]
-    for title, _, section in sections:
+    for title, section in sections:
         lines += ["", f"## {title}", ""]
         required = section.get("required", [])
         lines += _table(
