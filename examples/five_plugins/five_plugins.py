@@ -59,6 +59,7 @@ class GuardedTaylor(pk.Criterion):
 
     name = "guarded_taylor"
     requires = frozenset({"gradient", "output_energy"})
+    separable = False  # the energy is that of the network's outputs; a block asked by itself has others
 
     class Options(pk.Options):
         """Options.

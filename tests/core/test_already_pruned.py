@@ -105,7 +105,7 @@ def test_free_zeros_are_weights_like_others() -> None:
 def test_a_schedule_that_ends_below_what_is_there_is_refused_and_changes_nothing() -> None:
     model, _ = sparse(0.6)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(pk.SpecError, match=r"ends at sparsity 0\.3, and \d+ of 144 weights"):
+    with pytest.raises(pk.SpecError, match=r"ends at sparsity 0\.3, but \d+ of 144 weights"):
         pk.prune(model, batches(), "magnitude", sparsity=0.3, steps=2)
     masks = {"0.weight": torch.zeros(12, 8, dtype=torch.bool)}
     with pytest.raises(pk.SpecError, match=r"ends at sparsity 0\.3"):

@@ -285,7 +285,7 @@ def test_a_proposal_that_breaks_its_promises_is_refused_before_it_is_applied() -
         "values": "0.weight is not finite",
         "shape": "0.weight of shape",
         "predicted": "not finite",
-        "missing": "0.weight has no mask",
+        "missing": "no mask for 0.weight",
     }.items():
         model = network()
         before = copy.deepcopy(model.state_dict())

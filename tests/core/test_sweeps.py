@@ -367,7 +367,7 @@ def test_the_rest_is_estimated_by_what_is_most_like_it(folder: Path) -> None:
     (folder / "grid" / f"{first.key}.h5").unlink()
     out = running.cli("sweep", path, "--dry-run")[1]
     assert "1 are left: about" in out
-    assert "by the 7 that are done" in out
+    assert "from the 7 that are done" in out
 
 
 def test_a_sweep_is_drawn_and_its_runs_compared(folder: Path) -> None:
