@@ -31,10 +31,13 @@ def prune(
     with console.only_results():
         manager = manager_for(block, code)
         cost = expected(load(spec, overrides, manager), manager)
+    about = "more than" if cost.unknown else "about"
     text = (
-        f"{cost.weights:,} prunable weights in {cost.blocks} blocks: about {_time(cost.seconds)} on this machine, "
+        f"{cost.weights:,} prunable weights in {cost.blocks} blocks: {about} {_time(cost.seconds)} on this machine, "
         f"{readable_bytes(cost.memory)} of memory, {readable_bytes(cost.disk)} on disk"
     )
+    if cost.unknown:
+        text += f"; what criterion {cost.unknown!r} takes beside its passes is not known beforehand"
     if dry_run:
         console.stdout().print(text)
         return

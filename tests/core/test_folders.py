@@ -307,6 +307,11 @@ def test_the_command_says_what_it_will_take_and_what_has_become_of_it(
     assert code == 0
     assert "5,760 prunable weights in 3 blocks: about" in said
     assert not Path("out").exists()
+    _, said, _ = running.cli(
+        "prune", "spec.yaml", "--out", "out", "--dry-run", "--set", "prune.criterion=obc"
+    )
+    assert "5,760 prunable weights in 3 blocks: more than" in said
+    assert "criterion 'obc' takes beside its passes is not known beforehand" in " ".join(said.split())
     code, said, told = running.cli("prune", "spec.yaml", "--out", "out")
     assert code == 0
     assert "out: 50.00 % of 5,760 prunable weights are zero" in said

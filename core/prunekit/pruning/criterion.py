@@ -106,8 +106,11 @@ class Criterion(Component, ABC):
         """
         return None
 
-    def cost(self, layer: Layer) -> tuple[float, int]:
-        """About how many floating-point operations a layer takes beside its statistics, and bytes at a time; 0 for few."""
+    def cost(self, layer: Layer) -> tuple[float, int] | None:
+        """About how many floating-point operations a layer takes beside its statistics, and bytes at a time; 0 for few.
+
+        ``None`` where that is not known beforehand and may be much.
+        """
         return 0.0, 0
 
     def joint_model(self, lam: float) -> JointModel | None:

@@ -80,6 +80,8 @@ class Expected:
         disk: Bytes of the new folder, and of what waits in files meanwhile.
         blocks: How many there are.
         weights: Prunable ones.
+        unknown: The criterion, where it does not say what a layer takes beside the passes: then time and memory are the
+            least that there can be.
     """
 
     seconds: float
@@ -87,6 +89,7 @@ class Expected:
     disk: int
     blocks: int
     weights: int
+    unknown: str | None = None
 
 
 @dataclass
@@ -231,13 +234,16 @@ class _Job:
         statistics = list(
             self.blockwise.scene.surroundings.estimators(self.criterion.required(self.lam)).values()
         )
-        operations = 2.0 * 2 * sum(blocks.values()) * tokens
+        passes = 2 if not self.blockwise.goes_back else 2 + 1 + 2  # once more forwards, and backwards
+        operations = 2.0 * passes * sum(blocks.values()) * tokens
+        layers = [layer for block in self.blockwise.scene.blocks.values() for layer in block.layers]
+        said = all(self.criterion.cost(layer) is not None for layer in layers)
         largest = 0
         for name, block in self.blockwise.scene.blocks.items():
             held = 4 * blocks[name]
             work = 0
             for layer in block.layers:
-                more, most = self.criterion.cost(layer)
+                more, most = self.criterion.cost(layer) or (0.0, 0)
                 operations += more * len(self.budgets)
                 work = max(work, most)
                 for statistic in statistics:
@@ -251,7 +257,8 @@ class _Job:
         memory = 4 * outside + largest + self.blockwise.scene.memory + (boundary // 8 if waits else boundary)
         stored = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
         seconds = operations / _pace() + 3 * stored / _DISK
-        return Expected(seconds, memory, stored + boundary * waits, len(blocks), self.total)
+        unknown = None if said else self.criterion.name
+        return Expected(seconds, memory, stored + boundary * waits, len(blocks), self.total, unknown)
 
     @property
     def identity(self) -> str:

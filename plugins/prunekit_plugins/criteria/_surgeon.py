@@ -103,6 +103,9 @@ class Surgeon(Criterion):
         inverse = Statistic(self.statistic, **self.inverse_options(), damping=damping)
         return frozenset({inverse, "gradient"} if self.first_order else {inverse})
 
+    def cost(self, layer: Layer) -> None:
+        """Not known beforehand: what is inverted and eliminated depends on what goes."""
+
     def shares(self, layers: Sequence[Layer], gone: Sequence[int], budget: int) -> list[int] | None:
         """The same share of every layer, unless layers compete."""
         alike = self.options.scope == "layerwise" and not self.uses_selector

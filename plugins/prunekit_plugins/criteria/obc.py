@@ -90,6 +90,9 @@ class ExactOBS(Criterion):
         alike = self.options.scope == "layerwise" and not self.uses_selector
         return apportion(budget, [layer.size for layer in layers], gone) if alike else None
 
+    def cost(self, layer: Layer) -> None:
+        """Not known beforehand: what is inverted and eliminated depends on what goes."""
+
     def propose(self, context: Context) -> Proposal:
         """Masks by elimination, or by the selector; survivors by least squares, where they are adjusted."""
         greedy = self.options.selection == "greedy"
